@@ -1,0 +1,53 @@
+.DEFAULT_GOAL := help
+.SUFFIXES:
+PYTHON ?= python3
+RUN := .venv/bin/python
+RESNET ?= resnet50
+DENSENET ?= densenet121
+ARGS ?=
+
+.PHONY: help setup lock demo baseline tensorboard test lint bench clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.ready  ## Create .venv with the pinned dependencies; nothing to do when they are there
+
+.venv/.ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; name another with PYTHON=..."; exit 1; }
+	@test -x $(RUN) || $(PYTHON) -m venv .venv
+	@.venv/bin/uv --version >/dev/null 2>&1 || $(RUN) -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	.venv/bin/uv pip sync --quiet --python $(RUN) requirements.txt
+	.venv/bin/uv pip install --quiet --python $(RUN) --no-deps --editable .
+	@touch $@
+
+lock:  ## Renew the pins in requirements.txt from pyproject.toml
+	.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --generate-hashes --custom-compile-command "make lock" --output-file requirements.txt pyproject.toml
+
+demo: setup  ## The whole pipeline on generated phantoms: no download, no GPU, about three minutes
+	$(RUN) train.py experiment=demo_resnet $(ARGS)
+	$(RUN) train.py experiment=demo_densenet $(ARGS)
+	@$(RUN) -m fractatlas.report.table logs/demo_resnet logs/demo_densenet
+	@echo "Curves, images, hyperparameters: .venv/bin/tensorboard --logdir logs"
+
+baseline: setup  ## Step 1 of the study on FracAtlas (RESNET=resnet50 DENSENET=densenet121 FRACATLAS_ROOT= FRACATLAS_WEIGHTS=)
+	$(RUN) train.py experiment=baseline_resnet model.variant=$(RESNET) $(ARGS)
+	$(RUN) train.py experiment=baseline_densenet model.variant=$(DENSENET) $(ARGS)
+	@$(RUN) -m fractatlas.report.table logs/baseline_resnet logs/baseline_densenet
+
+tensorboard: setup  ## Open the logs
+	.venv/bin/tensorboard --logdir logs
+
+test: setup  ## The test suite
+	$(RUN) -m pytest $(ARGS)
+
+lint: setup  ## Style and common mistakes
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+bench: setup  ## Speed, as ratios within one run
+	$(RUN) tests/bench.py $(ARGS)
+
+clean:  ## Delete caches; logs/, data/ and .venv stay
+	rm -rf .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

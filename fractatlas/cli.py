@@ -1,0 +1,114 @@
+"""What a command line needs around Hydra: values taken literally, mistakes answered in one line."""
+
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from fractatlas.config import parts, unknown_key
+from fractatlas.errors import InputError
+
+
+@contextmanager
+def command_line(schema: type) -> Iterator[None]:
+    """Run an entry point: prepare ``sys.argv`` for Hydra, and answer a user's mistake in one line.
+
+    Args:
+        schema: the configuration's dataclass, for the names that a misspelt key may have meant.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on instead of printing and exiting
+    with one_line_errors(schema):
+        sys.argv[1:] = prepare(sys.argv[1:], schema)
+        yield
+
+
+@contextmanager
+def one_line_errors(schema: type) -> Iterator[None]:
+    """Turn what a user can mend into one line on stderr and exit status 1.
+
+    Wrapped around the job as well as around Hydra, because Hydra adds a line of its own to an exception that
+    leaves the job.
+    """
+    try:
+        yield
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {_explain(error, schema)}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted before the first step: nothing to resume")
+
+
+def prepare(arguments: Sequence[str], schema: type) -> list[str]:
+    """Quote what Hydra's grammar would refuse, and send ``resume=<run folder>`` back into that folder.
+
+    Raises:
+        InputError: the run folder cannot be resumed, or not with these arguments.
+    """
+    groups = parts(schema)
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if value == "null" and key in groups:
+            raise InputError(f"{argument}: name one of the choices that --help lists")
+    folder = next((a.partition("=")[2] for a in arguments if re.match(r"resume=(?!null$).", a)), None)
+    quoted = [_quote(argument) for argument in arguments if not (folder and argument.startswith("resume="))]
+    if folder is None:
+        return quoted
+    run = Path(folder).absolute()
+    if not (run / ".hydra" / "config.yaml").is_file():
+        raise InputError(f"resume={folder}: not a run folder (no .hydra/config.yaml in it)")
+    if not (run / "checkpoints" / "last.ckpt").is_file():
+        raise InputError(
+            f"resume={folder}: no checkpoints/last.ckpt to go on from; start the run again without resume="
+        )
+    for argument in quoted:
+        key = argument.lstrip("+~").partition("=")[0]
+        if key in groups | {"experiment", "debug"}:
+            raise InputError(
+                f"resume={folder} continues with the run's own configuration: take out {argument}"
+            )
+    return [
+        f"--config-path={run / '.hydra'}",
+        "--config-name=config",
+        _literal("resume", str(run)),
+        _literal("hydra.run.dir", str(run)),
+        "hydra.output_subdir=null",
+        *quoted,
+    ]
+
+
+def _quote(argument: str) -> str:
+    """``key=value`` as it is where Hydra's grammar reads it, otherwise with the value in quotes."""
+    key, equals, value = argument.partition("=")
+    if argument.startswith("-") or not equals:
+        return argument
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return _literal(key, value)
+    return argument
+
+
+def _literal(key: str, value: str) -> str:
+    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", r"\'"), value)
+    return f"{key}='{escaped}'"
+
+
+def _explain(error: Exception, schema: type) -> str:
+    """Hydra's several lines as one."""
+    text = str(error)
+    if match := re.match(r"Could not override '([^']+)'", text):
+        return unknown_key(match[1].partition("@")[0], schema)
+    if match := re.search(
+        r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':\s*(.*?)\n(?!\s)", text, re.DOTALL
+    ):
+        return f"{match[1]}={match[2]}: no such choice; there are {', '.join(match[3].split())}"
+    if match := re.match(r"Missing mandatory value: (\S+)", text):
+        return f"{match[1]} needs a value: {match[1]}=..."
+    return " ".join(text.split("\n")[0].split())

@@ -1,0 +1,447 @@
+"""The schema of a composed configuration: names, types and ranges. Defaults live in ``conf/`` alone.
+
+Plain dataclasses, one per part that Hydra instantiates, told apart by ``_target_``; a part that is not listed
+here is not instantiated, whether it was typed on the command line or read out of a checkpoint. ``check`` runs
+after composition, because Hydra's ``+`` and ``++`` open even a structured node. No torch is imported here.
+"""
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from annotated_types import Ge, Gt, Interval, Len, Lt
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from fractatlas.errors import InputError
+
+METRICS = ("loss", "accuracy", "balanced_accuracy", "auroc", "average_precision", "f1", "mcc", "sensitivity",
+           "specificity")  # fmt: skip
+
+Count = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1)]
+Probability = Annotated[float, Interval(ge=0, le=1)]
+Proportion = Annotated[float, Interval(gt=0, lt=1)]
+Rate = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Batches = Annotated[int, Ge(0)] | Annotated[float, Interval(ge=0, le=1)]  # a number of them, or a share
+Monitor = Literal[tuple(f"val/{name}" for name in METRICS)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Channels = Annotated[list[float], Len(3, 3)]
+
+
+class Strict:
+    """Refuse keys that the dataclass does not have."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass
+class Phantom(Strict):
+    """Where ``data=phantom`` comes from."""
+
+    _target_: Literal["fractatlas.data.phantom.generate"]
+    _partial_: Literal[True]
+    images: Annotated[int, Ge(60)]
+    seed: Count
+
+
+@dataclass
+class Data(Strict):
+    """The images and how they are batched."""
+
+    _target_: Literal["fractatlas.data.datamodule.RadiographDataModule"]
+    root: str
+    prepare: Phantom | None
+    batch_size: Positive
+    num_workers: Count
+    pin_memory: bool
+
+
+@dataclass
+class RandomSplit(Strict):
+    """Stratified by label, image by image."""
+
+    _target_: Literal["fractatlas.data.splits.random_split"]
+    _partial_: Literal[True]
+    ratios: Annotated[list[Proportion], Len(3, 3)]
+    seed: Count
+    previous: str | None
+
+
+@dataclass
+class Preprocess(Strict):
+    """Resize, crop and normalise."""
+
+    _target_: Literal["fractatlas.data.transforms.Preprocess"]
+    resize: Annotated[int, Interval(ge=8, le=4096)]
+    crop: Annotated[int, Interval(ge=8, le=4096)]
+    mean: Channels
+    std: Annotated[list[Rate], Len(3, 3)]
+
+
+@dataclass
+class NoAugmentation(Strict):
+    """Images as they are."""
+
+    _target_: Literal["torchvision.transforms.v2.Identity"]
+
+
+@dataclass
+class LightAugmentation(Strict):
+    """Mirror, turn and expose a little."""
+
+    _target_: Literal["fractatlas.data.transforms.light_augmentation"]
+    flip: Probability
+    degrees: Annotated[float, Interval(ge=0, le=180)]
+    brightness: Probability
+    contrast: Probability
+
+
+@dataclass
+class Backbone(Strict):
+    """What both families of network share."""
+
+    weights: str | None
+    weights_dir: str
+    dropout: Annotated[float, Ge(0), Lt(1)]
+    freeze: Literal["none", "trunk"] | Annotated[int, Interval(ge=0, le=5)]
+    channels_last: bool
+
+
+@dataclass
+class DenseNet(Backbone):
+    """Huang et al. 2017."""
+
+    _target_: Literal["fractatlas.models.backbones.densenet"]
+    variant: Literal["densenet121", "densenet161", "densenet169", "densenet201", "densenet_tiny"]
+
+
+@dataclass
+class ResNet(Backbone):
+    """He et al. 2016."""
+
+    _target_: Literal["fractatlas.models.backbones.resnet"]
+    variant: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet_tiny"]
+
+
+@dataclass
+class BinaryCrossEntropy(Strict):
+    """On the logit."""
+
+    _target_: Literal["fractatlas.models.classifier.binary_cross_entropy"]
+    pos_weight: Rate | None
+
+
+@dataclass
+class Optimizer(Strict):
+    """What every optimizer takes."""
+
+    _partial_: Literal[True]
+    lr: Rate
+    weight_decay: NonNegative
+
+
+@dataclass
+class Adam(Optimizer):
+    """Adam, or AdamW with its decoupled weight decay."""
+
+    _target_: Literal["torch.optim.Adam", "torch.optim.AdamW"]
+    betas: Annotated[list[Annotated[float, Ge(0), Lt(1)]], Len(2, 2)]
+
+
+@dataclass
+class SGD(Optimizer):
+    """With momentum."""
+
+    _target_: Literal["torch.optim.SGD"]
+    momentum: Annotated[float, Ge(0), Lt(1)]
+    nesterov: bool
+
+
+@dataclass
+class ConstantSchedule(Strict):
+    """The learning rate stays."""
+
+    _target_: Literal["fractatlas.models.schedules.constant"]
+    _partial_: Literal[True]
+
+
+@dataclass
+class CosineSchedule(Strict):
+    """Warm up, then down to zero."""
+
+    _target_: Literal["fractatlas.models.schedules.cosine"]
+    _partial_: Literal[True]
+    warmup: Annotated[float, Ge(0), Lt(1)]
+
+
+@dataclass
+class Trainer(Strict):
+    """Lightning's ``Trainer``: the arguments that are a researcher's to choose."""
+
+    _target_: Literal["lightning.Trainer"]
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    devices: Literal["auto"] | Positive | Literal[-1] | list[Count]
+    num_nodes: Positive
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"]
+    precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
+    max_epochs: Positive
+    min_epochs: Positive | None
+    max_steps: Literal[-1] | Positive
+    accumulate_grad_batches: Positive
+    gradient_clip_val: Rate | None
+    limit_train_batches: Batches
+    limit_val_batches: Batches
+    limit_test_batches: Batches
+    overfit_batches: Batches
+    check_val_every_n_epoch: Positive
+    log_every_n_steps: Positive
+    num_sanity_val_steps: Annotated[int, Ge(-1)]
+    sync_batchnorm: bool
+    deterministic: bool | Literal["warn"]
+    benchmark: bool
+    detect_anomaly: bool
+    profiler: Literal["simple", "advanced", "pytorch"] | None
+    enable_model_summary: bool
+
+
+@dataclass
+class ModelCheckpoint(Strict):
+    """Keep the best and the last."""
+
+    _target_: Literal["lightning.pytorch.callbacks.ModelCheckpoint"]
+    dirpath: str
+    filename: str
+    monitor: Monitor
+    mode: Literal["min", "max"]
+    save_last: Literal[True]
+    save_top_k: Literal[1]
+    auto_insert_metric_name: bool
+    enable_version_counter: bool
+
+
+@dataclass
+class LearningRateMonitor(Strict):
+    """The learning rate as a curve."""
+
+    _target_: Literal["lightning.pytorch.callbacks.LearningRateMonitor"]
+    logging_interval: Literal["step", "epoch"]
+
+
+@dataclass
+class EarlyStopping(Strict):
+    """Stop when ``monitor`` no longer improves."""
+
+    _target_: Literal["lightning.pytorch.callbacks.EarlyStopping"]
+    monitor: Monitor
+    mode: Literal["min", "max"]
+    patience: Positive
+    min_delta: NonNegative
+
+
+@dataclass
+class TerminalProgressBar(Strict):
+    """A bar for people."""
+
+    _target_: Literal["fractatlas.training.callbacks.TerminalProgressBar"]
+
+
+@dataclass
+class ProgressLines(Strict):
+    """Lines for log files."""
+
+    _target_: Literal["fractatlas.training.callbacks.ProgressLines"]
+
+
+@dataclass
+class InputGrid(Strict):
+    """The images as the network sees them."""
+
+    _target_: Literal["fractatlas.training.callbacks.InputGrid"]
+    images: Positive
+
+
+@dataclass
+class SaveOnInterrupt(Strict):
+    """``last.ckpt`` on Ctrl-C."""
+
+    _target_: Literal["fractatlas.training.callbacks.SaveOnInterrupt"]
+
+
+@dataclass
+class TensorBoard(Strict):
+    """The logs that users read."""
+
+    _target_: Literal["lightning.pytorch.loggers.TensorBoardLogger"]
+    save_dir: str
+    name: str
+    version: str
+    default_hp_metric: Literal[False]
+
+
+@dataclass
+class Paths(Strict):
+    """Folders."""
+
+    root: str
+    data_dir: str
+    data_root: str
+    weights: str
+    log_dir: str
+    output_dir: str
+
+
+def _one_of(*schemas: type) -> Any:
+    """A part that may be any of ``schemas``; its ``_target_`` says which."""
+    union = schemas[0]
+    for schema in schemas[1:]:
+        union |= schema
+    return Annotated[union, Field(discriminator="_target_")]
+
+
+AnyCallback = _one_of(ModelCheckpoint, LearningRateMonitor, EarlyStopping, TerminalProgressBar, ProgressLines,
+                      InputGrid, SaveOnInterrupt)  # fmt: skip
+
+
+@dataclass
+class TrainConfig(Strict):
+    """``conf/train.yaml``, composed."""
+
+    task_name: Name
+    seed: Annotated[int, Interval(ge=0, lt=2**32)]
+    monitor: Monitor
+    test: bool
+    resume: str | None
+    data: Data
+    split: RandomSplit
+    preprocess: Preprocess
+    augment: _one_of(NoAugmentation, LightAugmentation)
+    model: _one_of(DenseNet, ResNet)
+    loss: BinaryCrossEntropy
+    optimizer: _one_of(Adam, SGD)
+    scheduler: _one_of(ConstantSchedule, CosineSchedule)
+    trainer: Trainer
+    callbacks: dict[str, AnyCallback]
+    logger: TensorBoard
+    paths: Paths
+
+
+@dataclass
+class EvaluateConfig(Strict):
+    """``conf/evaluate.yaml``, composed."""
+
+    task_name: Name
+    ckpt: str
+    split_part: Literal["train", "val", "test"]
+    data_root: str | None
+    trainer: Trainer
+    paths: Paths
+
+
+def mode_of(monitor: str) -> str:
+    """Whether ``monitor`` is better when small (``min``: a loss) or when large (``max``: all else)."""
+    return "min" if monitor.endswith("loss") else "max"
+
+
+OmegaConf.register_resolver("mode", mode_of, replace=True)
+
+
+def known_keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """Every dotted key that a configuration of ``schema`` can have."""
+    for name, hint in get_type_hints(schema).items():
+        if name == "__pydantic_config__":
+            continue
+        yield prefix + name
+        for part in _dataclasses_in(hint):
+            yield from known_keys(part, f"{prefix}{name}.")
+
+
+def parts(schema: type) -> set[str]:
+    """The keys of ``schema`` that hold a part of their own (``model``, ``optimizer``) and no plain value."""
+    return {name for name, hint in get_type_hints(schema).items() if any(_dataclasses_in(hint))}
+
+
+def _dataclasses_in(hint: Any) -> Iterator[type]:
+    if dataclasses.is_dataclass(hint):
+        yield hint
+    for inner in get_args(hint):
+        yield from _dataclasses_in(inner)
+
+
+def unknown_key(key: str, schema: type) -> str:
+    """One line for a ``key`` that ``schema`` does not have, with the nearest one that it has."""
+    known = sorted(set(known_keys(schema)))
+    leaf = key.rpartition(".")[2]
+    siblings = [
+        name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]
+    ]
+    if key in known:
+        return f"'{key}' does not belong to the '{key.partition('.')[0]}' that is chosen"
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    nearest = nearest or [name for name in known if name.rpartition(".")[2] == leaf]
+    if nearest:
+        return f"unknown key '{key}'; did you mean '{nearest[0]}'?"
+    return f"unknown key '{key}'" + (f"; known here: {', '.join(siblings)}" if siblings else "")
+
+
+def check(config: DictConfig, schema: type) -> dict[str, Any]:
+    """Hold a composed configuration against its schema.
+
+    Args:
+        config: the composed configuration; its interpolations are resolved here.
+        schema: ``TrainConfig`` or ``EvaluateConfig``.
+
+    Returns:
+        The configuration as plain dicts, lists and scalars, which a checkpoint can hold.
+
+    Raises:
+        InputError: a key is unknown, missing, of the wrong type or out of range: one line for each.
+        omegaconf.errors.OmegaConfBaseException: an interpolation leads nowhere.
+    """
+    plain = OmegaConf.to_container(config, resolve=True)
+    try:
+        # Strict, so that "3" is not a number; by way of JSON, because only there does strict let a dict in.
+        TypeAdapter(schema).validate_json(json.dumps(plain), strict=True)
+    except ValidationError as error:
+        raise InputError("\n".join(_lines(error, schema))) from None
+    return plain
+
+
+def _lines(error: ValidationError, schema: type) -> Iterator[str]:
+    """One line per wrong value: the branches of a union count as one, and so do keys that take it from another."""
+    by_key: dict[str, list[dict]] = {}
+    for item in error.errors(include_url=False):
+        key = ".".join(str(step) for step in item["loc"] if not _names_a_branch(str(step)))
+        by_key.setdefault(key, []).append(item)
+    said = set()
+    for key, items in by_key.items():
+        first = items[0]
+        kind, value = first["type"], first["input"]
+        if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+            yield unknown_key(key, schema)
+        elif kind == "missing":
+            yield f"{key} needs a value"
+        elif kind == "union_tag_not_found":
+            yield f"{key}={json.dumps(value)}: needs a _target_"
+        elif kind == "union_tag_invalid":
+            yield f"{key}._target_={first['ctx']['tag']}: should be one of {first['ctx']['expected_tags']}"
+        else:
+            shown = value if isinstance(value, str) else json.dumps(value)
+            allowed = ", or ".join(
+                dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in items)
+            )
+            says = (
+                f"{shown}: should be {allowed}" if first["msg"].startswith("Input") else f"{shown}: {allowed}"
+            )
+            if says not in said:
+                said.add(says)
+                yield f"{key}={says}"
+
+
+def _names_a_branch(step: str) -> bool:
+    """Whether pydantic put ``step`` into a location to name the branch of a union that it tried."""
+    return step in ("int", "float", "bool", "str", "Phantom") or any(mark in step for mark in ".[-(")

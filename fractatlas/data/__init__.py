@@ -1,0 +1,1 @@
+"""Files, catalogue, split, batches. Knows nothing of models."""

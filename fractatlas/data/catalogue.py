@@ -1,0 +1,164 @@
+"""The catalogue: one row per image of a FracAtlas folder, with its label, its size, and why it is left out if it is.
+
+Abedeen et al., FracAtlas: A Dataset for Fracture Classification, Localization and Segmentation of Musculoskeletal
+Radiographs, Scientific Data 10:521, 2023, doi 10.1038/s41597-023-02432-4. Published layout::
+
+    images/{Fractured,Non_fractured}/IMG#######.jpg
+    dataset.csv
+    Annotations/COCO JSON/COCO_fracture_masks.json
+"""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps
+
+from fractatlas.errors import InputError
+
+FOLDERS = {"Fractured": 1, "Non_fractured": 0}
+BODY_PARTS = ("hand", "leg", "hip", "shoulder", "mixed")
+VIEWS = ("frontal", "lateral", "oblique")
+COLUMNS = (*BODY_PARTS, "hardware", "multiscan", "fractured", "fracture_count", *VIEWS)
+COCO = Path("Annotations/COCO JSON/COCO_fracture_masks.json")
+
+
+def read_catalogue(root: Path) -> pd.DataFrame:
+    """Read the published FracAtlas layout, and every image file once.
+
+    The label is what at least two of the three witnesses say: ``dataset.csv``, the folder, and whether there is a
+    box. Where they differ, ``note`` says so.
+
+    Args:
+        root: the folder that holds ``images/`` and ``dataset.csv``.
+
+    Returns:
+        A table ordered by ``image_id`` with the columns ``image_id, path`` (relative to ``root``), ``label`` (0 or
+        1), those of ``dataset.csv``, ``boxes`` (how many), ``width, height`` (pixels, after EXIF rotation; 0 where
+        unreadable), ``excluded`` (why the image is left out, or ``""``) and ``note``.
+
+    Raises:
+        InputError: the folder, the table or a value in it is not as published.
+    """
+    table = _read_table(root)
+    files = _find_images(root)
+    boxes = read_boxes(root)
+
+    table = table.set_index("image_id").join(files, how="outer")
+    table.index.name = "image_id"
+    in_table = table["fractured"].notna()
+    table[list(COLUMNS)] = table[list(COLUMNS)].fillna(0).astype(int)
+    table["boxes"] = [len(boxes.get(image_id, ())) for image_id in table.index]
+    table["path"] = table["path"].fillna("")
+    table = table.join(_inspect(root, table["path"]))
+    table.loc[~in_table, "excluded"] = "not in dataset.csv"
+    table.loc[table["path"] == "", "excluded"] = "no image file"
+
+    folder = table["folder"].fillna(table["fractured"]).astype(int)
+    votes = table["fractured"] + folder + (table["boxes"] > 0)
+    table["label"] = (votes >= 2).astype(int)
+    disputed = ~votes.isin([0, 3]) & (table["excluded"] == "")
+    table["note"] = ""
+    table.loc[disputed, "note"] = [
+        f"dataset.csv says {row.fractured}, the folder {int(row.folder)}, {row.boxes} boxes: taken as {row.label}"
+        for row in table[disputed].itertuples()
+    ]
+    columns = ["path", "label", *COLUMNS, "boxes", "width", "height", "excluded", "note"]
+    return table[columns].reset_index()
+
+
+def read_boxes(root: Path) -> dict[str, np.ndarray]:
+    """Read the COCO boxes.
+
+    Returns:
+        For each image id with a fracture, float32 (n, 4): left, top, right, bottom in pixels of the upright image.
+
+    Raises:
+        InputError: the file is not COCO JSON.
+    """
+    file = root / COCO
+    if not file.is_file():
+        return {}
+    try:
+        coco = json.loads(file.read_text(encoding="utf-8"))
+        names = {image["id"]: image["file_name"] for image in coco["images"]}
+        boxes: dict[str, list] = {}
+        for annotation in coco["annotations"]:
+            left, top, width, height = (float(value) for value in annotation["bbox"])
+            boxes.setdefault(names[annotation["image_id"]], []).append(
+                [left, top, left + width, top + height]
+            )
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is not COCO JSON ({type(error).__name__}: {error})") from None
+    return {name: np.array(rows, dtype=np.float32) for name, rows in boxes.items()}
+
+
+def load_image(file: Path) -> Image.Image:
+    """Decode one radiograph: one channel of 8 bits, upright.
+
+    Raises:
+        OSError: the file is unreadable or truncated.
+    """
+    with Image.open(file) as image:
+        return ImageOps.exif_transpose(image).convert("L")
+
+
+def _read_table(root: Path) -> pd.DataFrame:
+    file = root / "dataset.csv"
+    if not file.is_file() or not (root / "images").is_dir():
+        raise InputError(
+            f"no FracAtlas in {root} (no {'images folder' if file.is_file() else 'dataset.csv'} there)\n"
+            "Unpack figshare article 22363012 there, name another folder (FRACATLAS_ROOT=DIR), or try data=phantom"
+        )
+    try:
+        table = pd.read_csv(file, encoding="utf-8-sig", dtype={"image_id": str})
+    except (ValueError, OSError) as error:
+        raise InputError(f"{file} is not a readable CSV file: {error}") from None
+    if missing := [name for name in ("image_id", *COLUMNS) if name not in table]:
+        raise InputError(f"{file} lacks the column {', '.join(missing)}; is it FracAtlas' own table?")
+    if twice := table["image_id"][table["image_id"].duplicated()].tolist():
+        raise InputError(f"{file} lists {twice[0]} more than once")
+    for name in COLUMNS:
+        values = pd.to_numeric(table[name], errors="coerce")
+        wrong = values.isna() | (values < 0) | (values % 1 != 0) | ((values > 1) & (name != "fracture_count"))
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            allowed = "a count" if name == "fracture_count" else "0 or 1"
+            raise InputError(f"{file} line {row + 2}: {name} is {table[name][row]!r}, should be {allowed}")
+        table[name] = values.astype(int)
+    return table[["image_id", *COLUMNS]]
+
+
+def _find_images(root: Path) -> pd.DataFrame:
+    """Index ``image_id``; columns ``path`` and ``folder`` (1 fractured, 0 not). Fractured wins where both have it."""
+    found: dict[str, tuple[str, int]] = {}
+    for folder, label in reversed(FOLDERS.items()):
+        names = os.listdir(root / "images" / folder) if (root / "images" / folder).is_dir() else []
+        images = [name for name in names if name.lower().endswith((".jpg", ".jpeg", ".png"))]
+        if not images:
+            raise InputError(f"no images in {root / 'images' / folder}; is the data set whole?")
+        found |= {name: (f"images/{folder}/{name}", label) for name in images}
+    return pd.DataFrame.from_dict(found, orient="index", columns=["path", "folder"])
+
+
+def _inspect(root: Path, paths: pd.Series) -> pd.DataFrame:
+    """Decode every file to its end, at an eighth of its size: cheap, and a truncated one does not get there."""
+
+    def look(path: str) -> tuple[int, int, str]:
+        try:
+            with Image.open(root / path) as image:
+                width, height = image.size
+                if image.getexif().get(0x0112, 1) >= 5:  # EXIF orientations 5 to 8 lie on their side
+                    width, height = height, width
+                image.draft("L", (1, 1))
+                image.load()
+            return width, height, ""
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return 0, 0, "truncated" if "truncated" in str(error) else "unreadable"
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        rows = list(pool.map(look, paths))
+    return pd.DataFrame(rows, index=paths.index, columns=["width", "height", "excluded"])

@@ -1,0 +1,1 @@
+"""Everything after the predictions table. Imports no torch."""

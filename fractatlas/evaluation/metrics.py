@@ -1,0 +1,115 @@
+"""Metrics of a binary classifier, each with a bootstrap interval.
+
+Every metric is a function of labels, probabilities and *weights*: a row of weights counts how often each image was
+drawn, so that a row of ones gives the value itself and 2,000 rows at once give its bootstrap.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
+
+def evaluate(table: pd.DataFrame, threshold: float = 0.5, seed: int = 0) -> dict[str, Any]:
+    """Score predictions.
+
+    Args:
+        table: one row per image with ``label`` (0 or 1), ``probability`` (of a fracture) and ``group``; images of one
+            group are drawn together.
+        threshold: fractured from this probability on.
+        seed: of the bootstrap.
+
+    Returns:
+        ``n, positives, majority_rate, threshold``, and for each metric ``value, low, high``: the value and its 95 %
+        percentile interval over ``RESAMPLES`` bootstrap samples of groups (Efron and Tibshirani, An Introduction to
+        the Bootstrap, 1993, chapter 13). A metric that the labels leave undefined is ``None``.
+    """
+    labels = table["label"].to_numpy()
+    probabilities = table["probability"].to_numpy(dtype=np.float64)
+    groups = pd.factorize(table["group"])[0]
+    generator = np.random.default_rng(seed)
+    count = groups.max() + 1
+    draws = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)[:, groups]
+    weights = np.vstack([np.ones(len(table)), draws]).astype(np.float64)
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rows = {
+            **at_threshold(labels, probabilities >= threshold, weights),
+            "auroc": auroc(labels, probabilities, weights),
+            "average_precision": average_precision(labels, probabilities, weights),
+            "brier": weights @ (probabilities - labels) ** 2 / weights.sum(axis=1),
+        }
+    positives = int(labels.sum())
+    return {
+        "n": len(table),
+        "positives": positives,
+        "majority_rate": max(positives, len(table) - positives) / len(table),
+        "threshold": threshold,
+        **{name: _interval(values) for name, values in rows.items()},
+    }
+
+
+def at_threshold(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Metrics of a decision.
+
+    Args:
+        labels: 0 or 1, (n,).
+        predicted: 0 or 1, (n,).
+        weights: (b, n).
+
+    Returns:
+        Each metric, (b,); NaN where it is 0 / 0, but for F1 and MCC, which are 0 there as is the convention.
+    """
+    fractured, positive = labels == 1, predicted.astype(bool)
+    tp, fn = weights @ (fractured & positive), weights @ (fractured & ~positive)
+    fp, tn = weights @ (~fractured & positive), weights @ (~fractured & ~positive)
+    sensitivity, specificity = tp / (tp + fn), tn / (tn + fp)
+    return {
+        "accuracy": (tp + tn) / (tp + tn + fp + fn),
+        "balanced_accuracy": (sensitivity + specificity) / 2,
+        "sensitivity": sensitivity,
+        "specificity": specificity,
+        "ppv": tp / (tp + fp),
+        "npv": tn / (tn + fn),
+        "f1": np.nan_to_num(2 * tp / (2 * tp + fp + fn)),
+        "mcc": np.nan_to_num((tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))),
+    }
+
+
+def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve: how often a fractured image scores above another, ties half; (b,).
+
+    Hanley and McNeil, Radiology 143:29, 1982. Arguments as ``at_threshold``, with scores (n,).
+    """
+    positives, negatives = _by_score(labels, scores, weights)
+    below = np.cumsum(negatives, axis=1) - negatives
+    wins = (positives * (below + negatives / 2)).sum(axis=1)
+    return wins / (positives.sum(axis=1) * negatives.sum(axis=1))
+
+
+def average_precision(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Precision at each score, weighted by the recall that it adds; (b,). Arguments as ``auroc``."""
+    positives, negatives = (counts[:, ::-1] for counts in _by_score(labels, scores, weights))
+    found = np.cumsum(positives, axis=1)
+    precision = found / (found + np.cumsum(negatives, axis=1))
+    return (positives * np.nan_to_num(precision)).sum(axis=1) / positives.sum(axis=1)
+
+
+def _by_score(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weight of positives and of negatives at each distinct score, ascending: two (b, k)."""
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
+    ordered, labels = weights[:, order], labels[order]
+    return tuple(np.add.reduceat(ordered * (labels == value), starts, axis=1) for value in (1, 0))
+
+
+def _interval(values: np.ndarray) -> dict[str, float] | None:
+    value, resampled = values[0], values[1:][np.isfinite(values[1:])]
+    if not np.isfinite(value):
+        return None
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail]) if len(resampled) else (value, value)
+    return {"value": float(value), "low": float(low), "high": float(high)}

@@ -1,0 +1,163 @@
+"""The ``LightningModule``: a backbone, a loss, an optimizer and a schedule, handed in ready."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.aggregation import CatMetric
+from torchmetrics.classification import (
+    BinaryAccuracy,
+    BinaryAUROC,
+    BinaryAveragePrecision,
+    BinaryF1Score,
+    BinaryMatthewsCorrCoef,
+    BinaryRecall,
+    BinarySpecificity,
+)
+
+from fractatlas.models.backbones import Backbone
+
+
+def binary_cross_entropy(pos_weight: float | None) -> nn.BCEWithLogitsLoss:
+    """Cross-entropy on the logit, where a fractured image counts ``pos_weight`` times (``None``: once)."""
+    return nn.BCEWithLogitsLoss(pos_weight=None if pos_weight is None else torch.tensor(pos_weight))
+
+
+class Scores(nn.Module):
+    """The metrics of one part, exact over an epoch and, since torchmetrics gathers first, over all processes."""
+
+    def __init__(self):
+        super().__init__()
+        self.of_probability = MetricCollection(
+            {
+                "accuracy": BinaryAccuracy(),
+                "auroc": BinaryAUROC(),
+                "average_precision": BinaryAveragePrecision(),
+                "f1": BinaryF1Score(),
+                "mcc": BinaryMatthewsCorrCoef(),
+                "sensitivity": BinaryRecall(),
+                "specificity": BinarySpecificity(),
+            }
+        )
+        self.loss, self.prevalence = MeanMetric(), MeanMetric()
+        self.rows = CatMetric(nan_strategy="disable")
+
+    def update(self, batch: dict[str, Tensor], logits: Tensor, loss: Tensor) -> None:
+        """Take in a batch with its float32 logits (n,) and its mean loss."""
+        labels = batch["label"]
+        # Probabilities, because torchmetrics takes logits for probabilities where all lie in 0..1.
+        self.of_probability.update(logits.sigmoid(), labels.int())
+        self.loss.update(loss, weight=len(labels))
+        self.prevalence.update(labels)
+        self.rows.update(torch.stack([batch["index"].float(), logits], dim=1))
+
+    def compute(self) -> dict[str, Tensor]:
+        """Every metric by its name."""
+        values = self.of_probability.compute()
+        values["balanced_accuracy"] = (values["sensitivity"] + values["specificity"]) / 2
+        values["loss"] = self.loss.compute()
+        prevalence = self.prevalence.compute()
+        values["majority_rate"] = torch.maximum(prevalence, 1 - prevalence)
+        return values
+
+    def predictions(self) -> Tensor:
+        """``index`` and logit of every image, ordered by index: float32 (n, 2) on the CPU."""
+        rows = self.rows.compute()
+        return rows[rows[:, 0].argsort()].cpu()
+
+    def reset(self) -> None:
+        """Begin a new epoch."""
+        for metric in (self.of_probability, self.loss, self.prevalence, self.rows):
+            metric.reset()
+
+
+class FractureClassifier(lightning.LightningModule):
+    """Fractured or not, from one logit.
+
+    Logs for each part ``loss, accuracy, balanced_accuracy, auroc, average_precision, f1, mcc, sensitivity,
+    specificity`` (threshold 0.5) and ``majority_rate``, the accuracy of always giving the commoner answer.
+
+    Args:
+        backbone: images to logits.
+        loss: logits (n,) and labels (n,) to a scalar.
+        optimizer: parameters to an optimizer.
+        scheduler: an optimizer and the total number of steps to a schedule.
+        config: the run's plain configuration, kept in every checkpoint.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        loss: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        scheduler: Callable[[Optimizer, int], LRScheduler],
+        config: dict[str, Any],
+    ):
+        super().__init__()
+        self.backbone, self.loss, self.config = backbone, loss, config
+        self._make_optimizer, self._make_scheduler = optimizer, scheduler
+        self.scores = nn.ModuleDict({f"{part}_scores": Scores() for part in ("train", "val", "test")})
+        self.predictions: dict[str, Tensor] = {}
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Optimise what is not frozen."""
+        optimizer = self._make_optimizer([p for p in self.parameters() if p.requires_grad])
+        scheduler = self._make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images, float (n, 3, h, w), to logits (n,)."""
+        return self.backbone(images)
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        """One batch's loss."""
+        logits = self(batch["image"])
+        loss = self.loss(logits, batch["label"])
+        self.log("train/loss_step", loss.detach())
+        self._update("train", batch, logits.detach(), loss.detach())
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        """Score one batch."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        """Score one batch."""
+        self._evaluate("test", batch)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch, over predictions made while the network was changing."""
+        self._log_epoch("train")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the part, and keep its predictions."""
+        self._log_epoch("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the part, and keep its predictions."""
+        self._log_epoch("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the configuration, from which a checkpoint alone can be rebuilt."""
+        checkpoint["config"] = self.config
+
+    def _evaluate(self, part: str, batch: dict[str, Tensor]) -> None:
+        logits = self(batch["image"])
+        self._update(part, batch, logits, self.loss(logits, batch["label"]))
+
+    def _update(self, part: str, batch: dict[str, Tensor], logits: Tensor, loss: Tensor) -> None:
+        self.scores[f"{part}_scores"].update(batch, logits.float(), loss)
+
+    def _log_epoch(self, part: str) -> None:
+        scores = self.scores[f"{part}_scores"]
+        # The best checkpoint's score after training is no point of the training curve.
+        prefix = "best/" if part == "val" and self.trainer.state.fn != TrainerFn.FITTING else ""
+        self.log_dict({f"{prefix}{part}/{name}": value.float() for name, value in scores.compute().items()})
+        self.predictions[part] = scores.predictions()
+        scores.reset()

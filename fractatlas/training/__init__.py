@@ -1,0 +1,1 @@
+"""Configuration in, best monitored value out."""

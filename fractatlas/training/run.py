@@ -1,0 +1,301 @@
+"""One run from configuration to metrics: build the parts, fit, score the best checkpoint, write the run folder."""
+
+import logging
+import os
+import platform
+import subprocess
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning
+import pandas as pd
+import torch
+import torchvision
+from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
+from omegaconf import OmegaConf
+
+import fractatlas
+from fractatlas.config import TrainConfig, check
+from fractatlas.data.datamodule import RadiographDataModule
+from fractatlas.data.splits import PARTS, recorded_split
+from fractatlas.errors import InputError
+from fractatlas.evaluation import metrics
+from fractatlas.files import write_csv, write_json
+from fractatlas.models.classifier import FractureClassifier
+from fractatlas.models.weights import read_checkpoint
+from fractatlas.training.callbacks import WholeCheckpointIO
+
+log = logging.getLogger(__name__)
+
+
+def train(config: dict[str, Any]) -> float:
+    """Fine-tune one network and score its best checkpoint.
+
+    Writes ``catalogue.csv, split.csv, checkpoints/, tensorboard/, predictions.csv`` and last of all ``metrics.json``
+    into ``paths.output_dir``; a run without ``metrics.json`` is not finished.
+
+    Args:
+        config: a checked ``TrainConfig``, plain.
+
+    Returns:
+        The best checkpoint's value of ``monitor``.
+
+    Raises:
+        InputError: the data or the weights are not as the configuration says.
+    """
+    started = time.monotonic()
+    _quieten()
+    run = Path(config["paths"]["output_dir"])
+    lightning.seed_everything(config["seed"], workers=True, verbose=False)
+    data = _data(config, split=_instantiate(config["split"]))
+    data.prepare_data()
+    data.setup()
+    classifier = _classifier(config)
+    callbacks = [_instantiate(part) for part in config["callbacks"].values()]
+    trainer = _trainer(config, run, callbacks=callbacks, logger=_instantiate(config["logger"]))
+    if trainer.is_global_zero:
+        (run / "metrics.json").unlink(missing_ok=True)  # a run that is gone on with is not finished
+        write_csv(
+            run / "catalogue.csv", data.catalogue.merge(data.split[["image_id", "group"]], "left", "image_id")
+        )
+        write_csv(run / "split.csv", data.split)
+
+    last = run / "checkpoints" / "last.ckpt" if config["resume"] else None
+    fitting = time.monotonic()
+    trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
+    fitted = time.monotonic()
+
+    checkpoint = Path(trainer.checkpoint_callback.best_model_path)
+    parts = ["val", "test"] if config["test"] else ["val"]
+    predictions = pd.concat([predict(trainer, classifier, data, part, checkpoint) for part in parts])
+    best = float(trainer.checkpoint_callback.best_model_score)
+    if trainer.is_global_zero:
+        report = {
+            "task_name": config["task_name"],
+            "model": config["model"]["variant"],
+            "monitor": {
+                "name": config["monitor"],
+                "value": best,
+                "epoch": read_checkpoint(checkpoint)["epoch"] + 1,
+            },
+            **_scores(predictions, parts),
+            "data": _data_card(data),
+            "timing": {
+                "total_seconds": round(time.monotonic() - started, 1),
+                "fit_seconds": round(fitted - fitting, 1),
+            },
+            "seed": config["seed"],
+            "versions": _versions(),
+            "device": _device(trainer),
+        }
+        if trainer.logger:
+            final = {
+                f"final/{part}/{name}": value["value"] if isinstance(value, dict) else value
+                for part in parts
+                for name, value in report[part].items()
+                if name not in ("n", "positives", "threshold") and value is not None
+            }
+            trainer.logger.log_hyperparams(_hyperparameters(config), final)
+            trainer.logger.save()
+        write_csv(run / "predictions.csv", predictions)
+        write_json(run / "metrics.json", report)
+        log.info("%s %.4f (epoch %d); all in %s", config["monitor"], best, report["monitor"]["epoch"], run)
+    return best
+
+
+def evaluate(config: dict[str, Any]) -> None:
+    """Score a checkpoint again on one part of the split of its run.
+
+    Writes ``predictions.csv`` and ``metrics.json`` into ``paths.output_dir``.
+
+    Args:
+        config: a checked ``EvaluateConfig``, plain.
+
+    Raises:
+        InputError: the checkpoint is not one of ours, or its run's ``split.csv`` or data are gone.
+    """
+    started = time.monotonic()
+    _quieten()
+    run, checkpoint, part = Path(config["paths"]["output_dir"]), Path(config["ckpt"]), config["split_part"]
+    trained = checkpoint_config(checkpoint)
+    if config["data_root"]:
+        trained["data"]["root"] = config["data_root"]
+    lightning.seed_everything(trained["seed"], workers=True, verbose=False)
+    split = checkpoint.absolute().parents[1] / "split.csv"
+    data = _data(trained, split=partial(recorded_split, path=str(split)))
+    data.prepare_data()
+    data.setup()
+    trained["model"]["weights"] = None  # they come out of the checkpoint
+    trainer = _trainer(config, run, callbacks=[], logger=False, enable_progress_bar=False)
+    predictions = predict(trainer, _classifier(trained), data, part, checkpoint)
+    if trainer.is_global_zero:
+        report = {
+            "task_name": config["task_name"],
+            "checkpoint": str(checkpoint),
+            "model": trained["model"]["variant"],
+            **_scores(predictions, [part]),
+            "data": _data_card(data),
+            "timing": {"total_seconds": round(time.monotonic() - started, 1)},
+            "versions": _versions(),
+            "device": _device(trainer),
+        }
+        write_csv(run / "predictions.csv", predictions)
+        write_json(run / "metrics.json", report)
+        shown = {name: report[part][name] for name in ("accuracy", "auroc", "average_precision")}
+        scores = ", ".join(f"{name} {value['value']:.4f}" for name, value in shown.items() if value)
+        log.info("%s: %s, majority rate %.4f; all in %s", part, scores, report[part]["majority_rate"], run)
+
+
+def predict(
+    trainer: lightning.Trainer,
+    classifier: FractureClassifier,
+    data: RadiographDataModule,
+    part: str,
+    checkpoint: Path,
+) -> pd.DataFrame:
+    """Run a checkpoint over one part of the split.
+
+    Returns:
+        ``image_id, group, split, label, probability`` in the split's order, the same on every process.
+
+    Raises:
+        InputError: the checkpoint does not fit the classifier.
+    """
+    # Lightning reads val and test loaders alike; which part it is decides only what the metrics are called.
+    run = trainer.test if part == "test" else trainer.validate
+    if part == "train":
+        data.val_dataloader = lambda: data.evaluation_dataloader("train")
+    try:
+        run(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    except RuntimeError as error:
+        if "state_dict" not in str(error):
+            raise
+        raise InputError(f"{checkpoint} holds another architecture than its configuration names") from None
+    rows = classifier.predictions["test" if part == "test" else "val"]
+    table = data.part(part)
+    if rows[:, 0].tolist() != list(range(len(table))):
+        limited = (table.index.isin(rows[:, 0].tolist())).nonzero()[0]
+        table = table.iloc[limited]
+    probability = rows[:, 1].double().sigmoid().numpy()
+    return table.assign(probability=probability)[["image_id", "group", "split", "label", "probability"]]
+
+
+def checkpoint_config(checkpoint: Path) -> dict[str, Any]:
+    """The configuration that a checkpoint was trained under, checked like any other.
+
+    Raises:
+        InputError: the file is no checkpoint of ours.
+    """
+    content = read_checkpoint(checkpoint)
+    if "config" not in content or "state_dict" not in content:
+        raise InputError(
+            f"{checkpoint} is not a checkpoint of this project; name a run's checkpoints/best.ckpt"
+        )
+    return check(OmegaConf.create(content["config"]), TrainConfig)
+
+
+def _data(config: dict[str, Any], split: Any) -> RadiographDataModule:
+    return _instantiate(
+        config["data"],
+        split=split,
+        preprocess=_instantiate(config["preprocess"]),
+        augment=_instantiate(config["augment"]),
+        seed=config["seed"],
+    )
+
+
+def _classifier(config: dict[str, Any]) -> FractureClassifier:
+    return FractureClassifier(
+        backbone=_instantiate(config["model"]),
+        loss=_instantiate(config["loss"]),
+        optimizer=_instantiate(config["optimizer"]),
+        scheduler=_instantiate(config["scheduler"]),
+        config=config,
+    )
+
+
+def _trainer(config: dict[str, Any], run: Path, **parts: Any) -> lightning.Trainer:
+    try:
+        return _instantiate(
+            config["trainer"],
+            default_root_dir=str(run),
+            plugins=[WholeCheckpointIO()],
+            use_distributed_sampler=False,  # the data module brings its own
+            **parts,
+        )
+    except Exception as error:  # Hydra wraps what Lightning says, for one that there is no such accelerator
+        cause = error.__cause__ or error
+        raise InputError(f"trainer: {' '.join(str(cause).split())}") from None
+
+
+def _instantiate(part: dict[str, Any], **ready: Any) -> Any:
+    # Not unsafe here: the schema has listed every _target_ that gets this far. Hydra's own list would have to name
+    # where a class is defined (torch.optim.adam.Adam), not where it is documented (torch.optim.Adam).
+    return instantiate(part, _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS, **ready)
+
+
+def _quieten() -> None:
+    """Keep the log to what a reader acts on, and of several processes let only the first speak."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of torch
+    warnings.filterwarnings(
+        "ignore", ".*does not have many workers.*"
+    )  # decoding is never what training waits for
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        logging.disable(logging.INFO)
+
+
+def _scores(predictions: pd.DataFrame, parts: list[str]) -> dict[str, Any]:
+    return {part: metrics.evaluate(predictions[predictions["split"] == part]) for part in parts}
+
+
+def _data_card(data: RadiographDataModule) -> dict[str, Any]:
+    excluded = data.catalogue.loc[data.catalogue["excluded"] != "", "excluded"]
+    labels = {part: data.split.loc[data.split["split"] == part, "label"] for part in PARTS}
+    return {
+        "root": str(data.root),
+        "images": len(data.catalogue),
+        "excluded": {reason: int(count) for reason, count in excluded.value_counts().items()},
+        "split": {part: {"n": len(rows), "positives": int(rows.sum())} for part, rows in labels.items()},
+    }
+
+
+def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
+    """What TensorBoard's HPARAMS tab compares runs by: names and plain values."""
+    shown = {
+        "seed": config["seed"],
+        "batch_size": config["data"]["batch_size"],
+        "max_epochs": config["trainer"]["max_epochs"],
+        "precision": config["trainer"]["precision"],
+    }
+    for group in ("model", "optimizer", "scheduler", "loss", "split", "preprocess", "augment"):
+        part = config[group]
+        shown[group] = part["_target_"].rpartition(".")[2]
+        for name, value in part.items():
+            if not name.startswith("_") and name != "weights_dir":
+                shown[f"{group}/{name}"] = value if isinstance(value, int | float | str) else str(value)
+    return shown
+
+
+def _versions() -> dict[str, str]:
+    here = Path(__file__).parent
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
+    )
+    return {
+        "fractatlas": fractatlas.__version__,
+        "commit": git.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "lightning": lightning.__version__,
+    }
+
+
+def _device(trainer: lightning.Trainer) -> str:
+    kind = trainer.strategy.root_device.type
+    name = torch.cuda.get_device_name(trainer.strategy.root_device) if kind == "cuda" else platform.machine()
+    return f"{trainer.world_size} x {kind} ({name})"
