@@ -1,4 +1,4 @@
-"""Score a checkpoint on a part of its split: ``python evaluate.py ckpt=<run>/checkpoints/best.ckpt split_part=test``."""
+"""Score a checkpoint on one part of its split: ``python evaluate.py ckpt=<run>/checkpoints/best.ckpt``."""
 
 import hydra
 from omegaconf import DictConfig

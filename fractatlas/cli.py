@@ -70,9 +70,7 @@ def prepare(arguments: Sequence[str], schema: type) -> list[str]:
     for argument in quoted:
         key = argument.lstrip("+~").partition("=")[0]
         if key in groups | {"experiment", "debug"}:
-            raise InputError(
-                f"resume={folder} continues with the run's own configuration: take out {argument}"
-            )
+            raise InputError(f"resume={folder} continues with the run's own configuration: take out {argument}")
     return [
         f"--config-path={run / '.hydra'}",
         "--config-name=config",

@@ -376,9 +376,7 @@ def unknown_key(key: str, schema: type) -> str:
     """One line for a ``key`` that ``schema`` does not have, with the nearest one that it has."""
     known = sorted(set(known_keys(schema)))
     leaf = key.rpartition(".")[2]
-    siblings = [
-        name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]
-    ]
+    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
     if key in known:
         return f"'{key}' does not belong to the '{key.partition('.')[0]}' that is chosen"
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
@@ -431,12 +429,8 @@ def _lines(error: ValidationError, schema: type) -> Iterator[str]:
             yield f"{key}._target_={first['ctx']['tag']}: should be one of {first['ctx']['expected_tags']}"
         else:
             shown = value if isinstance(value, str) else json.dumps(value)
-            allowed = ", or ".join(
-                dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in items)
-            )
-            says = (
-                f"{shown}: should be {allowed}" if first["msg"].startswith("Input") else f"{shown}: {allowed}"
-            )
+            allowed = ", or ".join(dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in items))
+            says = f"{shown}: should be {allowed}" if first["msg"].startswith("Input") else f"{shown}: {allowed}"
             if says not in said:
                 said.add(says)
                 yield f"{key}={says}"

@@ -88,9 +88,7 @@ def read_boxes(root: Path) -> dict[str, np.ndarray]:
         boxes: dict[str, list] = {}
         for annotation in coco["annotations"]:
             left, top, width, height = (float(value) for value in annotation["bbox"])
-            boxes.setdefault(names[annotation["image_id"]], []).append(
-                [left, top, left + width, top + height]
-            )
+            boxes.setdefault(names[annotation["image_id"]], []).append([left, top, left + width, top + height])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is not COCO JSON ({type(error).__name__}: {error})") from None
     return {name: np.array(rows, dtype=np.float32) for name, rows in boxes.items()}
@@ -127,7 +125,7 @@ def _read_table(root: Path) -> pd.DataFrame:
         if wrong.any():
             row = int(np.argmax(wrong))
             allowed = "a count" if name == "fracture_count" else "0 or 1"
-            raise InputError(f"{file} line {row + 2}: {name} is {table[name][row]!r}, should be {allowed}")
+            raise InputError(f"{file} line {row + 2}: {name} is {table[name][row]}, should be {allowed}")
         table[name] = values.astype(int)
     return table[["image_id", *COLUMNS]]
 

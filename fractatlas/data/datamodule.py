@@ -118,9 +118,7 @@ class RadiographDataModule(lightning.LightningDataModule):
             log.info("%s: %s", note.image_id, note.note)
         for name in PARTS:
             labels = self.split.loc[self.split["split"] == name, "label"]
-            log.info(
-                "%s: %d images, %d fractured (%.1f %%)", name, len(labels), labels.sum(), 100 * labels.mean()
-            )
+            log.info("%s: %d images, %d fractured (%.1f %%)", name, len(labels), labels.sum(), 100 * labels.mean())
 
     def part(self, name: str) -> pd.DataFrame:
         """The rows of the split called ``name``, joined with the catalogue; a batch's ``index`` counts them."""
@@ -161,9 +159,7 @@ class RadiographDataModule(lightning.LightningDataModule):
         """Every image of a part once, shared out over the processes without the padding that counts some twice."""
         dataset = self.dataset(name)
         if len(dataset) < self._world_size:
-            raise InputError(
-                f"{name} has {len(dataset)} images for {self._world_size} processes: use fewer devices"
-            )
+            raise InputError(f"{name} has {len(dataset)} images for {self._world_size} processes: use fewer devices")
         if self._world_size == 1:
             return self._loader(dataset, None)
         sampler = UnrepeatedDistributedSampler(dataset, self._world_size, self._rank, shuffle=False)

@@ -43,6 +43,7 @@ def random_split(
         kept = np.array([(images["split"] == part).sum() for part in PARTS])
         order = sorted(new.index, key=lambda row: _draw(seed, table.at[row, "image_id"]))
         table.loc[order, "split"] = np.repeat(PARTS, _fill(goal - kept, len(new)))
+    table["split"] = table["split"].astype("str")
     return _whole(table, f"{len(table)} images and ratios {list(ratios)}")
 
 
@@ -90,9 +91,7 @@ def _read(path: Path) -> pd.DataFrame:
         wrong = table["split"][~table["split"].isin(PARTS)].iloc[0]
         raise InputError(f"{path} has a split called {wrong!r}; there are {', '.join(PARTS)}")
     if table["image_id"].duplicated().any():
-        raise InputError(
-            f"{path} lists {table['image_id'][table['image_id'].duplicated()].iloc[0]} more than once"
-        )
+        raise InputError(f"{path} lists {table['image_id'][table['image_id'].duplicated()].iloc[0]} more than once")
     return table if "group" in table else table.assign(group=table["image_id"])
 
 

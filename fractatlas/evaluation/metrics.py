@@ -93,9 +93,9 @@ def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.nda
 def average_precision(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Precision at each score, weighted by the recall that it adds; (b,). Arguments as ``auroc``."""
     positives, negatives = (counts[:, ::-1] for counts in _by_score(labels, scores, weights))
-    found = np.cumsum(positives, axis=1)
-    precision = found / (found + np.cumsum(negatives, axis=1))
-    return (positives * np.nan_to_num(precision)).sum(axis=1) / positives.sum(axis=1)
+    found, drawn = np.cumsum(positives, axis=1), np.cumsum(positives + negatives, axis=1)
+    precision = found / np.maximum(drawn, 1)  # scores above the highest one drawn have neither
+    return (positives * precision).sum(axis=1) / positives.sum(axis=1)
 
 
 def _by_score(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

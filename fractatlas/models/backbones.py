@@ -14,9 +14,7 @@ DENSENETS = {
     "densenet161": tv.densenet161,
     "densenet169": tv.densenet169,
     "densenet201": tv.densenet201,
-    "densenet_tiny": partial(
-        tv.DenseNet, growth_rate=16, block_config=(2, 2, 4, 2), num_init_features=32, bn_size=2
-    ),
+    "densenet_tiny": partial(tv.DenseNet, growth_rate=16, block_config=(2, 2, 4, 2), num_init_features=32, bn_size=2),
 }
 RESNETS = {
     "resnet18": tv.resnet18,

@@ -43,9 +43,7 @@ def load_trunk(
     trunk = {key for names in stages.values() for name in names for key in own if key.startswith(f"{name}.")}
     fitting = {key: tensor for key, tensor in found.items() if key in trunk}
     if not fitting:
-        raise InputError(
-            f"{file}: none of its {len(found)} tensors belongs to a {variant}; name its own weights"
-        )
+        raise InputError(f"{file}: none of its {len(found)} tensors belongs to a {variant}; name its own weights")
     for key, tensor in fitting.items():
         if tensor.shape != own[key].shape:
             raise InputError(
@@ -56,9 +54,7 @@ def load_trunk(
     # Files from before BatchNorm counted its batches are whole without the count.
     missing = {key for key in trunk - set(fitting) if not key.endswith("num_batches_tracked")}
     at_random = [
-        stage
-        for stage, names in stages.items()
-        if any(key.startswith(f"{name}.") for name in names for key in missing)
+        stage for stage, names in stages.items() if any(key.startswith(f"{name}.") for name in names for key in missing)
     ]
     log.info(
         "%s: %d of %d trunk tensors from %s; random: %s",
@@ -81,12 +77,13 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = re.search(r"Unsupported (?:global|operand|class).*?(?=\.|$)|GLOBAL (\S+)", str(error))
-        if reason:
-            raise InputError(
-                f"{file} is refused: it would run code when loaded ({reason[0].strip()}); save a plain state dict"
-            ) from None
-        raise InputError(f"{file} is not a PyTorch file") from None
+        if named := re.search(r"GLOBAL (\S+)", str(error)):
+            why = f"it would run code when loaded ({named[1]})"
+        elif file.read_bytes()[:1] == b"\x80":
+            why = "it would run code when loaded (a bare pickle)"
+        else:
+            raise InputError(f"{file} is not a PyTorch file") from None
+        raise InputError(f"{file} is refused: {why}; save a plain state dict with torch.save") from None
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise InputError(f"{file} is not a PyTorch file, or is broken ({type(error).__name__})") from None
     if not isinstance(content, dict):
@@ -118,9 +115,7 @@ def _imagenet_file(variant: str, folder: Path) -> Path:
     file = folder / url.rpartition("/")[2]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.load_state_dict_from_url(
-            url, str(folder), progress=True, check_hash=True, weights_only=True
-        )
+        torch.hub.load_state_dict_from_url(url, str(folder), progress=True, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
         raise InputError(
             f"cannot download {variant}'s weights ({error}): put {url} at {file}, "

@@ -60,8 +60,7 @@ def markdown(runs: list[dict[str, Any]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     rows.insert(1, ["-" * width for width in widths])
     return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     )
 
 
@@ -78,18 +77,14 @@ def _fraction(score: dict[str, float] | None) -> str:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or logs/<task>: its newest"
-    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or logs/<task>: its newest")
     folders = parser.parse_args().runs
     try:
         found = [newest(folder) for folder in folders]
         print(markdown([json.loads((run / "metrics.json").read_text(encoding="utf-8")) for run in found]))
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(
-        "\nIn brackets 95 % bootstrap intervals. The majority rate is the accuracy of always giving the same answer."
-    )
+    print("\nIn brackets 95 % bootstrap intervals. The majority rate is the accuracy of always giving the same answer.")
     for run in found:
         print(f"  {run}")
 

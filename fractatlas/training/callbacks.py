@@ -85,16 +85,10 @@ class InputGrid(Callback):
             return
         data = trainer.datamodule
         dataset, boxes = data.dataset("train"), data.boxes("train")
-        rows = [
-            row
-            for group in dataset.table.groupby("label").groups.values()
-            for row in group[: self.images // 2]
-        ]
+        rows = [row for group in dataset.table.groupby("label").groups.values() for row in group[: self.images // 2]]
         with torch.random.fork_rng(devices=[]):  # looking at the images must not change the run
             tiles = [self._tile(data, dataset[row], boxes[row]) for row in rows]
-        trainer.logger.experiment.add_image(
-            "input/train", make_grid(tiles, nrow=4, padding=4, pad_value=255), 0
-        )
+        trainer.logger.experiment.add_image("input/train", make_grid(tiles, nrow=4, padding=4, pad_value=255), 0)
 
     @staticmethod
     def _tile(data: Any, item: dict[str, torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
@@ -130,9 +124,7 @@ class SaveOnInterrupt(Callback):
 class WholeCheckpointIO(TorchCheckpointIO):
     """Checkpoints that are whole or not there."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write under another name, then rename."""
         with whole(Path(path)) as temporary:
             torch.save(checkpoint, temporary)

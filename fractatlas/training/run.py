@@ -50,17 +50,15 @@ def train(config: dict[str, Any]) -> float:
     _quieten()
     run = Path(config["paths"]["output_dir"])
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
-    data = _data(config, split=_instantiate(config["split"]))
+    data = build_data(config, split=build(config["split"]))
     data.prepare_data()
     data.setup()
-    classifier = _classifier(config)
-    callbacks = [_instantiate(part) for part in config["callbacks"].values()]
-    trainer = _trainer(config, run, callbacks=callbacks, logger=_instantiate(config["logger"]))
+    classifier = build_classifier(config)
+    callbacks = [build(part) for part in config["callbacks"].values()]
+    trainer = build_trainer(config, run, callbacks=callbacks, logger=build(config["logger"]))
     if trainer.is_global_zero:
         (run / "metrics.json").unlink(missing_ok=True)  # a run that is gone on with is not finished
-        write_csv(
-            run / "catalogue.csv", data.catalogue.merge(data.split[["image_id", "group"]], "left", "image_id")
-        )
+        write_csv(run / "catalogue.csv", data.catalogue.merge(data.split[["image_id", "group"]], "left", "image_id"))
         write_csv(run / "split.csv", data.split)
 
     last = run / "checkpoints" / "last.ckpt" if config["resume"] else None
@@ -125,12 +123,12 @@ def evaluate(config: dict[str, Any]) -> None:
         trained["data"]["root"] = config["data_root"]
     lightning.seed_everything(trained["seed"], workers=True, verbose=False)
     split = checkpoint.absolute().parents[1] / "split.csv"
-    data = _data(trained, split=partial(recorded_split, path=str(split)))
+    data = build_data(trained, split=partial(recorded_split, path=str(split)))
     data.prepare_data()
     data.setup()
     trained["model"]["weights"] = None  # they come out of the checkpoint
-    trainer = _trainer(config, run, callbacks=[], logger=False, enable_progress_bar=False)
-    predictions = predict(trainer, _classifier(trained), data, part, checkpoint)
+    trainer = build_trainer(config, run, callbacks=[], logger=False, enable_progress_bar=False)
+    predictions = predict(trainer, build_classifier(trained), data, part, checkpoint)
     if trainer.is_global_zero:
         report = {
             "task_name": config["task_name"],
@@ -191,35 +189,40 @@ def checkpoint_config(checkpoint: Path) -> dict[str, Any]:
     """
     content = read_checkpoint(checkpoint)
     if "config" not in content or "state_dict" not in content:
-        raise InputError(
-            f"{checkpoint} is not a checkpoint of this project; name a run's checkpoints/best.ckpt"
-        )
+        raise InputError(f"{checkpoint} is not a checkpoint of this project; name a run's checkpoints/best.ckpt")
     return check(OmegaConf.create(content["config"]), TrainConfig)
 
 
-def _data(config: dict[str, Any], split: Any) -> RadiographDataModule:
-    return _instantiate(
+def build_data(config: dict[str, Any], split: Any) -> RadiographDataModule:
+    """The data module of a checked configuration, with ``split`` (catalogue to split) in place of its own."""
+    return build(
         config["data"],
         split=split,
-        preprocess=_instantiate(config["preprocess"]),
-        augment=_instantiate(config["augment"]),
+        preprocess=build(config["preprocess"]),
+        augment=build(config["augment"]),
         seed=config["seed"],
     )
 
 
-def _classifier(config: dict[str, Any]) -> FractureClassifier:
+def build_classifier(config: dict[str, Any]) -> FractureClassifier:
+    """The network of a checked configuration, ready to train."""
     return FractureClassifier(
-        backbone=_instantiate(config["model"]),
-        loss=_instantiate(config["loss"]),
-        optimizer=_instantiate(config["optimizer"]),
-        scheduler=_instantiate(config["scheduler"]),
+        backbone=build(config["model"]),
+        loss=build(config["loss"]),
+        optimizer=build(config["optimizer"]),
+        scheduler=build(config["scheduler"]),
         config=config,
     )
 
 
-def _trainer(config: dict[str, Any], run: Path, **parts: Any) -> lightning.Trainer:
+def build_trainer(config: dict[str, Any], run: Path, **parts: Any) -> lightning.Trainer:
+    """Lightning's trainer of a checked configuration, writing below ``run``.
+
+    Raises:
+        InputError: this machine has no such accelerator, or not so many.
+    """
     try:
-        return _instantiate(
+        return build(
             config["trainer"],
             default_root_dir=str(run),
             plugins=[WholeCheckpointIO()],
@@ -231,7 +234,8 @@ def _trainer(config: dict[str, Any], run: Path, **parts: Any) -> lightning.Train
         raise InputError(f"trainer: {' '.join(str(cause).split())}") from None
 
 
-def _instantiate(part: dict[str, Any], **ready: Any) -> Any:
+def build(part: dict[str, Any], **ready: Any) -> Any:
+    """One part of a checked configuration, with ``ready`` as further arguments."""
     # Not unsafe here: the schema has listed every _target_ that gets this far. Hydra's own list would have to name
     # where a class is defined (torch.optim.adam.Adam), not where it is documented (torch.optim.Adam).
     return instantiate(part, _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS, **ready)
@@ -241,9 +245,7 @@ def _quieten() -> None:
     """Keep the log to what a reader acts on, and of several processes let only the first speak."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of torch
-    warnings.filterwarnings(
-        "ignore", ".*does not have many workers.*"
-    )  # decoding is never what training waits for
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # decoding is never what training waits for
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:
         logging.disable(logging.INFO)
 

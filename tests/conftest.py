@@ -1,0 +1,62 @@
+"""Phantoms in the published layout, real radiographs where they are, and runs without a command line."""
+
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+
+from fractatlas.config import TrainConfig, check
+from fractatlas.data import phantom
+from fractatlas.data.catalogue import read_catalogue
+
+REPOSITORY = Path(__file__).parents[1]
+# A network of a few thousand weights on images of 64 pixels: enough for everything but accuracy.
+SMALL = (
+    "data=phantom", "model=densenet", "model.variant=densenet_tiny", "model.weights=null", "trainer=cpu",
+    "preprocess.resize=64", "preprocess.crop=64", "data.batch_size=16", "data.num_workers=0",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory) -> Path:
+    """A data folder of 160 phantoms."""
+    root = tmp_path_factory.mktemp("data") / "phantoms"
+    phantom.generate(root, images=160, seed=0)
+    return root
+
+
+@pytest.fixture(scope="session")
+def catalogue(phantoms) -> pd.DataFrame:
+    return read_catalogue(phantoms)
+
+
+@pytest.fixture(scope="session")
+def radiographs() -> Path:
+    """The folder of real radiographs."""
+    root = Path(os.environ.get("FRACATLAS_ROOT", REPOSITORY.parent / "shared" / "fracatlas"))
+    if not (root / "dataset.csv").is_file():
+        pytest.skip("no FracAtlas: set FRACATLAS_ROOT to its folder")
+    return root
+
+
+@pytest.fixture(scope="session")
+def pretrained() -> Path:
+    """The folder of real ImageNet weights."""
+    folder = Path(os.environ.get("FRACATLAS_WEIGHTS", REPOSITORY.parent / "shared" / "weights"))
+    if not (folder / "densenet169_imagenet_features.pth").is_file():
+        pytest.skip("no ImageNet weights: set FRACATLAS_WEIGHTS to their folder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def configuration(phantoms):
+    """Compose and check a small run on the phantoms: ``configuration(run_folder, *overrides)``."""
+
+    def make(run: Path, *overrides: str) -> dict:
+        paths = (f"data.root={phantoms}", f"paths.root={run}", f"paths.output_dir={run}")
+        with initialize_config_dir(str(REPOSITORY / "conf"), job_name="test"):
+            return check(compose("train", [*SMALL, *paths, *overrides]), TrainConfig)
+
+    return make

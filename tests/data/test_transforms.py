@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from fractatlas.data.catalogue import load_image, read_boxes
+from fractatlas.data.transforms import Preprocess, light_augmentation
+from fractatlas.errors import InputError
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+STUDY = Preprocess(resize=256, crop=224, mean=MEAN, std=STD)
+REFERENCE = transforms.Compose(
+    [
+        transforms.Resize(256),
+        transforms.CenterCrop(224),
+        transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD),
+    ]
+)
+
+
+def both(file):
+    with Image.open(file) as image:
+        reference = REFERENCE(image.convert("RGB"))
+    return STUDY.normalise(STUDY(load_image(file))[None])[0], reference
+
+
+def test_the_studys_preprocessing_is_torchvisions_to_the_pixel(phantoms, catalogue):
+    for path in catalogue.loc[catalogue["excluded"] == "", "path"][:40]:
+        ours, reference = both(phantoms / path)
+        assert ours.shape == (3, 224, 224)
+        torch.testing.assert_close(ours, reference, rtol=0, atol=1e-6)
+
+
+def test_real_radiographs_differ_from_torchvisions_by_a_grey_level_at_most(radiographs):
+    for file in sorted((radiographs / "images" / "Fractured").iterdir())[::40]:
+        with Image.open(file) as image:
+            if image.getexif().get(0x0112, 1) != 1:
+                continue
+        ours, reference = both(file)
+        torch.testing.assert_close(ours, reference, rtol=0, atol=1.01 / 255 / min(STD))
+
+
+def test_people_see_the_pixels_that_the_network_gets():
+    pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(STUDY.denormalise(STUDY.normalise(pixels)), pixels.expand(1, 3, 16, 16))
+
+
+def test_boxes_move_with_the_pixels(phantoms, catalogue):
+    boxes = read_boxes(phantoms)
+    for row in catalogue[catalogue["label"] == 1].itertuples():
+        mask = np.zeros((row.height, row.width), dtype=np.uint8)
+        left, top, right, bottom = boxes[row.image_id][0]
+        mask[round(top) : round(bottom), round(left) : round(right)] = 255
+        seen = STUDY(Image.fromarray(mask))[0] > 127
+        moved = STUDY.boxes(boxes[row.image_id], row.width, row.height)[0]
+        drawn = torch.zeros(224, 224, dtype=torch.bool)
+        drawn[round(moved[1].item()) : round(moved[3].item()), round(moved[0].item()) : round(moved[2].item())] = True
+        if not seen.any():
+            continue
+        assert (seen & drawn).sum() / (seen | drawn).sum() > 0.75
+
+
+def test_augmentation_changes_pixels_by_the_seed_alone():
+    augment = light_augmentation(flip=0.5, degrees=10, brightness=0.2, contrast=0.2)
+    image = torch.randint(0, 256, (1, 64, 64), dtype=torch.uint8)
+    torch.manual_seed(1)
+    one = augment(image)
+    torch.manual_seed(1)
+    assert torch.equal(augment(image), one)
+    assert (one.shape, one.dtype) == (image.shape, torch.uint8)
+    assert not torch.equal(one, image)
+
+
+def test_a_crop_larger_than_the_image_is_refused():
+    with pytest.raises(InputError, match="preprocess.crop=256 should be at most preprocess.resize=224"):
+        Preprocess(resize=224, crop=256, mean=MEAN, std=STD)

@@ -1,0 +1,94 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn import metrics as reference
+
+from fractatlas.evaluation.metrics import at_threshold, auroc, average_precision, evaluate
+
+
+@pytest.fixture
+def table():
+    generator = np.random.default_rng(0)
+    label = (generator.random(600) < 0.18).astype(int)
+    # Rounded, so that there are ties.
+    probability = np.round(1 / (1 + np.exp(-generator.normal(2.0 * label - 2, 1.0))), 2)
+    return pd.DataFrame({"label": label, "probability": probability, "group": np.arange(600)})
+
+
+def test_values_are_scikit_learns(table):
+    truth, probability = table["label"], table["probability"]
+    said = probability >= 0.5
+    expected = {
+        "accuracy": reference.accuracy_score(truth, said),
+        "balanced_accuracy": reference.balanced_accuracy_score(truth, said),
+        "sensitivity": reference.recall_score(truth, said),
+        "specificity": reference.recall_score(truth, said, pos_label=0),
+        "ppv": reference.precision_score(truth, said),
+        "npv": reference.precision_score(truth, said, pos_label=0),
+        "f1": reference.f1_score(truth, said),
+        "mcc": reference.matthews_corrcoef(truth, said),
+        "auroc": reference.roc_auc_score(truth, probability),
+        "average_precision": reference.average_precision_score(truth, probability),
+        "brier": reference.brier_score_loss(truth, probability),
+    }
+    report = evaluate(table)
+    assert {name: report[name]["value"] for name in expected} == pytest.approx(expected)
+    assert report["majority_rate"] == 1 - truth.mean()
+    assert (report["n"], report["positives"]) == (600, truth.sum())
+
+
+def test_resamples_are_scikit_learns_with_weights(table):
+    weights = np.random.default_rng(1).multinomial(600, np.full(600, 1 / 600), size=5).astype(float)
+    truth, scores = table["label"].to_numpy(), table["probability"].to_numpy()
+    for row, area, precision, mcc in zip(
+        weights,
+        auroc(truth, scores, weights),
+        average_precision(truth, scores, weights),
+        at_threshold(truth, scores >= 0.5, weights)["mcc"],
+        strict=True,
+    ):
+        assert area == pytest.approx(reference.roc_auc_score(truth, scores, sample_weight=row))
+        assert precision == pytest.approx(reference.average_precision_score(truth, scores, sample_weight=row))
+        assert mcc == pytest.approx(reference.matthews_corrcoef(truth, scores >= 0.5, sample_weight=row))
+
+
+def test_intervals_are_scipys(table):
+    truth, scores = table["label"].to_numpy(), table["probability"].to_numpy()
+    report = evaluate(table)
+    for name, statistic in (("auroc", reference.roc_auc_score), ("brier", reference.brier_score_loss)):
+        theirs = stats.bootstrap(
+            (truth, scores), statistic, paired=True, vectorized=False, n_resamples=2000, method="percentile", rng=0
+        ).confidence_interval
+        width = theirs.high - theirs.low
+        assert report[name]["low"] == pytest.approx(theirs.low, abs=0.1 * width)
+        assert report[name]["high"] == pytest.approx(theirs.high, abs=0.1 * width)
+
+
+def test_images_of_one_group_are_drawn_together(table):
+    """Every image twice is no more information than once."""
+    twice = pd.concat([table, table], ignore_index=True)
+    once, grouped = evaluate(table)["auroc"], evaluate(twice)["auroc"]
+    apart = evaluate(twice.assign(group=np.arange(1200)))["auroc"]
+    assert grouped["high"] - grouped["low"] == pytest.approx(once["high"] - once["low"], rel=0.1)
+    assert apart["high"] - apart["low"] < 0.8 * (once["high"] - once["low"])
+
+
+def test_the_seed_decides_the_interval(table):
+    assert evaluate(table, seed=1) == evaluate(table, seed=1) != evaluate(table, seed=2)
+
+
+def test_always_saying_no_is_exposed(table):
+    report = evaluate(table.assign(probability=0.0))
+    assert report["accuracy"]["value"] == report["majority_rate"] > 0.8
+    assert report["sensitivity"]["value"] == report["f1"]["value"] == report["mcc"]["value"] == 0
+    assert report["balanced_accuracy"]["value"] == report["auroc"]["value"] == 0.5
+    assert report["ppv"] is None
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_what_one_class_leaves_undefined_is_none(table, label):
+    report = evaluate(table[table["label"] == label])
+    assert report["auroc"] is None
+    assert (report["sensitivity"] is None) == (label == 0)
+    assert report["accuracy"] is not None

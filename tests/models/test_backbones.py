@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from fractatlas.models.backbones import DENSENETS, RESNETS, densenet, resnet
+
+REST = {"weights": None, "weights_dir": "", "dropout": 0.0, "channels_last": True}
+
+
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    [*((densenet, name) for name in DENSENETS), *((resnet, name) for name in RESNETS)],
+    ids=[*DENSENETS, *RESNETS],
+)
+def test_every_variant_gives_one_logit_an_image_and_knows_its_stages(family, variant):
+    with torch.device("meta"):  # shapes without the arithmetic
+        network = family(variant, freeze="none", **REST)
+        assert network(torch.empty(2, 3, 64, 64)).shape == (2,)
+    in_stages = {key for names in network.stages.values() for name in names for key in network.network.state_dict()
+                 if key.startswith(f"{name}.")}  # fmt: skip
+    outside = set(network.network.state_dict()) - in_stages
+    assert len(network.stages) == 5
+    assert outside == {f"{network.head_name}.1.weight", f"{network.head_name}.1.bias"}
+
+
+@pytest.mark.parametrize(("family", "variant"), [(densenet, "densenet_tiny"), (resnet, "resnet_tiny")])
+@pytest.mark.parametrize("freeze", ["none", 2, "trunk"])
+def test_what_is_frozen_stays_and_the_rest_learns(family, variant, freeze):
+    torch.manual_seed(0)
+    network = family(variant, freeze=freeze, **REST)
+    before = {key: value.clone() for key, value in network.network.state_dict().items()}
+    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=0.1)
+    network.eval().train()
+    network(torch.randn(4, 3, 64, 64)).square().sum().backward()
+    optimizer.step()
+    count = {"none": 0, "trunk": 5}.get(freeze, freeze)
+    for number, names in enumerate(network.stages.values()):
+        changed = [
+            not torch.equal(value, before[key])
+            for key, value in network.network.state_dict().items()
+            if any(key.startswith(f"{name}.") for name in names)
+        ]
+        # Running statistics count as well: a frozen BatchNorm keeps them.
+        assert not any(changed) if number < count else all(changed)
+
+
+def test_dropout_is_before_the_head_and_off_when_scoring():
+    network = densenet("densenet_tiny", freeze="none", **(REST | {"dropout": 0.5}))
+    images = torch.randn(2, 3, 64, 64)
+    network.eval()
+    assert torch.equal(network(images), network(images))
+    network.train()
+    assert not torch.equal(network(images), network(images))
+
+
+def test_channels_last_changes_memory_and_no_value():
+    torch.manual_seed(0)
+    last = resnet("resnet_tiny", freeze="none", **REST).eval()
+    first = resnet("resnet_tiny", freeze="none", **(REST | {"channels_last": False})).eval()
+    first.load_state_dict(last.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(last(images), first(images), rtol=1e-4, atol=1e-4)
+    assert last.network.conv1.weight.is_contiguous(memory_format=torch.channels_last)

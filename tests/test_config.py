@@ -1,0 +1,90 @@
+import re
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from fractatlas.cli import prepare
+from fractatlas.config import TrainConfig, check, known_keys, mode_of, unknown_key
+from fractatlas.errors import InputError
+
+CONF = Path(__file__).parents[1] / "conf"
+HERE = ("paths.root=/tmp", "paths.output_dir=/tmp")
+
+
+def composed(*overrides: str) -> dict:
+    with initialize_config_dir(str(CONF), job_name="test"):
+        return check(compose("train", [*HERE, *overrides]), TrainConfig)
+
+
+@pytest.mark.parametrize("group", ["experiment", "debug", "model", "optimizer", "scheduler", "trainer", "augment",
+                                   "callbacks", "data", "split", "preprocess", "loss", "logger"])  # fmt: skip
+def test_every_choice_of_a_group_composes_into_a_valid_configuration(group):
+    choices = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+    assert choices
+    for choice in choices:
+        composed(f"{group}={choice}")
+
+
+def test_the_tuned_experiment_is_the_studys_best_configuration():
+    config = composed("experiment=tuned_densenet")
+    assert config["optimizer"]["_target_"] == "torch.optim.Adam"
+    assert (config["optimizer"]["lr"], config["optimizer"]["weight_decay"]) == (0.0002, 0.00045)
+    assert (config["data"]["batch_size"], config["trainer"]["max_epochs"], config["model"]["dropout"]) == (32, 2, 0.5)
+    assert config["monitor"] == config["callbacks"]["checkpoint"]["monitor"] == "val/accuracy"
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.dropout=abc", "model.dropout=abc: should be a valid number"),
+        ("model.dropout=1.5", "model.dropout=1.5: should be less than 1"),
+        ("data.batch_size=0", "data.batch_size=0: should be greater than or equal to 1"),
+        ("data.batch_size=true", "data.batch_size=true: should be a valid integer"),
+        ("optimizer.lr=-1", "optimizer.lr=-1: should be greater than 0"),
+        ("seed='1'", "seed=1: should be a valid integer"),
+        ("monitor=val/acc", "monitor=val/acc: should be 'val/loss', 'val/accuracy'"),
+        ("split.ratios=[0.5,0.5]", "split.ratios=[0.5, 0.5]: List should have at least 3 items"),
+        ("+trainer.max_epoch=3", "unknown key 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
+        ("++model.droput=0.1", "unknown key 'model.droput'; did you mean 'model.dropout'?"),
+        ("+lr=1", "unknown key 'lr'; did you mean 'optimizer.lr'?"),
+        ("optimizer._target_=os.system", "optimizer._target_=os.system: should be one of 'torch.optim.Adam'"),
+        ("~model.dropout", "model.dropout needs a value"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_is_allowed(override, says):
+    with pytest.raises(InputError, match=re.escape(says)) as raised:
+        composed(override)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_key_of_another_choice_is_told_from_an_unknown_one():
+    assert unknown_key("optimizer.momentum", TrainConfig) == (
+        "'optimizer.momentum' does not belong to the 'optimizer' that is chosen"
+    )
+    assert "optimizer.momentum" in known_keys(TrainConfig)
+
+
+def test_only_a_loss_is_better_when_small():
+    assert mode_of("val/loss") == "min"
+    assert {mode_of(f"val/{name}") for name in ("accuracy", "auroc", "mcc")} == {"max"}
+
+
+@pytest.mark.parametrize("value", ["/data/Röntgen (alt)", "~/x ray's", "a#b=c", "it's \\", "a,b[c"])
+def test_a_path_reaches_the_program_as_it_was_typed(value):
+    (argument,) = prepare([f"data.root={value}"], TrainConfig)
+    assert OverridesParser.create().parse_override(argument).value() == value
+
+
+def test_resuming_what_is_no_run_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="not a run folder"):
+        prepare([f"resume={tmp_path}"], TrainConfig)
+
+
+def test_resuming_with_another_model_is_refused(tmp_path):
+    for name in (".hydra/config.yaml", "checkpoints/last.ckpt"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match="take out model=resnet"):
+        prepare([f"resume={tmp_path}", "model=resnet"], TrainConfig)
