@@ -128,7 +128,8 @@ def _bone(
         where = generator.uniform(-0.65, 0.65) * min(length, 110 * scale)
         slope = generator.normal(0, 0.45)
         knots = generator.normal(0, 1.2 * scale, 9)
-        jag = np.interp(across, np.linspace(-thickness, thickness, 9), knots)
+        knots_at = np.linspace(-thickness, thickness, 9)
+        jag = np.interp(across, knots_at, knots)
         beyond = s - where - slope * across - jag
         step = generator.choice([-1, 1]) * generator.uniform(0.15, 0.8) * thickness
         across = across - step / (1 + np.exp(-beyond / (0.6 * scale)))

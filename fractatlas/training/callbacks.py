@@ -36,9 +36,13 @@ class TerminalProgressBar(RichProgressBar):
 class ProgressLines(Callback):
     """Log a line every tenth of an epoch, and one with the metrics when the epoch is validated."""
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, classifier: FractureClassifier) -> None:
-        """Start the clock."""
+    def on_train_start(self, trainer: lightning.Trainer, classifier: FractureClassifier) -> None:
+        """Start the clock, also where a run is gone on with in the middle of an epoch."""
         self._started, self._images = time.monotonic(), 0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, classifier: FractureClassifier) -> None:
+        """Start the clock again."""
+        self.on_train_start(trainer, classifier)
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, classifier: FractureClassifier, outputs: Any, batch: Any, index: int

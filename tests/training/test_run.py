@@ -5,12 +5,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from fractatlas.config import EvaluateConfig, check
 from fractatlas.errors import InputError
 from fractatlas.models.weights import read_checkpoint
+from fractatlas.training.callbacks import SaveOnInterrupt
 from fractatlas.training.run import checkpoint_config, evaluate, train
 
 
@@ -30,8 +32,9 @@ def test_a_run_leaves_what_it_should(finished):
     run, _, _ = finished
     names = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file() and "tensorboard" not in str(file)}
     assert names == {
-        "catalogue.csv", "split.csv", "predictions.csv", "metrics.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt",
-    }  # fmt: skip
+        *("catalogue.csv", "split.csv", "predictions.csv", "metrics.json"),
+        *("checkpoints/best.ckpt", "checkpoints/last.ckpt"),
+    }
 
 
 def test_the_best_checkpoints_value_is_returned_and_not_the_last_epochs(finished):
@@ -93,8 +96,6 @@ def rescored(run: Path, tmp_path: Path, part: str, **changes) -> dict:
     config |= {"data_root": None, "trainer": checkpoint_config(run / "checkpoints" / "best.ckpt")["trainer"]}
     config |= {"paths": dict.fromkeys(("root", "data_dir", "data_root", "weights", "log_dir"), str(tmp_path))}
     config["paths"]["output_dir"] = str(tmp_path)
-    from omegaconf import OmegaConf
-
     evaluate(check(OmegaConf.create(config | changes), EvaluateConfig))
     return json.loads((tmp_path / "metrics.json").read_text())
 
@@ -180,6 +181,23 @@ def test_training_goes_on_where_it_stopped(configuration, tmp_path):
     one, two = (read_checkpoint(run / "checkpoints" / "last.ckpt") for run in (through, stopped))
     assert one["global_step"] == two["global_step"]
     assert all(torch.equal(value, two["state_dict"][key]) for key, value in one["state_dict"].items())
+    assert (through / "predictions.csv").read_bytes() == (stopped / "predictions.csv").read_bytes()
+
+
+def test_an_interrupted_epoch_goes_on_after_its_last_whole_step(configuration, tmp_path, monkeypatch):
+    through, stopped = tmp_path / "through", tmp_path / "stopped"
+    train(configuration(through, "trainer.max_epochs=2", "test=false"))
+
+    def interrupt(self, trainer, classifier, batch, index):
+        if (trainer.current_epoch, index) == (1, 3):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SaveOnInterrupt, "on_train_batch_start", interrupt)
+        with pytest.raises(SystemExit):
+            train(configuration(stopped, "trainer.max_epochs=2", "test=false"))
+    assert not (stopped / "metrics.json").exists()
+    train(configuration(stopped, "trainer.max_epochs=2", "test=false", f"resume={stopped}"))
     assert (through / "predictions.csv").read_bytes() == (stopped / "predictions.csv").read_bytes()
 
 
