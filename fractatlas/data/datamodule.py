@@ -96,6 +96,7 @@ class RadiographDataModule(lightning.LightningDataModule):
         self.preprocess = preprocess
         self.catalogue = self.split = pd.DataFrame()
         self.augment = augment
+        self.validated_part = "val"
         self._make_split, self._prepare, self._seed = split, prepare, seed
         self._batches_done = 0
         self._loading = {"batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
@@ -148,8 +149,8 @@ class RadiographDataModule(lightning.LightningDataModule):
         return self._loader(dataset, sampler)
 
     def val_dataloader(self) -> DataLoader:
-        """In the split's order."""
-        return self.evaluation_dataloader("val")
+        """In the split's order; another part than ``val`` where ``validated_part`` names one."""
+        return self.evaluation_dataloader(self.validated_part)
 
     def test_dataloader(self) -> DataLoader:
         """In the split's order."""

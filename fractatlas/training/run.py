@@ -162,21 +162,16 @@ def predict(
     Raises:
         InputError: the checkpoint does not fit the classifier.
     """
-    # Lightning reads val and test loaders alike; which part it is decides only what the metrics are called.
-    run = trainer.test if part == "test" else trainer.validate
-    if part == "train":
-        data.val_dataloader = lambda: data.evaluation_dataloader("train")
+    score = trainer.test if part == "test" else trainer.validate
+    data.validated_part = part
     try:
-        run(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+        score(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
     except RuntimeError as error:
         if "state_dict" not in str(error):
             raise
         raise InputError(f"{checkpoint} holds another architecture than its configuration names") from None
     rows = classifier.predictions["test" if part == "test" else "val"]
-    table = data.part(part)
-    if rows[:, 0].tolist() != list(range(len(table))):
-        limited = (table.index.isin(rows[:, 0].tolist())).nonzero()[0]
-        table = table.iloc[limited]
+    table = data.part(part).iloc[rows[:, 0].long().tolist()]
     probability = rows[:, 1].double().sigmoid().numpy()
     return table.assign(probability=probability)[["image_id", "group", "split", "label", "probability"]]
 
