@@ -119,7 +119,7 @@ class FractureClassifier(lightning.LightningModule):
         """One batch's loss."""
         logits = self(batch["image"])
         loss = self.loss(logits, batch["label"])
-        self.log("train/loss_step", loss.detach())
+        self.log("train/loss_step", loss.detach(), prog_bar=True)
         self._update("train", batch, logits.detach(), loss.detach())
         return loss
 

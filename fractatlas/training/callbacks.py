@@ -33,6 +33,11 @@ class TerminalProgressBar(RichProgressBar):
             super().enable()
 
 
+    def get_metrics(self, trainer: lightning.Trainer, classifier: FractureClassifier) -> dict[str, Any]:
+        """The loss; not the end of the folder's name, which Lightning takes for a version number."""
+        return {name: value for name, value in super().get_metrics(trainer, classifier).items() if name != "v_num"}
+
+
 class ProgressLines(Callback):
     """Log a line every tenth of an epoch, and one with the metrics when the epoch is validated."""
 

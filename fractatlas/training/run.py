@@ -239,8 +239,16 @@ def build(part: dict[str, Any], **ready: Any) -> Any:
 def _quieten() -> None:
     """Keep the log to what a reader acts on, and of several processes let only the first speak."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's own use of torch
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # decoding is never what training waits for
+    for settled in (
+        ".*LeafSpec.*",  # Lightning's own use of torch
+        ".*does not have many workers.*",  # decoding is never what training waits for
+        ".*dataloader is not resumable.*",  # its sampler is
+        ".*exists and is not empty.*",  # so it is where a run is gone on with
+        ".*callbacks used to create the checkpoint need to be provided.*",  # not to score it
+        ".*smaller than the logging interval.*",  # the last step of an epoch is logged all the same
+        ".*sync_dist=True.*",  # torchmetrics has gathered already
+    ):
+        warnings.filterwarnings("ignore", settled)
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:
         logging.disable(logging.INFO)
 

@@ -208,6 +208,12 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(configuration, tmp_pa
     assert len(events(tmp_path).Scalars("val/auroc")) == 2
 
 
+def test_half_precision_trains(configuration, tmp_path):
+    value = train(configuration(tmp_path, "trainer.precision=bf16-mixed", "trainer.max_epochs=1", "test=false"))
+    assert 0 <= value <= 1
+    assert pd.read_csv(tmp_path / "predictions.csv")["probability"].notna().all()
+
+
 def test_a_loss_is_monitored_downwards(configuration, tmp_path):
     changes = ("monitor=val/loss", "trainer.max_epochs=3", "optimizer.lr=0.05", "test=false")
     value = train(configuration(tmp_path, *changes))
