@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fractatlas.config import parts, unknown_key
@@ -41,43 +42,66 @@ def one_line_errors(schema: type) -> Iterator[None]:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {_explain(error, schema)}")
+    except OSError as error:
+        sys.exit(f"error: {error.strerror or error}: {error.filename or 'no file named'}")
     except KeyboardInterrupt:
         sys.exit("interrupted before the first step: nothing to resume")
+
+
+# What may change when a run is gone on with: how long, where and how fast, never what is learnt from what.
+RESUMABLE = ("resume", "test", "trainer.max_epochs", "trainer.accelerator", "trainer.devices", "data.root",
+             "data.num_workers", "data.pin_memory")  # fmt: skip
 
 
 def prepare(arguments: Sequence[str], schema: type) -> list[str]:
     """Quote what Hydra's grammar would refuse, and send ``resume=<run folder>`` back into that folder.
 
     Raises:
-        InputError: the run folder cannot be resumed, or not with these arguments.
+        InputError: an argument cannot be meant, or the run folder cannot be resumed, or not with these arguments.
     """
-    groups = parts(schema)
+    folder = None
     for argument in arguments:
-        key, _, value = argument.partition("=")
-        if value == "null" and key in groups:
+        key, equals, value = argument.partition("=")
+        if not argument.startswith(("-", "~")) and not equals:
+            raise InputError(f"{argument}: should be key=value; --help lists the keys")
+        if key in parts(schema) and value in ("", "null"):
             raise InputError(f"{argument}: name one of the choices that --help lists")
-    folder = next((a.partition("=")[2] for a in arguments if re.match(r"resume=(?!null$).", a)), None)
-    quoted = [_quote(argument) for argument in arguments if not (folder and argument.startswith("resume="))]
-    if folder is None:
-        return quoted
+        if key.lstrip("+") == "resume" and value != "null":
+            folder = value
+    quoted = [_quote(argument) for argument in arguments]
+    return quoted if folder is None else _resume(folder, quoted)
+
+
+def _resume(folder: str, arguments: list[str]) -> list[str]:
     run = Path(folder).absolute()
-    if not (run / ".hydra" / "config.yaml").is_file():
+    if not folder or not (run / ".hydra" / "config.yaml").is_file():
         raise InputError(f"resume={folder}: not a run folder (no .hydra/config.yaml in it)")
     if not (run / "checkpoints" / "last.ckpt").is_file():
-        raise InputError(
-            f"resume={folder}: no checkpoints/last.ckpt to go on from; start the run again without resume="
-        )
-    for argument in quoted:
-        key = argument.lstrip("+~").partition("=")[0]
-        if key in groups | {"experiment", "debug"}:
-            raise InputError(f"resume={folder} continues with the run's own configuration: take out {argument}")
+        raise InputError(f"resume={folder}: no checkpoints/last.ckpt to go on from; start again without resume=")
+    if {"-m", "--multirun"} & set(arguments):
+        raise InputError(f"resume={folder} is one run: take out -m")
+    kept = []
+    for argument in arguments:
+        key = argument.lstrip("+").partition("=")[0]
+        # Lightning starts the other processes of a run with what this returned, and keys of Hydra's own.
+        if key.startswith(("hydra.", "paths.root", "--config-")):
+            kept.append(argument)
+        elif key not in RESUMABLE:
+            raise InputError(
+                f"resume={folder} goes on with the run's own configuration: take out {argument}; "
+                f"{', '.join(RESUMABLE[1:])} may be given"
+            )
+        elif key != "resume":
+            kept.append(argument)
+    typed_in = OmegaConf.load(run / ".hydra" / "hydra.yaml").hydra.runtime.cwd
     return [
         f"--config-path={run / '.hydra'}",
         "--config-name=config",
         _literal("resume", str(run)),
+        _literal("paths.root", typed_in),
         _literal("hydra.run.dir", str(run)),
         "hydra.output_subdir=null",
-        *quoted,
+        *kept,
     ]
 
 

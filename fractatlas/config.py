@@ -27,7 +27,7 @@ Probability = Annotated[float, Interval(ge=0, le=1)]
 Proportion = Annotated[float, Interval(gt=0, lt=1)]
 Rate = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
-Batches = Annotated[int, Ge(0)] | Annotated[float, Interval(ge=0, le=1)]  # a number of them, or a share
+Batches = Positive | Annotated[float, Interval(gt=0, le=1)]  # a number of them, or a share
 Monitor = Literal[tuple(f"val/{name}" for name in METRICS)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Channels = Annotated[list[float], Len(3, 3)]
@@ -161,6 +161,10 @@ class SGD(Optimizer):
     momentum: Annotated[float, Ge(0), Lt(1)]
     nesterov: bool
 
+    def __post_init__(self):
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov=true needs a momentum above 0")
+
 
 @dataclass
 class ConstantSchedule(Strict):
@@ -188,16 +192,15 @@ class Trainer(Strict):
     devices: Literal["auto"] | Positive | Literal[-1] | list[Count]
     num_nodes: Positive
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"]
-    precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"]
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"]
     max_epochs: Positive
     min_epochs: Positive | None
-    max_steps: Literal[-1] | Positive
     accumulate_grad_batches: Positive
     gradient_clip_val: Rate | None
     limit_train_batches: Batches
     limit_val_batches: Batches
     limit_test_batches: Batches
-    overfit_batches: Batches
+    overfit_batches: Count | Probability
     check_val_every_n_epoch: Positive
     log_every_n_steps: Positive
     num_sanity_val_steps: Annotated[int, Ge(-1)]
@@ -207,6 +210,10 @@ class Trainer(Strict):
     detect_anomaly: bool
     profiler: Literal["simple", "advanced", "pytorch"] | None
     enable_model_summary: bool
+
+    def __post_init__(self):
+        if self.check_val_every_n_epoch > self.max_epochs:
+            raise ValueError("check_val_every_n_epoch above max_epochs: no epoch would be validated")
 
 
 @dataclass
@@ -273,6 +280,19 @@ class SaveOnInterrupt(Strict):
 
 
 @dataclass
+class Callbacks(Strict):
+    """By their part in a run; ``null`` leaves one out."""
+
+    checkpoint: ModelCheckpoint
+    learning_rate: LearningRateMonitor | None
+    progress_bar: TerminalProgressBar | None
+    progress_lines: ProgressLines | None
+    input_grid: InputGrid | None
+    interrupt: SaveOnInterrupt | None
+    early_stopping: EarlyStopping | None
+
+
+@dataclass
 class TensorBoard(Strict):
     """The logs that users read."""
 
@@ -303,10 +323,6 @@ def _one_of(*schemas: type) -> Any:
     return Annotated[union, Field(discriminator="_target_")]
 
 
-AnyCallback = _one_of(ModelCheckpoint, LearningRateMonitor, EarlyStopping, TerminalProgressBar, ProgressLines,
-                      InputGrid, SaveOnInterrupt)  # fmt: skip
-
-
 @dataclass
 class TrainConfig(Strict):
     """``conf/train.yaml``, composed."""
@@ -325,7 +341,7 @@ class TrainConfig(Strict):
     optimizer: _one_of(Adam, SGD)
     scheduler: _one_of(ConstantSchedule, CosineSchedule)
     trainer: Trainer
-    callbacks: dict[str, AnyCallback]
+    callbacks: Callbacks
     logger: TensorBoard
     paths: Paths
 
@@ -340,6 +356,9 @@ class EvaluateConfig(Strict):
     data_root: str | None
     trainer: Trainer
     paths: Paths
+
+
+SCHEMAS = {name for name, value in globals().items() if dataclasses.is_dataclass(value)}
 
 
 def mode_of(monitor: str) -> str:
@@ -376,7 +395,11 @@ def unknown_key(key: str, schema: type) -> str:
     """One line for a ``key`` that ``schema`` does not have, with the nearest one that it has."""
     known = sorted(set(known_keys(schema)))
     leaf = key.rpartition(".")[2]
-    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    siblings = [
+        name.rpartition(".")[2]
+        for name in known
+        if name.rpartition(".")[0] == key.rpartition(".")[0] and "._" not in name
+    ]
     if key in known:
         return f"'{key}' does not belong to the '{key.partition('.')[0]}' that is chosen"
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
@@ -400,7 +423,7 @@ def check(config: DictConfig, schema: type) -> dict[str, Any]:
         InputError: a key is unknown, missing, of the wrong type or out of range: one line for each.
         omegaconf.errors.OmegaConfBaseException: an interpolation leads nowhere.
     """
-    plain = OmegaConf.to_container(config, resolve=True)
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     try:
         # Strict, so that "3" is not a number; by way of JSON, because only there does strict let a dict in.
         TypeAdapter(schema).validate_json(json.dumps(plain), strict=True)
@@ -423,8 +446,8 @@ def _lines(error: ValidationError, schema: type) -> Iterator[str]:
             yield unknown_key(key, schema)
         elif kind == "missing":
             yield f"{key} needs a value"
-        elif kind == "union_tag_not_found":
-            yield f"{key}={json.dumps(value)}: needs a _target_"
+        elif kind == "value_error":
+            yield f"{key}: {first['ctx']['error']}"
         elif kind == "union_tag_invalid":
             yield f"{key}._target_={first['ctx']['tag']}: should be one of {first['ctx']['expected_tags']}"
         else:
@@ -438,4 +461,4 @@ def _lines(error: ValidationError, schema: type) -> Iterator[str]:
 
 def _names_a_branch(step: str) -> bool:
     """Whether pydantic put ``step`` into a location to name the branch of a union that it tried."""
-    return step in ("int", "float", "bool", "str", "Phantom") or any(mark in step for mark in ".[-(")
+    return step in ("int", "float", "bool", "str") or step in SCHEMAS or any(mark in step for mark in ".[-(")

@@ -43,7 +43,7 @@ def seconds_per_step(ends: list[float]) -> list[float]:
 def our_loop(config: dict, data: lightning.LightningDataModule, run: Path) -> list[float]:
     """Seconds of each step of a run as ``train.py`` makes it, callbacks, logger and metrics included."""
     clock = Clock()
-    callbacks = [build(part) for part in config["callbacks"].values()]
+    callbacks = [build(part) for part in config["callbacks"].values() if part]
     trainer = build_trainer(config, run, callbacks=[*callbacks, clock], logger=build(config["logger"]))
     trainer.fit(build_classifier(config), data)
     return seconds_per_step(clock.ends)

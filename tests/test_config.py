@@ -50,6 +50,9 @@ def test_the_tuned_experiment_is_the_studys_best_configuration():
         ("++model.droput=0.1", "unknown key 'model.droput'; did you mean 'model.dropout'?"),
         ("+lr=1", "unknown key 'lr'; did you mean 'optimizer.lr'?"),
         ("optimizer._target_=os.system", "optimizer._target_=os.system: should be one of 'torch.optim.Adam'"),
+        ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0: should be greater than or equal to 1"),
+        ("trainer.check_val_every_n_epoch=9", "no epoch would be validated"),
+        ("~callbacks.checkpoint", "callbacks.checkpoint needs a value"),
         ("~model.dropout", "model.dropout needs a value"),
     ],
 )
@@ -77,14 +80,17 @@ def test_a_path_reaches_the_program_as_it_was_typed(value):
     assert OverridesParser.create().parse_override(argument).value() == value
 
 
-def test_resuming_what_is_no_run_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match="not a run folder"):
-        prepare([f"resume={tmp_path}"], TrainConfig)
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_resuming_what_is_no_run_folder_is_refused(tmp_path, plus):
+    for folder in (tmp_path, ""):
+        with pytest.raises(InputError, match="not a run folder"):
+            prepare([f"{plus}resume={folder}"], TrainConfig)
 
 
-def test_resuming_with_another_model_is_refused(tmp_path):
+@pytest.mark.parametrize("argument", ["model=resnet", "split.seed=1", "optimizer.lr=0.5", "data.batch_size=8", "-m"])
+def test_resuming_with_what_was_not_learnt_with_is_refused(tmp_path, argument):
     for name in (".hydra/config.yaml", "checkpoints/last.ckpt"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).touch()
-    with pytest.raises(InputError, match="take out model=resnet"):
-        prepare([f"resume={tmp_path}", "model=resnet"], TrainConfig)
+    with pytest.raises(InputError, match=f"take out {argument}"):
+        prepare([f"resume={tmp_path}", argument], TrainConfig)

@@ -47,6 +47,8 @@ def read_catalogue(root: Path) -> pd.DataFrame:
     files = _find_images(root)
     boxes = read_boxes(root)
 
+    if not table["image_id"].isin(files.index).any():
+        raise InputError(f"no image_id of {root / 'dataset.csv'} is the name of a file in {root / 'images'}")
     table = table.set_index("image_id").join(files, how="outer")
     table.index.name = "image_id"
     in_table = table["fractured"].notna()
@@ -58,7 +60,9 @@ def read_catalogue(root: Path) -> pd.DataFrame:
     table.loc[table["path"] == "", "excluded"] = "no image file"
 
     folder = table["folder"].fillna(table["fractured"]).astype(int)
-    votes = table["fractured"] + folder + (table["boxes"] > 0)
+    # Without the annotations their vote is the table's.
+    boxed = table["boxes"] > 0 if (root / COCO).is_file() else table["fractured"]
+    votes = table["fractured"] + folder + boxed
     table["label"] = (votes >= 2).astype(int)
     disputed = ~votes.isin([0, 3]) & (table["excluded"] == "")
     table["note"] = ""

@@ -146,7 +146,9 @@ class RadiographDataModule(lightning.LightningDataModule):
         # Lightning tells it the epoch. It pads to a whole number of images per process, which is fine for training.
         sampler = ResumableSampler(dataset, self._world_size, self._rank, shuffle=True, seed=self._seed)
         sampler.skip = self._batches_done * self._loading["batch_size"]
-        return self._loader(dataset, sampler)
+        # BatchNorm cannot learn from one image: where the last batch would be one, it is left out of this epoch.
+        alone = len(sampler) % self._loading["batch_size"] == 1 and len(sampler) > 1
+        return self._loader(dataset, sampler, drop_last=alone)
 
     def val_dataloader(self) -> DataLoader:
         """In the split's order; another part than ``val`` where ``validated_part`` names one."""
@@ -182,9 +184,9 @@ class RadiographDataModule(lightning.LightningDataModule):
         """Go on after the batches that were done."""
         self._batches_done = state["batches_done"]
 
-    def _loader(self, dataset: Dataset, sampler: Sampler | None) -> DataLoader:
+    def _loader(self, dataset: Dataset, sampler: Sampler | None, drop_last: bool = False) -> DataLoader:
         workers = self._loading["num_workers"] > 0
-        return DataLoader(dataset, sampler=sampler, persistent_workers=workers, **self._loading)
+        return DataLoader(dataset, sampler=sampler, drop_last=drop_last, persistent_workers=workers, **self._loading)
 
     @property
     def _world_size(self) -> int:

@@ -37,6 +37,8 @@ def random_split(
     table = _included(catalogue)
     earlier = _read(Path(previous)).set_index("image_id")["split"] if previous else pd.Series(dtype=str)
     table["split"] = table["image_id"].map(earlier).astype(object)
+    if previous and table["split"].isna().all():
+        raise InputError(f"split.previous={previous} shares no image with the data")
     for _, images in table.groupby("label"):
         goal = np.diff(np.round(np.cumsum([0, *ratios]) * len(images))).astype(int)
         new = images[images["split"].isna()]

@@ -1,6 +1,7 @@
 """torchvision's DenseNets and ResNets with one logit: the network half of ``conf/model``."""
 
 from functools import partial
+from typing import Any
 
 import torch
 import torchvision.models as tv
@@ -36,6 +37,7 @@ class Backbone(nn.Module):
         freeze: ``none``, ``trunk``, or how many of the stages, from the input on, do not learn. A frozen stage's
             BatchNorm keeps its running statistics, too.
         channels_last: keep weights and images in channels-last memory order, which is faster on most hardware.
+        loaded: what ``load_trunk`` says of the weights.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class Backbone(nn.Module):
         stages: dict[str, list[str]],
         freeze: str | int,
         channels_last: bool,
+        loaded: dict[str, Any],
     ):
         super().__init__()
+        self.loaded = loaded
         count = {"none": 0, "trunk": len(stages)}.get(freeze, freeze)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network.to(memory_format=self.memory_format)
@@ -95,8 +99,8 @@ def densenet(
     stages = {"stem": ["features.conv0", "features.norm0"]}
     stages |= {f"block{n}": [f"features.denseblock{n}", f"features.transition{n}"] for n in (1, 2, 3)}
     stages["block4"] = ["features.denseblock4", "features.norm5"]
-    load_trunk(network, variant, stages, weights, weights_dir)
-    return Backbone(network, "classifier", stages, freeze, channels_last)
+    loaded = load_trunk(network, variant, stages, weights, weights_dir)
+    return Backbone(network, "classifier", stages, freeze, channels_last, loaded)
 
 
 def resnet(
@@ -114,5 +118,5 @@ def resnet(
     network = RESNETS[variant]()
     network.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(network.fc.in_features, 1))
     stages = {"stem": ["conv1", "bn1"]} | {f"layer{n}": [f"layer{n}"] for n in (1, 2, 3, 4)}
-    load_trunk(network, variant, stages, weights, weights_dir)
-    return Backbone(network, "fc", stages, freeze, channels_last)
+    loaded = load_trunk(network, variant, stages, weights, weights_dir)
+    return Backbone(network, "fc", stages, freeze, channels_last, loaded)

@@ -21,6 +21,7 @@ from torchmetrics.classification import (
     BinarySpecificity,
 )
 
+from fractatlas.errors import InputError
 from fractatlas.models.backbones import Backbone
 
 
@@ -45,7 +46,7 @@ class Scores(nn.Module):
                 "specificity": BinarySpecificity(),
             }
         )
-        self.loss, self.prevalence = MeanMetric(), MeanMetric()
+        self.loss, self.prevalence = MeanMetric(nan_strategy="ignore"), MeanMetric()
         self.rows = CatMetric(nan_strategy="disable")
 
     def update(self, batch: dict[str, Tensor], logits: Tensor, loss: Tensor) -> None:
@@ -156,8 +157,11 @@ class FractureClassifier(lightning.LightningModule):
 
     def _log_epoch(self, part: str) -> None:
         scores = self.scores[f"{part}_scores"]
+        predictions = scores.predictions()
+        if not predictions.isfinite().all():  # torchmetrics leaves what is not a number out of its means
+            raise InputError(f"training diverged: some {part} logits are not finite; lower optimizer.lr")
         # The best checkpoint's score after training is no point of the training curve.
         prefix = "best/" if part == "val" and self.trainer.state.fn != TrainerFn.FITTING else ""
         self.log_dict({f"{prefix}{part}/{name}": value.float() for name, value in scores.compute().items()})
-        self.predictions[part] = scores.predictions()
+        self.predictions[part] = predictions
         scores.reset()

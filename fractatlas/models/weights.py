@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 def load_trunk(
     network: nn.Module, variant: str, stages: Mapping[str, list[str]], weights: str | None, weights_dir: str
-) -> None:
+) -> dict[str, Any]:
     """Fill a torchvision network's trunk; the head, and whatever the file lacks, stays random.
 
     Args:
@@ -31,12 +31,14 @@ def load_trunk(
             ours. ``None``: nothing.
         weights_dir: where weights lie.
 
+    Returns:
+        ``file`` (its name), how many tensors were ``loaded``, ``of`` how many, and what is ``random``.
+
     Raises:
         InputError: no such file and no network; no weights in the file; wrong shapes, or nothing that fits.
     """
     if weights is None:
-        log.info("%s: random weights", variant)
-        return
+        return {"file": None, "loaded": 0, "of": len(network.state_dict()), "random": [*stages, "head"]}
     file = _imagenet_file(variant, Path(weights_dir)) if weights == "imagenet" else Path(weights)
     found = {_modern(key): tensor for key, tensor in _state_dict(file).items()}
     own = network.state_dict()
@@ -56,14 +58,15 @@ def load_trunk(
     at_random = [
         stage for stage, names in stages.items() if any(key.startswith(f"{name}.") for name in names for key in missing)
     ]
-    log.info(
-        "%s: %d of %d trunk tensors from %s; random: %s",
-        variant,
-        len(fitting),
-        len(fitting) + len(missing),
-        file,
-        ", ".join([*at_random, "head"]),
-    )
+    report = {
+        "file": file.name,
+        "loaded": len(fitting),
+        "of": len(fitting) + len(missing),
+        "random": [*at_random, "head"],
+    }
+    found = f"{report['loaded']} of {report['of']} trunk tensors from {file}"
+    log.info("%s: %s; random: %s", variant, found, ", ".join(report["random"]))
+    return report
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
@@ -84,7 +87,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         else:
             raise InputError(f"{file} is not a PyTorch file") from None
         raise InputError(f"{file} is refused: {why}; save a plain state dict with torch.save") from None
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+    except Exception as error:  # a broken file can make the reader fail in any way
         raise InputError(f"{file} is not a PyTorch file, or is broken ({type(error).__name__})") from None
     if not isinstance(content, dict):
         raise InputError(f"{file} holds a {type(content).__name__}, not a dict of tensors")
@@ -106,7 +109,10 @@ def _modern(key: str) -> str:
 
 
 def _imagenet_file(variant: str, folder: Path) -> Path:
-    if files := sorted(folder.glob(f"{variant}[-_.]*pth")):
+    files = sorted(folder.glob(f"{variant}[-_.]*pth"))
+    if len(files) > 1:
+        raise InputError(f"{folder} has {', '.join(file.name for file in files)}: name one, model.weights=FILE")
+    if files:
         return files[0]
     try:
         url = get_model_weights(variant).DEFAULT.url

@@ -48,7 +48,7 @@ def markdown(runs: list[dict[str, Any]]) -> str:
                 study = STUDY.get(run["task_name"], {}).get(part)
                 rows.append(
                     [
-                        f"{run['task_name']} ({run['model']})",
+                        f"{run['task_name']} ({_model(run)})",
                         part,
                         f"{scores['n']} ({scores['positives']})",
                         _percent(scores["accuracy"]),
@@ -62,6 +62,13 @@ def markdown(runs: list[dict[str, Any]]) -> str:
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
     )
+
+
+def _model(run: dict[str, Any]) -> str:
+    """The variant, and which of its stages lacked the weights that the others had."""
+    weights = run["weights"]
+    lacking = [stage for stage in weights["random"] if stage != "head"] if weights["loaded"] else []
+    return run["model"] + (f", random {', '.join(lacking)}" if lacking else "")
 
 
 def _percent(score: dict[str, float]) -> str:

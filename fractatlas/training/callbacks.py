@@ -1,6 +1,7 @@
 """What a run shows and saves along the way."""
 
 import logging
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -31,7 +32,6 @@ class TerminalProgressBar(RichProgressBar):
         """Stay off where Lightning would switch it on again."""
         if sys.stdout.isatty():
             super().enable()
-
 
     def get_metrics(self, trainer: lightning.Trainer, classifier: FractureClassifier) -> dict[str, Any]:
         """The loss; not the end of the folder's name, which Lightning takes for a version number."""
@@ -127,7 +127,7 @@ class SaveOnInterrupt(Callback):
         if trainer.world_size == 1 and trainer.state.fn == "fit":
             trainer.save_checkpoint(folder / "last.ckpt")
         if (folder / "last.ckpt").is_file():
-            log.info("interrupted; go on with: python train.py resume='%s'", folder.parent)
+            log.info("interrupted; go on with: python train.py %s", shlex.quote(f"resume={folder.parent}"))
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 import torchvision
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
 import fractatlas
@@ -50,20 +51,27 @@ def train(config: dict[str, Any]) -> float:
     _quieten()
     run = Path(config["paths"]["output_dir"])
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
-    data = build_data(config, split=build(config["split"]))
+    split, last = build(config["split"]), None
+    if config["resume"]:
+        last = run / "checkpoints" / "last.ckpt"
+        checkpoint_config(last)  # refuses a broken one before anything is written
+        split = partial(recorded_split, path=str(run / "split.csv"))
+    data = build_data(config, split=split)
     data.prepare_data()
     data.setup()
     classifier = build_classifier(config)
-    callbacks = [build(part) for part in config["callbacks"].values()]
+    callbacks = [build(part) for part in config["callbacks"].values() if part]
     trainer = build_trainer(config, run, callbacks=callbacks, logger=build(config["logger"]))
     if trainer.is_global_zero:
         (run / "metrics.json").unlink(missing_ok=True)  # a run that is gone on with is not finished
         write_csv(run / "catalogue.csv", data.catalogue.merge(data.split[["image_id", "group"]], "left", "image_id"))
         write_csv(run / "split.csv", data.split)
 
-    last = run / "checkpoints" / "last.ckpt" if config["resume"] else None
     fitting = time.monotonic()
-    trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
+    try:
+        trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
+    except MisconfigurationException as error:
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from None
     fitted = time.monotonic()
 
     checkpoint = Path(trainer.checkpoint_callback.best_model_path)
@@ -74,6 +82,7 @@ def train(config: dict[str, Any]) -> float:
         report = {
             "task_name": config["task_name"],
             "model": config["model"]["variant"],
+            "weights": classifier.backbone.loaded,
             "monitor": {
                 "name": config["monitor"],
                 "value": best,
@@ -120,9 +129,11 @@ def evaluate(config: dict[str, Any]) -> None:
     run, checkpoint, part = Path(config["paths"]["output_dir"]), Path(config["ckpt"]), config["split_part"]
     trained = checkpoint_config(checkpoint)
     if config["data_root"]:
-        trained["data"]["root"] = config["data_root"]
+        trained["data"] |= {"root": config["data_root"], "prepare": None}
     lightning.seed_everything(trained["seed"], workers=True, verbose=False)
     split = checkpoint.absolute().parents[1] / "split.csv"
+    if not split.is_file():
+        raise InputError(f"{checkpoint}: there is no {split}; score a checkpoint in the run folder that it was made in")
     data = build_data(trained, split=partial(recorded_split, path=str(split)))
     data.prepare_data()
     data.setup()

@@ -24,6 +24,12 @@ def change(root, **columns):
     return table.loc[0, "image_id"]
 
 
+def strip_endings(root):
+    """Write dataset.csv with ids that lack their .jpg."""
+    file = root / "dataset.csv"
+    file.write_text(file.read_text().replace(".jpg", ""))
+
+
 def test_every_image_has_its_label_size_and_path(phantoms, catalogue):
     assert len(catalogue) == 160
     for row in catalogue[catalogue["excluded"] == ""].itertuples():
@@ -59,6 +65,13 @@ def test_images_without_a_row_and_rows_without_an_image_are_excluded(copy):
     excluded = read_catalogue(copy).set_index("image_id")["excluded"]
     assert excluded["IMG9999999.jpg"] == "not in dataset.csv"
     assert excluded[first.name] == "no image file"
+
+
+def test_without_annotations_table_and_folder_decide(copy, catalogue):
+    (copy / COCO).unlink()
+    without = read_catalogue(copy)
+    assert without["label"].equals(catalogue["label"])
+    assert not without["note"].any()
 
 
 def test_what_is_no_image_is_excluded_as_unreadable(copy):
@@ -98,6 +111,7 @@ def test_boxes_lie_inside_their_images(phantoms, catalogue):
         (lambda root: change(root, fractured="2"), r"dataset.csv line 2: fractured is 2, should be 0 or 1"),
         (lambda root: change(root, fractured="yes"), r"dataset.csv line 2: fractured is yes, should be 0 or 1"),
         (lambda root: change(root, image_id="IMG0000001.jpg"), "lists IMG0000001.jpg more than once"),
+        (strip_endings, "no image_id of .* is the name of a file"),
         (lambda root: (root / "dataset.csv").write_text("image_id,hand\n"), "lacks the column leg, hip"),
         (lambda root: (root / "dataset.csv").write_bytes(b"\xff\xfe\x00\x01"), "is not a readable CSV file"),
         (lambda root: (root / COCO).write_text("{"), "is not COCO JSON"),

@@ -58,6 +58,12 @@ def test_no_image_of_an_earlier_split_moves(seed, tmp_path):
     assert moved(before, fewer) == 0
 
 
+def test_an_earlier_split_of_other_images_is_refused(tmp_path):
+    (tmp_path / "split.csv").write_text("image_id,split\nother.jpg,train\n")
+    with pytest.raises(InputError, match="shares no image with the data"):
+        random_split(images(500), ratios=RATIOS, seed=0, previous=str(tmp_path / "split.csv"))
+
+
 def test_excluded_images_are_in_no_part():
     table = images(500)
     table.loc[::7, "excluded"] = "truncated"

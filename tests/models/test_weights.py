@@ -90,7 +90,7 @@ def test_other_weights_are_refused(tmp_path):
         densenet("densenet121", weights=str(tmp_path / "dense.pth"), **REST)
 
 
-@pytest.mark.parametrize("content", [b"", b"no weights", b"PK\x03\x04 half a zip"])
+@pytest.mark.parametrize("content", [b"", b"junk", b"no weights", b"PK\x03\x04 half a zip"])
 def test_what_is_no_weights_file_is_refused(tmp_path, content):
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(InputError, match="is not a PyTorch file"):
@@ -116,6 +116,13 @@ def test_without_a_network_the_file_its_place_and_the_alternatives_are_named(tmp
     assert "\n" not in message
     for part in ("resnet18-f37072fd.pth", str(tmp_path), "FRACATLAS_WEIGHTS=DIR", "model.weights=null"):
         assert part in message
+
+
+def test_two_files_of_one_variant_are_not_chosen_between(tmp_path):
+    for name in ("resnet18-a.pth", "resnet18-b.pth"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"resnet18-a.pth, resnet18-b.pth: name one"):
+        resnet("resnet18", weights="imagenet", **(REST | {"weights_dir": str(tmp_path)}))
 
 
 def test_a_tiny_network_has_no_imagenet_weights(tmp_path):

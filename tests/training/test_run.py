@@ -114,6 +114,25 @@ def test_the_training_part_can_be_scored(finished, tmp_path):
     assert report["train"]["n"] == report["data"]["split"]["train"]["n"]
 
 
+def test_a_checkpoint_without_its_run_folder_says_what_is_missing(finished, tmp_path):
+    run, _, _ = finished
+    copy = tmp_path / "a" / "b" / "best.ckpt"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes((run / "checkpoints" / "best.ckpt").read_bytes())
+    with pytest.raises(InputError, match=r"there is no .*split.csv; score a checkpoint in the run folder"):
+        rescored(run, tmp_path, "test", ckpt=str(copy))
+
+
+def test_another_data_folder_is_never_filled_with_phantoms(configuration, tmp_path):
+    run = tmp_path / "run"
+    generated = tmp_path / "phantoms"
+    train(configuration(run, f"data.root={generated}", "data.prepare.images=60", "trainer.max_epochs=1", "test=false"))
+    assert generated.is_dir()
+    with pytest.raises(InputError, match=r"no FracAtlas in .*nowhere"):
+        rescored(run, tmp_path, "val", data_root=str(tmp_path / "nowhere"))
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_what_is_no_checkpoint_of_ours_is_refused(finished, tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(InputError, match="is not a checkpoint of this project"):
@@ -182,6 +201,37 @@ def test_training_goes_on_where_it_stopped(configuration, tmp_path):
     assert one["global_step"] == two["global_step"]
     assert all(torch.equal(value, two["state_dict"][key]) for key, value in one["state_dict"].items())
     assert (through / "predictions.csv").read_bytes() == (stopped / "predictions.csv").read_bytes()
+
+
+def test_a_run_that_is_gone_on_with_keeps_its_split(configuration, tmp_path):
+    train(configuration(tmp_path, "trainer.max_epochs=1", "test=false"))
+    before = (tmp_path / "split.csv").read_bytes()
+    train(configuration(tmp_path, "trainer.max_epochs=2", "test=false", "split.seed=5", f"resume={tmp_path}"))
+    assert (tmp_path / "split.csv").read_bytes() == before
+
+
+def test_a_broken_checkpoint_is_refused_before_the_finished_run_is_touched(configuration, tmp_path):
+    train(configuration(tmp_path, "trainer.max_epochs=1", "test=false"))
+    before = {file: file.read_bytes() for file in tmp_path.glob("*.*")}
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"junk")
+    with pytest.raises(InputError, match="is not a PyTorch file"):
+        train(configuration(tmp_path, "trainer.max_epochs=2", "test=false", f"resume={tmp_path}"))
+    assert {file: file.read_bytes() for file in tmp_path.glob("*.*")} == before
+
+
+def test_a_run_that_diverges_says_so_and_does_not_finish(configuration, tmp_path):
+    with pytest.raises(InputError, match="training diverged: some .* logits are not finite; lower optimizer.lr"):
+        train(configuration(tmp_path, "optimizer.lr=1e30", "test=false"))
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_last_batch_of_one_image_does_not_end_a_run(configuration, tmp_path):
+    images = 111  # of the phantoms' training part
+    changes = ("model=resnet", "model.variant=resnet_tiny", "preprocess.resize=32", "preprocess.crop=32",
+               f"data.batch_size={images - 1}", "trainer.max_epochs=1", "test=false")  # fmt: skip
+    train(configuration(tmp_path, *changes))
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report["data"]["split"]["train"]["n"] == images
 
 
 def test_an_interrupted_epoch_goes_on_after_its_last_whole_step(configuration, tmp_path, monkeypatch):
