@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -198,14 +197,8 @@ def test_every_debug_run_runs(folder, choice, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["resnet", "densenet"])
-def test_the_demo_learns(family, tmp_path, monkeypatch):
-    started = time.monotonic()
+def test_the_demo_learns(family, tmp_path):
     result = command("train.py", f"experiment=demo_{family}", "trainer=cpu", folder=tmp_path)
     assert result.returncode == 0, result.stderr
     (file,) = tmp_path.glob("logs/*/runs/*/metrics.json")
-    report = json.loads(file.read_text())
-    print(f"{family}: AUROC {report['test']['auroc']}, {time.monotonic() - started:.0f} s")
-    if family == "densenet":
-        assert report["test"]["auroc"]["value"] >= 0.9
-    else:
-        assert report["test"]["auroc"]["value"] > 0.6
+    assert json.loads(file.read_text())["test"]["auroc"]["value"] >= 0.9
