@@ -139,7 +139,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder, phantoms, tmp_path):
     assert process.returncode not in (0, None)
     assert "Traceback" not in said, said
     (run,) = (tmp_path / "logs" / "train" / "runs").iterdir()
-    assert f"python train.py resume='{run}'" in said
+    assert f"python train.py resume={run}" in said
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert not (run / "metrics.json").exists()
 
