@@ -59,12 +59,12 @@ def prepare(arguments: Sequence[str], schema: type) -> list[str]:
     Raises:
         InputError: an argument cannot be meant, or the run folder cannot be resumed, or not with these arguments.
     """
-    folder = None
+    folder, groups = None, parts(schema)
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not argument.startswith(("-", "~")) and not equals:
             raise InputError(f"{argument}: should be key=value; --help lists the keys")
-        if key in parts(schema) and value in ("", "null"):
+        if key in groups and value in ("", "null"):
             raise InputError(f"{argument}: name one of the choices that --help lists")
         if key.lstrip("+") == "resume" and value != "null":
             folder = value

@@ -372,8 +372,6 @@ OmegaConf.register_resolver("mode", mode_of, replace=True)
 def known_keys(schema: type, prefix: str = "") -> Iterator[str]:
     """Every dotted key that a configuration of ``schema`` can have."""
     for name, hint in get_type_hints(schema).items():
-        if name == "__pydantic_config__":
-            continue
         yield prefix + name
         for part in _dataclasses_in(hint):
             yield from known_keys(part, f"{prefix}{name}.")

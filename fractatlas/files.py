@@ -38,12 +38,6 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_text(path: Path, content: str) -> None:
-    """Write UTF-8."""
-    with whole(path) as temporary:
-        temporary.write_text(content, encoding="utf-8")
-
-
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -71,12 +71,10 @@ def _draw(seed: int, image_id: str) -> bytes:
 
 
 def _fill(short: np.ndarray, count: int) -> np.ndarray:
-    """Share ``count`` images out over the parts, nearest to what each is ``short`` of."""
+    """Share ``count`` images out over the parts by what each is ``short`` of, which adds up to ``count``."""
     share = np.maximum(short, 0)
     while share.sum() > count:  # a part has more than its goal already, so the others get less
         share[np.argmax(share)] -= 1
-    while share.sum() < count:
-        share[0] += 1
     return share
 
 

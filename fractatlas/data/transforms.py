@@ -31,7 +31,6 @@ class Preprocess:
     def __init__(self, resize: int, crop: int, mean: Sequence[float], std: Sequence[float]):
         if crop > resize:
             raise InputError(f"preprocess.crop={crop} should be at most preprocess.resize={resize}")
-        self.size = crop
         self.geometry = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(crop)])
         self.mean = torch.tensor(mean).view(1, 3, 1, 1)
         self.std = torch.tensor(std).view(1, 3, 1, 1)

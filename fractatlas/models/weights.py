@@ -37,12 +37,12 @@ def load_trunk(
     Raises:
         InputError: no such file and no network; no weights in the file; wrong shapes, or nothing that fits.
     """
-    if weights is None:
-        return {"file": None, "loaded": 0, "of": len(network.state_dict()), "random": [*stages, "head"]}
-    file = _imagenet_file(variant, Path(weights_dir)) if weights == "imagenet" else Path(weights)
-    found = {_modern(key): tensor for key, tensor in _state_dict(file).items()}
     own = network.state_dict()
     trunk = {key for names in stages.values() for name in names for key in own if key.startswith(f"{name}.")}
+    if weights is None:
+        return {"file": None, "loaded": 0, "of": len(trunk), "random": [*stages, "head"]}
+    file = _imagenet_file(variant, Path(weights_dir)) if weights == "imagenet" else Path(weights)
+    found = {_modern(key): tensor for key, tensor in _state_dict(file).items()}
     fitting = {key: tensor for key, tensor in found.items() if key in trunk}
     if not fitting:
         raise InputError(f"{file}: none of its {len(found)} tensors belongs to a {variant}; name its own weights")
@@ -64,8 +64,8 @@ def load_trunk(
         "of": len(fitting) + len(missing),
         "random": [*at_random, "head"],
     }
-    found = f"{report['loaded']} of {report['of']} trunk tensors from {file}"
-    log.info("%s: %s; random: %s", variant, found, ", ".join(report["random"]))
+    loaded = f"{report['loaded']} of {report['of']} trunk tensors from {file}"
+    log.info("%s: %s; random: %s", variant, loaded, ", ".join(report["random"]))
     return report
 
 
