@@ -50,7 +50,7 @@ def one_line_errors(schema: type) -> Iterator[None]:
 
 # What may change when a run is gone on with: how long, where and how fast, never what is learnt from what.
 RESUMABLE = ("resume", "test", "trainer.max_epochs", "trainer.accelerator", "trainer.devices", "data.root",
-             "data.num_workers", "data.pin_memory")  # fmt: skip
+             "data.cache", "data.cache_dir", "data.num_workers", "data.pin_memory")  # fmt: skip
 
 
 def prepare(arguments: Sequence[str], schema: type) -> list[str]:

@@ -30,6 +30,7 @@ NonNegative = Annotated[float, Ge(0)]
 Batches = Positive | Annotated[float, Interval(gt=0, le=1)]  # a number of them, or a share
 Monitor = Literal[tuple(f"val/{name}" for name in METRICS)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Pixels = Annotated[int, Interval(ge=8, le=4096)]
 Channels = Annotated[list[float], Len(3, 3)]
 
 
@@ -56,16 +57,19 @@ class Data(Strict):
     _target_: Literal["fractatlas.data.datamodule.RadiographDataModule"]
     root: str
     prepare: Phantom | None
+    cache: bool
+    cache_dir: str
+    keep_contradictions: bool
     batch_size: Positive
     num_workers: Count
     pin_memory: bool
 
 
 @dataclass
-class RandomSplit(Strict):
-    """Stratified by label, image by image."""
+class DrawnSplit(Strict):
+    """Stratified by label; group by group or image by image."""
 
-    _target_: Literal["fractatlas.data.splits.random_split"]
+    _target_: Literal["fractatlas.data.splits.grouped_split", "fractatlas.data.splits.random_split"]
     _partial_: Literal[True]
     ratios: Annotated[list[Proportion], Len(3, 3)]
     seed: Count
@@ -73,12 +77,43 @@ class RandomSplit(Strict):
 
 
 @dataclass
-class Preprocess(Strict):
-    """Resize, crop and normalise."""
+class KFoldSplit(Strict):
+    """Each fold tests once."""
 
-    _target_: Literal["fractatlas.data.transforms.Preprocess"]
-    resize: Annotated[int, Interval(ge=8, le=4096)]
-    crop: Annotated[int, Interval(ge=8, le=4096)]
+    _target_: Literal["fractatlas.data.splits.kfold_split"]
+    _partial_: Literal[True]
+    folds: Annotated[int, Interval(ge=3, le=100)]
+    fold: Count
+    seed: Count
+
+
+@dataclass
+class ManifestSplit(Strict):
+    """As a CSV file says."""
+
+    _target_: Literal["fractatlas.data.splits.manifest_split"]
+    _partial_: Literal[True]
+    path: str
+
+
+@dataclass
+class ResizeAndCrop(Strict):
+    """Shorter side, centre."""
+
+    _target_: Literal["fractatlas.data.transforms.resize_and_crop"]
+    resize: Pixels
+    crop: Pixels
+    mean: Channels
+    std: Annotated[list[Rate], Len(3, 3)]
+
+
+@dataclass
+class Letterbox(Strict):
+    """Longer side, padded."""
+
+    _target_: Literal["fractatlas.data.transforms.letterbox"]
+    size: Pixels
+    fill: Annotated[int, Interval(ge=0, le=255)]
     mean: Channels
     std: Annotated[list[Rate], Len(3, 3)]
 
@@ -310,6 +345,7 @@ class Paths(Strict):
     root: str
     data_dir: str
     data_root: str
+    cache_dir: str
     weights: str
     log_dir: str
     output_dir: str
@@ -333,8 +369,8 @@ class TrainConfig(Strict):
     test: bool
     resume: str | None
     data: Data
-    split: RandomSplit
-    preprocess: Preprocess
+    split: _one_of(DrawnSplit, KFoldSplit, ManifestSplit)
+    preprocess: _one_of(ResizeAndCrop, Letterbox)
     augment: _one_of(NoAugmentation, LightAugmentation)
     model: _one_of(DenseNet, ResNet)
     loss: BinaryCrossEntropy

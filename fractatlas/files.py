@@ -1,6 +1,7 @@
 """Files that are whole or not there: written under another name, then renamed."""
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
+
+from fractatlas.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -24,6 +30,32 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def shared(folder: Path) -> Iterator[None]:
+    """Make a cache folder, and let one process at a time into the block; the others wait, and say so.
+
+    Raises:
+        InputError: something in the block could not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")  # a killed process lets go of it
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            log.info("waiting for another process that fills %s", folder)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+    except OSError as error:
+        raise InputError(
+            f"cannot fill the cache in {folder} ({error.strerror or error})\n"
+            "Name another folder (paths.cache_dir=DIR), or do without (data.cache=false)"
+        ) from None
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:

@@ -42,6 +42,11 @@ def radiographs() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_catalogue(radiographs, tmp_path_factory) -> pd.DataFrame:
+    return read_catalogue(radiographs, tmp_path_factory.mktemp("memory"))
+
+
+@pytest.fixture(scope="session")
 def pretrained() -> Path:
     """The folder of real ImageNet weights."""
     folder = Path(os.environ.get("FRACATLAS_WEIGHTS", REPOSITORY.parent / "shared" / "weights"))
@@ -51,11 +56,12 @@ def pretrained() -> Path:
 
 
 @pytest.fixture(scope="session")
-def configuration(phantoms):
+def configuration(phantoms, tmp_path_factory):
     """Compose and check a small run on the phantoms: ``configuration(run_folder, *overrides)``."""
+    cache = tmp_path_factory.mktemp("cache")
 
     def make(run: Path, *overrides: str) -> dict:
-        paths = (f"data.root={phantoms}", f"paths.root={run}", f"paths.output_dir={run}")
+        paths = (f"data.root={phantoms}", f"paths.root={run}", f"paths.output_dir={run}", f"paths.cache_dir={cache}")
         with initialize_config_dir(str(REPOSITORY / "conf"), job_name="test"):
             return check(compose("train", [*SMALL, *paths, *overrides]), TrainConfig)
 

@@ -10,23 +10,25 @@ Radiographs, Scientific Data 10:521, 2023, doi 10.1038/s41597-023-02432-4. Publi
 
 import json
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
 
+from fractatlas.data.groups import add_groups
+from fractatlas.data.inspection import FIELDS, inspect_all
 from fractatlas.errors import InputError
 
 FOLDERS = {"Fractured": 1, "Non_fractured": 0}
 BODY_PARTS = ("hand", "leg", "hip", "shoulder", "mixed")
 VIEWS = ("frontal", "lateral", "oblique")
 COLUMNS = (*BODY_PARTS, "hardware", "multiscan", "fractured", "fracture_count", *VIEWS)
+GROUPS = ("duplicates", "study", "group")
+CONTRADICTION = "duplicate with the opposite label"
 COCO = Path("Annotations/COCO JSON/COCO_fracture_masks.json")
 
 
-def read_catalogue(root: Path) -> pd.DataFrame:
+def read_catalogue(root: Path, memory: Path | None = None, keep_contradictions: bool = False) -> pd.DataFrame:
     """Read the published FracAtlas layout, and every image file once.
 
     The label is what at least two of the three witnesses say: ``dataset.csv``, the folder, and whether there is a
@@ -34,11 +36,13 @@ def read_catalogue(root: Path) -> pd.DataFrame:
 
     Args:
         root: the folder that holds ``images/`` and ``dataset.csv``.
+        memory: a folder that remembers what was found in the images; see ``inspect_all``.
+        keep_contradictions: whether copies of one image with opposite labels stay in.
 
     Returns:
         A table ordered by ``image_id`` with the columns ``image_id, path`` (relative to ``root``), ``label`` (0 or
-        1), those of ``dataset.csv``, ``boxes`` (how many), ``width, height`` (pixels, after EXIF rotation; 0 where
-        unreadable), ``excluded`` (why the image is left out, or ``""``) and ``note``.
+        1), those of ``dataset.csv``, ``boxes`` (how many), those of ``Inspection`` but its error, those of
+        ``add_groups``, ``excluded`` (why the image is left out, or ``""``) and ``note``.
 
     Raises:
         InputError: the folder, the table or a value in it is not as published.
@@ -49,13 +53,12 @@ def read_catalogue(root: Path) -> pd.DataFrame:
 
     if not table["image_id"].isin(files.index).any():
         raise InputError(f"no image_id of {root / 'dataset.csv'} is the name of a file in {root / 'images'}")
-    table = table.set_index("image_id").join(files, how="outer")
-    table.index.name = "image_id"
+    table = table.set_index("image_id").join(files, how="outer").rename_axis("image_id").reset_index()
     in_table = table["fractured"].notna()
     table[list(COLUMNS)] = table[list(COLUMNS)].fillna(0).astype(int)
-    table["boxes"] = [len(boxes.get(image_id, ())) for image_id in table.index]
+    table["boxes"] = [len(boxes.get(image_id, ())) for image_id in table["image_id"]]
     table["path"] = table["path"].fillna("")
-    table = table.join(_inspect(root, table["path"]))
+    table = table.join(inspect_all(root, table["path"], memory)).rename(columns={"error": "excluded"})
     table.loc[~in_table, "excluded"] = "not in dataset.csv"
     table.loc[table["path"] == "", "excluded"] = "no image file"
 
@@ -64,14 +67,28 @@ def read_catalogue(root: Path) -> pd.DataFrame:
     boxed = table["boxes"] > 0 if (root / COCO).is_file() else table["fractured"]
     votes = table["fractured"] + folder + boxed
     table["label"] = (votes >= 2).astype(int)
-    disputed = ~votes.isin([0, 3]) & (table["excluded"] == "")
+    disputed = ~votes.isin([0, 3]) & in_table & (table["path"] != "")
     table["note"] = ""
     table.loc[disputed, "note"] = [
         f"dataset.csv says {row.fractured}, the folder {int(row.folder)}, {row.boxes} boxes: taken as {row.label}"
         for row in table[disputed].itertuples()
     ]
-    columns = ["path", "label", *COLUMNS, "boxes", "width", "height", "excluded", "note"]
-    return table[columns].reset_index()
+    both = table["image_id"].isin(files.index[files["twice"]])
+    table.loc[both, "note"] += "; in both class folders: the file in Fractured is taken"
+    table["note"] = table["note"].str.removeprefix("; ")
+
+    table = add_groups(table)
+    if not keep_contradictions:
+        table.loc[contradictions(table), "excluded"] = CONTRADICTION
+    found = [name for name in FIELDS if name != "error"]
+    return table[["image_id", "path", "label", *COLUMNS, "boxes", *found, *GROUPS, "excluded", "note"]]
+
+
+def contradictions(catalogue: pd.DataFrame) -> pd.Series:
+    """Tell the readable images that have a near-duplicate with the opposite label: bool, one for each row."""
+    usable = catalogue[(catalogue["excluded"] == "") & (catalogue["duplicates"] != "")]
+    opposite = usable.groupby("duplicates")["label"].transform("nunique") > 1
+    return opposite.reindex(catalogue.index, fill_value=False)
 
 
 def read_boxes(root: Path) -> dict[str, np.ndarray]:
@@ -96,16 +113,6 @@ def read_boxes(root: Path) -> dict[str, np.ndarray]:
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} is not COCO JSON ({type(error).__name__}: {error})") from None
     return {name: np.array(rows, dtype=np.float32) for name, rows in boxes.items()}
-
-
-def load_image(file: Path) -> Image.Image:
-    """Decode one radiograph: one channel of 8 bits, upright.
-
-    Raises:
-        OSError: the file is unreadable or truncated.
-    """
-    with Image.open(file) as image:
-        return ImageOps.exif_transpose(image).convert("L")
 
 
 def _read_table(root: Path) -> pd.DataFrame:
@@ -135,32 +142,12 @@ def _read_table(root: Path) -> pd.DataFrame:
 
 
 def _find_images(root: Path) -> pd.DataFrame:
-    """Index ``image_id``; columns ``path`` and ``folder`` (1 fractured, 0 not). Fractured wins where both have it."""
-    found: dict[str, tuple[str, int]] = {}
+    """Index ``image_id``; columns ``path``, ``folder`` (1 fractured, 0 not) and ``twice``: Fractured wins then."""
+    found: dict[str, tuple[str, int, bool]] = {}
     for folder, label in reversed(FOLDERS.items()):
         names = os.listdir(root / "images" / folder) if (root / "images" / folder).is_dir() else []
         images = [name for name in names if name.lower().endswith((".jpg", ".jpeg", ".png"))]
         if not images:
             raise InputError(f"no images in {root / 'images' / folder}; is the data set whole?")
-        found |= {name: (f"images/{folder}/{name}", label) for name in images}
-    return pd.DataFrame.from_dict(found, orient="index", columns=["path", "folder"])
-
-
-def _inspect(root: Path, paths: pd.Series) -> pd.DataFrame:
-    """Decode every file to its end, at an eighth of its size: cheap, and a truncated one does not get there."""
-
-    def look(path: str) -> tuple[int, int, str]:
-        try:
-            with Image.open(root / path) as image:
-                width, height = image.size
-                if image.getexif().get(0x0112, 1) >= 5:  # EXIF orientations 5 to 8 lie on their side
-                    width, height = height, width
-                image.draft("L", (1, 1))
-                image.load()
-            return width, height, ""
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return 0, 0, "truncated" if "truncated" in str(error) else "unreadable"
-
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        rows = list(pool.map(look, paths))
-    return pd.DataFrame(rows, index=paths.index, columns=["width", "height", "excluded"])
+        found |= {name: (f"images/{folder}/{name}", label, name in found) for name in images}
+    return pd.DataFrame.from_dict(found, orient="index", columns=["path", "folder", "twice"])

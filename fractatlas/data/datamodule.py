@@ -1,7 +1,7 @@
 """The ``LightningDataModule``: a catalogue and a split in, batches out."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import lightning
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 from torchvision.transforms import v2
 
-from fractatlas.data.catalogue import load_image, read_boxes, read_catalogue
-from fractatlas.data.splits import PARTS
+from fractatlas.data.cache import Decoder, PixelCache, open_cache
+from fractatlas.data.catalogue import read_boxes, read_catalogue
+from fractatlas.data.splits import PARTS, crossings
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
 
@@ -23,30 +24,29 @@ Batch = dict[str, Tensor]
 
 
 class Radiographs(Dataset):
-    """The images of one part of a split, decoded when asked for.
+    """The images of one part of a split.
 
     An item is ``image`` uint8 (1, size, size), ``label`` float32 () and ``index`` int64 (), the row of ``table``.
 
     Args:
-        root: the data folder.
-        table: ``image_id, path, label``, one row per image.
-        preprocess: the geometry.
+        table: ``label``, one row per image.
+        pixels: rows of ``table`` in, uint8 (n, 1, size, size) out.
     """
 
-    def __init__(self, root: Path, table: pd.DataFrame, preprocess: Preprocess):
-        self.root, self.table, self.preprocess = root, table.reset_index(drop=True), preprocess
-        self._paths = self.table["path"].tolist()
-        self._labels = torch.tensor(self.table["label"].to_numpy(), dtype=torch.float32)
+    def __init__(self, table: pd.DataFrame, pixels: Callable[[Sequence[int]], Tensor]):
+        self.table, self.pixels = table, pixels
+        self._labels = torch.tensor(table["label"].to_numpy(), dtype=torch.float32)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._labels)
 
-    def __getitem__(self, index: int) -> Batch:
-        try:
-            image = load_image(self.root / self._paths[index])
-        except OSError as error:
-            raise InputError(f"{self.root / self._paths[index]} can no longer be read: {error}") from None
-        return {"image": self.preprocess(image), "label": self._labels[index], "index": torch.tensor(index)}
+    def __getitem__(self, row: int) -> Batch:
+        return {name: values[0] for name, values in self.__getitems__([row]).items()}
+
+    def __getitems__(self, rows: Sequence[int]) -> Batch:
+        """A whole batch at once, which spares the loader from putting it together."""
+        index = torch.as_tensor(rows)
+        return {"image": self.pixels(rows), "label": self._labels[index], "index": index}
 
 
 class ResumableSampler(DistributedSampler):
@@ -65,7 +65,7 @@ class RadiographDataModule(lightning.LightningDataModule):
 
     A batch is ``image`` float32 (n, 3, size, size), normalised, ``label`` float32 (n,) and ``index`` int64 (n,), the
     row of ``part(name)``. Images travel to the device as one channel of 8 bits; augmentation (train only) and
-    normalisation happen there.
+    normalisation happen there. With or without the cache the pixels are the same.
 
     Args:
         root: a folder in the published FracAtlas layout.
@@ -73,9 +73,12 @@ class RadiographDataModule(lightning.LightningDataModule):
         preprocess: geometry and normalisation.
         augment: for one uint8 (1, size, size) image.
         batch_size: images per process and step.
-        num_workers: decoding processes per training process.
+        num_workers: decoding processes per training process, where there is no cache.
         pin_memory: as in ``DataLoader``.
         seed: of the order of the training images.
+        cache: whether images are decoded once, into ``cache_dir``, and what was found in them remembered there.
+        cache_dir: a folder that any number of data sets, settings and processes can share.
+        keep_contradictions: whether copies of one image with opposite labels stay in.
         prepare: writes the folder ``root`` when it is not there.
     """
 
@@ -89,6 +92,9 @@ class RadiographDataModule(lightning.LightningDataModule):
         num_workers: int,
         pin_memory: bool,
         seed: int,
+        cache: bool,
+        cache_dir: str,
+        keep_contradictions: bool,
         prepare: Callable[[Path], None] | None = None,
     ):
         super().__init__()
@@ -98,8 +104,11 @@ class RadiographDataModule(lightning.LightningDataModule):
         self.augment = augment
         self.validated_part = "val"
         self._make_split, self._prepare, self._seed = split, prepare, seed
+        self._cache, self._keep_contradictions = Path(cache_dir) if cache else None, keep_contradictions
         self._batches_done = 0
-        self._loading = {"batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
+        # Copying rows out of the cache takes less than handing them from one process to another.
+        workers = 0 if cache else num_workers
+        self._loading = {"batch_size": batch_size, "num_workers": workers, "pin_memory": pin_memory}
 
     def prepare_data(self) -> None:
         """Write the data folder, if it is one that can be generated."""
@@ -107,10 +116,10 @@ class RadiographDataModule(lightning.LightningDataModule):
             self._prepare(self.root)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the catalogue and make the split, once."""
+        """Read the catalogue, make the split, check it for leaks and decode what the cache lacks, once."""
         if len(self.catalogue):
             return
-        self.catalogue = read_catalogue(self.root)
+        self.catalogue = read_catalogue(self.root, self._cache, self._keep_contradictions)
         self.split = self._make_split(self.catalogue)
         excluded = self.catalogue.loc[self.catalogue["excluded"] != "", ["excluded", "image_id"]]
         for reason, ids in excluded.groupby("excluded")["image_id"]:
@@ -120,15 +129,29 @@ class RadiographDataModule(lightning.LightningDataModule):
         for name in PARTS:
             labels = self.split.loc[self.split["split"] == name, "label"]
             log.info("%s: %d images, %d fractured (%.1f %%)", name, len(labels), labels.sum(), 100 * labels.mean())
+        if absent := len(self.catalogue) - len(excluded) - len(self.split):
+            log.info("in no part: %d images that the split does not list", absent)
+        self.crossings = crossings(self.split, self.catalogue)
+        _tell(self.crossings)
+        if self._cache:
+            images = self._images(self.split)
+            self._pixels = open_cache(self._cache, self.root, images["path"], images["content"], self.preprocess)
 
     def part(self, name: str) -> pd.DataFrame:
         """The rows of the split called ``name``, joined with the catalogue; a batch's ``index`` counts them."""
-        rows = self.split[self.split["split"] == name]
-        return rows.merge(self.catalogue.drop(columns="label"), on="image_id").reset_index(drop=True)
+        return self._images(self.split[self.split["split"] == name])
 
     def dataset(self, name: str) -> Radiographs:
         """The images of the part called ``name``."""
-        return Radiographs(self.root, self.part(name), self.preprocess)
+        table = self.part(name)
+        if not self._cache:
+            return Radiographs(table, Decoder(self.root, table["path"], self.preprocess))
+        rows = self._pixels.rows[self.split["split"] == name]
+        return Radiographs(table, PixelCache(self._pixels.pixels, rows))
+
+    def _images(self, split: pd.DataFrame) -> pd.DataFrame:
+        """Rows of the split, in their order, with all that the catalogue knows of them."""
+        return split.merge(self.catalogue.drop(columns=["label", "group"]), on="image_id", how="left")
 
     def boxes(self, name: str) -> list[Tensor]:
         """For each image of a part, its fractures as the network sees them: float (n, 4) left, top, right, bottom."""
@@ -186,7 +209,14 @@ class RadiographDataModule(lightning.LightningDataModule):
 
     def _loader(self, dataset: Dataset, sampler: Sampler | None, drop_last: bool = False) -> DataLoader:
         workers = self._loading["num_workers"] > 0
-        return DataLoader(dataset, sampler=sampler, drop_last=drop_last, persistent_workers=workers, **self._loading)
+        return DataLoader(
+            dataset,
+            sampler=sampler,
+            drop_last=drop_last,
+            collate_fn=_as_it_is,
+            persistent_workers=workers,
+            **self._loading,
+        )
 
     @property
     def _world_size(self) -> int:
@@ -195,3 +225,19 @@ class RadiographDataModule(lightning.LightningDataModule):
     @property
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _tell(crossings: dict[str, dict[str, int]]) -> None:
+    """Log what a split tears apart."""
+    if not any(crossings["groups"].values()):
+        log.info("leak check: no near-duplicates and no neighbours of one study in different parts")
+        return
+    for part in ("val", "test"):
+        log.warning(
+            "leak check: of %s, %d images have a near-duplicate and %d a neighbour of the same study in another part",
+            part, crossings["duplicates"][part], crossings["studies"][part],
+        )  # fmt: skip

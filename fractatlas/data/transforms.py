@@ -13,30 +13,25 @@ from fractatlas.errors import InputError
 
 
 class Preprocess:
-    """Resize the shorter side, crop the centre; later, on a batch, three channels with ImageNet's mean and std.
+    """Give every radiograph one square size; later, on a batch, three channels with ImageNet's mean and std.
 
-    The geometry runs on one 8-bit channel, since a radiograph's three are equal, and gives the pixels that
-    torchvision's ``Resize`` and ``CenterCrop`` give on the image as RGB.
+    The geometry runs on one 8-bit channel, since a radiograph's three are equal.
 
     Args:
-        resize: pixels of the shorter side.
-        crop: pixels of the square cut from the centre; at most ``resize``.
+        geometry: of torchvision's v2; moves boxes along with pixels, and its ``repr`` says all that it does.
+        size: pixels of the square that it gives.
         mean: of red, green and blue, where white is 1.
         std: likewise.
-
-    Raises:
-        InputError: ``crop`` is larger than ``resize``.
     """
 
-    def __init__(self, resize: int, crop: int, mean: Sequence[float], std: Sequence[float]):
-        if crop > resize:
-            raise InputError(f"preprocess.crop={crop} should be at most preprocess.resize={resize}")
-        self.geometry = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(crop)])
-        self.mean = torch.tensor(mean).view(1, 3, 1, 1)
-        self.std = torch.tensor(std).view(1, 3, 1, 1)
+    def __init__(self, geometry: nn.Module, size: int, mean: Sequence[float], std: Sequence[float]):
+        self.geometry, self.size = geometry, size
+        # (value / 255 - mean) / std, as one multiplication and one addition
+        self.scale = 1 / (255 * torch.tensor(std).view(1, 3, 1, 1))
+        self.shift = -torch.tensor(mean).view(1, 3, 1, 1) / torch.tensor(std).view(1, 3, 1, 1)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Give the pixels of one image of mode ``L``: uint8 (1, crop, crop)."""
+        """Give the pixels of one image of mode ``L``: uint8 (1, size, size)."""
         return v2.functional.pil_to_tensor(self.geometry(image))
 
     def boxes(self, boxes: np.ndarray, width: int, height: int) -> Tensor:
@@ -48,13 +43,53 @@ class Preprocess:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Turn a batch of uint8 (n, 1, h, w) into float32 (n, 3, h, w), on the device that it is on."""
-        mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
-        return (pixels.to(torch.float32) / 255 - mean) / std
+        scale, shift = self.scale.to(pixels.device), self.shift.to(pixels.device)
+        return torch.addcmul(shift, pixels.to(torch.float32), scale)
 
     def denormalise(self, images: Tensor) -> Tensor:
         """Undo ``normalise``, for people: uint8 (n, 3, h, w)."""
-        mean, std = self.mean.to(images.device), self.std.to(images.device)
-        return ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+        scale, shift = self.scale.to(images.device), self.shift.to(images.device)
+        return ((images - shift) / scale).round().clamp(0, 255).to(torch.uint8)
+
+
+def resize_and_crop(resize: int, crop: int, mean: Sequence[float], std: Sequence[float]) -> Preprocess:
+    """Resize the shorter side to ``resize`` and cut ``crop`` x ``crop`` from the centre, as torchvision does.
+
+    Raises:
+        InputError: ``crop`` is larger than ``resize``.
+    """
+    if crop > resize:
+        raise InputError(f"preprocess.crop={crop} should be at most preprocess.resize={resize}")
+    return Preprocess(v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(crop)]), crop, mean, std)
+
+
+def letterbox(size: int, fill: int, mean: Sequence[float], std: Sequence[float]) -> Preprocess:
+    """Resize the longer side to ``size`` and pad the shorter one on both sides with grey ``fill`` (0 to 255)."""
+    return Preprocess(Letterbox(size, fill), size, mean, std)
+
+
+class Letterbox(v2.Transform):
+    """Fit an image, or its boxes, into the middle of a square."""
+
+    def __init__(self, size: int, fill: int):
+        super().__init__()
+        self.size, self.fill = size, fill
+
+    def make_params(self, flat_inputs: list) -> dict[str, list[int]]:
+        """The size to resize to, and what to add left, top, right and bottom."""
+        sides = v2.functional.get_size(flat_inputs[0])
+        height, width = (max(1, side * self.size // max(sides)) for side in sides)
+        left, top = (self.size - width) // 2, (self.size - height) // 2
+        return {"size": [height, width], "padding": [left, top, self.size - width - left, self.size - height - top]}
+
+    def transform(self, inpt: object, params: dict[str, list[int]]) -> object:
+        """Resize, then pad."""
+        resized = v2.functional.resize(inpt, params["size"], antialias=True)
+        return v2.functional.pad(resized, params["padding"], fill=self.fill)
+
+    def extra_repr(self) -> str:
+        """What tells one letterbox from another."""
+        return f"size={self.size}, fill={self.fill}"
 
 
 def light_augmentation(flip: float, degrees: float, brightness: float, contrast: float) -> nn.Module:

@@ -64,7 +64,7 @@ def train(config: dict[str, Any]) -> float:
     trainer = build_trainer(config, run, callbacks=callbacks, logger=build(config["logger"]))
     if trainer.is_global_zero:
         (run / "metrics.json").unlink(missing_ok=True)  # a run that is gone on with is not finished
-        write_csv(run / "catalogue.csv", data.catalogue.merge(data.split[["image_id", "group"]], "left", "image_id"))
+        write_csv(run / "catalogue.csv", data.catalogue)
         write_csv(run / "split.csv", data.split)
 
     fitting = time.monotonic()
@@ -128,6 +128,7 @@ def evaluate(config: dict[str, Any]) -> None:
     _quieten()
     run, checkpoint, part = Path(config["paths"]["output_dir"]), Path(config["ckpt"]), config["split_part"]
     trained = checkpoint_config(checkpoint)
+    trained["data"]["cache_dir"] = config["paths"]["cache_dir"]
     if config["data_root"]:
         trained["data"] |= {"root": config["data_root"], "prepare": None}
     lightning.seed_everything(trained["seed"], workers=True, verbose=False)
@@ -275,6 +276,7 @@ def _data_card(data: RadiographDataModule) -> dict[str, Any]:
         "root": str(data.root),
         "images": len(data.catalogue),
         "excluded": {reason: int(count) for reason, count in excluded.value_counts().items()},
+        "crossings": data.crossings,
         "split": {part: {"n": len(rows), "positives": int(rows.sum())} for part, rows in labels.items()},
     }
 

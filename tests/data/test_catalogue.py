@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fractatlas.data.catalogue import COCO, load_image, read_boxes, read_catalogue
+from fractatlas.data.catalogue import COCO, CONTRADICTION, read_boxes, read_catalogue
+from fractatlas.data.inspection import decode
 from fractatlas.errors import InputError
 
 
@@ -42,7 +43,7 @@ def test_truncated_files_are_excluded_by_name(phantoms, catalogue):
     truncated = []
     for file in (phantoms / "images").glob("*/*.jpg"):
         try:
-            load_image(file)
+            decode(file.read_bytes())
         except OSError:
             truncated.append(file.name)
     assert len(truncated) >= 2
@@ -88,7 +89,7 @@ def test_an_image_on_its_side_is_turned_upright(copy, tmp_path):
         width, height = image.size
         image.save(first, exif=exif)
     row = read_catalogue(copy).set_index("image_id").loc[first.name]
-    assert (row["width"], row["height"]) == (height, width) == load_image(first).size
+    assert (row["width"], row["height"]) == (height, width) == decode(first.read_bytes()).size
 
 
 def test_boxes_lie_inside_their_images(phantoms, catalogue):
@@ -123,11 +124,31 @@ def test_what_is_not_fracatlas_is_refused(copy, spoil, says):
         read_catalogue(copy)
 
 
-def test_the_real_set_has_its_59_truncated_files(radiographs):
-    catalogue = read_catalogue(radiographs)
+def test_the_real_set_has_its_59_truncated_files(real_catalogue):
+    catalogue = real_catalogue
     truncated = catalogue[catalogue["excluded"] == "truncated"]
     assert len(truncated) == 59
     assert not truncated["label"].any()
     numbers = truncated["image_id"].str[3:10].astype(int)
     assert (numbers.min(), numbers.max()) == (4028, 4347)
     assert np.array_equal(catalogue["boxes"] > 0, catalogue["label"] == 1)
+
+
+def test_copies_with_opposite_labels_are_excluded_unless_kept(copy, catalogue):
+    sound = catalogue[catalogue["excluded"] == ""]
+    fractured, other = sound[sound["label"] == 1].iloc[0], sound[sound["label"] == 0].iloc[0]
+    shutil.copy(copy / fractured["path"], copy / other["path"])
+    ids = {fractured["image_id"], other["image_id"]}
+    excluded = read_catalogue(copy).set_index("image_id")["excluded"]
+    assert set(excluded.index[excluded == CONTRADICTION]) == ids
+    kept = read_catalogue(copy, keep_contradictions=True).set_index("image_id")
+    assert not (kept["excluded"] == CONTRADICTION).any()
+    assert kept.loc[list(ids), "group"].nunique() == 1
+
+
+def test_an_image_in_both_folders_is_taken_from_fractured_and_noted(copy):
+    first, *_ = sorted((copy / "images" / "Fractured").iterdir())
+    shutil.copy(first, copy / "images" / "Non_fractured" / first.name)
+    row = read_catalogue(copy).set_index("image_id").loc[first.name]
+    assert row["path"] == f"images/Fractured/{first.name}"
+    assert (row["label"], row["note"]) == (1, "in both class folders: the file in Fractured is taken")

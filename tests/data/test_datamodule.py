@@ -50,11 +50,40 @@ def test_boxes_are_those_of_the_fractured(data):
         assert (len(boxes) > 0) == label
 
 
-def test_a_file_that_vanished_is_named(data):
-    row = data.dataset("train")
-    row.root = row.root / "gone"
-    with pytest.raises(InputError, match=r"gone/images/.*can no longer be read"):
-        row[0]
+def test_with_or_without_the_cache_batches_are_the_same(data, configuration, tmp_path):
+    config = configuration(tmp_path, "split=random", "data.cache=false", "data.num_workers=2")
+    uncached = build_data(config, split=build(config["split"]))
+    uncached.setup()
+    for one, other in zip(data.val_dataloader(), uncached.val_dataloader(), strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_without_the_cache_nothing_is_written(configuration, tmp_path):
+    config = configuration(tmp_path, "data.cache=false", f"paths.cache_dir={tmp_path}/cache")
+    module = build_data(config, split=build(config["split"]))
+    module.setup()
+    next(iter(module.train_dataloader()))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_leaks_of_a_split_are_told(data, configuration, tmp_path, caplog):
+    assert data.crossings["studies"]["train"] > 0
+    config = configuration(tmp_path)
+    grouped = build_data(config, split=build(config["split"]))
+    with caplog.at_level("INFO"):
+        grouped.setup()
+    assert not any(grouped.crossings["groups"].values())
+    assert "leak check: no near-duplicates and no neighbours" in caplog.text
+
+
+def test_images_that_a_manifest_does_not_list_are_in_no_part(data, configuration, tmp_path, caplog):
+    data.split[["image_id", "split"]].drop(5).to_csv(tmp_path / "mine.csv", index=False)
+    config = configuration(tmp_path, "split=manifest", f"split.path={tmp_path}/mine.csv")
+    module = build_data(config, split=build(config["split"]))
+    with caplog.at_level("INFO"):
+        module.setup()
+    assert "in no part: 1 images" in caplog.text
+    assert len(module.split) == len(data.split) - 1
 
 
 def test_missing_data_says_how_to_get_it(configuration, tmp_path):

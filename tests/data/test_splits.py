@@ -1,17 +1,64 @@
+import re
+from functools import cache
+
+import numpy as np
 import pandas as pd
 import pytest
 
-from fractatlas.data.splits import PARTS, random_split, recorded_split
+from fractatlas.data.catalogue import BODY_PARTS, VIEWS
+from fractatlas.data.groups import add_groups
+from fractatlas.data.splits import (
+    PARTS,
+    crossings,
+    grouped_split,
+    kfold_split,
+    manifest_split,
+    random_split,
+    recorded_split,
+)
 from fractatlas.errors import InputError
 
 RATIOS = (0.70, 0.15, 0.15)
 
 
 def images(count: int) -> pd.DataFrame:
-    """A catalogue as unbalanced as FracAtlas."""
+    """A catalogue as unbalanced as FracAtlas, every image a group of its own."""
     return pd.DataFrame(
         {"image_id": [f"IMG{n:07d}.jpg" for n in range(count)], "label": [n % 57 < 10 for n in range(count)]}
-    ).assign(label=lambda table: table["label"].astype(int), excluded="")
+    ).assign(
+        label=lambda table: table["label"].astype(int),
+        excluded="",
+        duplicates="",
+        study=lambda table: table["image_id"],
+        group=lambda table: table["image_id"],
+    )
+
+
+@cache
+def radiology(count: int, seed: int) -> pd.DataFrame:
+    """A catalogue of studies of 1 to 7 images with gaps between their ids, fractures in runs, and copies far away."""
+    generator = np.random.default_rng(seed)
+    rows, number = [], 0
+    while len(rows) < count:
+        part = BODY_PARTS[generator.integers(4)]
+        fractured = int(generator.random() < (0.5 if count * 0.4 < len(rows) < count * 0.6 else 0.1))
+        for view in range(generator.choice([1, 2, 2, 2, 3, 7], p=[0.3, 0.3, 0.2, 0.1, 0.09, 0.01])):
+            rows.append({"number": number, "label": fractured, part: 1, VIEWS[min(view, 1)]: 1})
+            number += 1 if generator.random() < 0.95 else 2
+        number += generator.random() < 0.1
+    table = pd.DataFrame(rows[:count]).reindex(columns=["number", "label", *BODY_PARTS, *VIEWS]).fillna(0).astype(int)
+    table["image_id"] = [f"IMG{n:07d}.jpg" for n in table.pop("number")]
+    table["dhash"] = ""
+    for _ in range(count // 40):  # copies, of two or three
+        copies = generator.choice(count, generator.integers(2, 4), replace=False)
+        table.loc[copies, "dhash"] = generator.bytes(32).hex()
+    return add_groups(table.assign(excluded=""))
+
+
+def fewer(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """Some of the images, in groups of their own making."""
+    kept = np.random.default_rng(seed).random(len(table)) < share
+    return add_groups(table[kept].drop(columns=["duplicates", "study", "group"]).reset_index(drop=True))
 
 
 def moved(before: pd.DataFrame, after: pd.DataFrame) -> float:
@@ -19,43 +66,125 @@ def moved(before: pd.DataFrame, after: pd.DataFrame) -> float:
     return (both["split_x"] != both["split_y"]).mean()
 
 
+def assert_grouped(split: pd.DataFrame, ratios=RATIOS) -> None:
+    """No group in two parts; parts by their ratios and classes balanced, each to within a percentage point."""
+    assert (split.groupby("group")["split"].nunique() == 1).all()
+    for part, ratio in zip(PARTS, ratios, strict=True):
+        rows = split[split["split"] == part]
+        assert abs(len(rows) / len(split) - ratio) <= 0.01
+        assert abs(rows["label"].mean() - split["label"].mean()) <= 0.01
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_group_is_in_two_parts_and_parts_are_balanced(seed):
+    catalogue = radiology(4083, seed)
+    split = grouped_split(catalogue, ratios=RATIOS, seed=seed)
+    assert_grouped(split)
+    assert not any(crossings(split, catalogue)["groups"].values())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_five_percent_more_images_move_few_of_the_others(seed):
+    whole = radiology(4083, seed)
+    before = grouped_split(fewer(whole, 0.95, seed), ratios=RATIOS, seed=seed)
+    assert moved(before, grouped_split(whole, ratios=RATIOS, seed=seed)) <= 0.02
+
+
+@pytest.mark.parametrize("split", [grouped_split, random_split])
+@pytest.mark.parametrize("seed", range(5))
+def test_no_image_of_an_earlier_split_moves(split, seed, tmp_path):
+    whole = radiology(4083, seed)
+    before = split(fewer(whole, 0.95, seed), ratios=RATIOS, seed=seed)
+    before.to_csv(tmp_path / "split.csv", index=False)
+    after = split(whole, ratios=RATIOS, seed=seed + 1, previous=str(tmp_path / "split.csv"))
+    assert moved(before, after) == 0
+    for part, ratio in zip(PARTS, RATIOS, strict=True):
+        assert abs((after["split"] == part).mean() - ratio) < 0.01
+    assert (
+        moved(before, split(fewer(whole, 0.5, seed), ratios=RATIOS, seed=0, previous=str(tmp_path / "split.csv"))) == 0
+    )
+
+
+def test_new_images_follow_their_group_in_an_earlier_split(tmp_path):
+    whole = radiology(4083, 0)
+    # Not the first of a study, so that the others are still one without it.
+    new = whole[whole["image_id"] != whole["study"]].sample(100, random_state=0)["image_id"]
+    old = whole[~whole["image_id"].isin(new)]
+    grouped_split(old, ratios=RATIOS, seed=0).to_csv(tmp_path / "split.csv", index=False)
+    assert_grouped(grouped_split(whole, ratios=RATIOS, seed=1, previous=str(tmp_path / "split.csv")))
+
+
+@pytest.mark.parametrize("folds", [3, 5, 10])
+def test_every_image_is_tested_in_one_fold(folds):
+    catalogue = radiology(4083, 0)
+    splits = [kfold_split(catalogue, folds=folds, fold=fold, seed=0) for fold in range(folds)]
+    for split in splits:
+        assert_grouped(split, (1 - 2 / folds, 1 / folds, 1 / folds))
+    tested = pd.concat([split.loc[split["split"] == "test", "image_id"] for split in splits])
+    assert sorted(tested) == sorted(catalogue["image_id"])
+    for fold, split in enumerate(splits):
+        after = splits[(fold + 1) % folds]
+        assert set(split.loc[split["split"] == "val", "image_id"]) == set(
+            after.loc[after["split"] == "test", "image_id"]
+        )
+
+
+def test_a_fold_that_is_not_there_is_refused():
+    with pytest.raises(InputError, match=r"split.fold=5 should be less than split.folds=5"):
+        kfold_split(images(500), folds=5, fold=5, seed=0)
+
+
+def test_crossings_count_the_images_that_another_part_gives_away():
+    catalogue = images(6).assign(
+        duplicates=["a", "a", "", "", "", ""],
+        study=["s", "t", "t", "t", "u", "v"],
+        group=["s", "s", "s", "s", "u", "v"],
+    )
+    split = catalogue[["image_id", "label", "group"]].assign(split=["train", "val", "val", "train", "test", "test"])
+    assert crossings(split, catalogue) == {
+        "duplicates": {"train": 1, "val": 1, "test": 0},
+        "studies": {"train": 1, "val": 2, "test": 0},
+        "groups": {"train": 2, "val": 2, "test": 0},
+    }
+
+
+def test_a_manifest_is_taken_as_it_is(tmp_path):
+    catalogue = images(500)
+    split = random_split(catalogue, ratios=RATIOS, seed=3)
+    split[["split", "image_id"]].sample(frac=0.9, random_state=0).to_csv(tmp_path / "mine.csv", index=False)
+    found = manifest_split(catalogue, path=str(tmp_path / "mine.csv"))
+    assert moved(split, found) == 0
+    assert len(found) == 450
+
+
+def test_a_manifest_of_images_that_are_not_there_is_refused(tmp_path):
+    (tmp_path / "mine.csv").write_text("image_id,split\nother.jpg,train\n")
+    with pytest.raises(InputError, match=re.escape("lists 1 images that the data lack (other.jpg)")):
+        manifest_split(images(500), path=str(tmp_path / "mine.csv"))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_real_set_splits_without_leaks(real_catalogue, seed):
+    split = grouped_split(real_catalogue, ratios=RATIOS, seed=seed)
+    assert_grouped(split)
+    assert not any(crossings(split, real_catalogue)["groups"].values())
+    assert moved(grouped_split(fewer(real_catalogue, 0.95, seed), ratios=RATIOS, seed=seed), split) <= 0.02
+
+
 @pytest.mark.parametrize("count", [60, 101, 4083])
 @pytest.mark.parametrize("seed", range(5))
-def test_each_class_is_in_each_part_by_its_ratio_to_within_one_image(count, seed):
+def test_each_class_is_in_each_part_of_a_random_split_by_its_ratio_to_within_one_image(count, seed):
     split = random_split(images(count), ratios=RATIOS, seed=seed)
     for _, rows in split.groupby("label"):
         for part, ratio in zip(PARTS, RATIOS, strict=True):
             assert abs((rows["split"] == part).sum() - ratio * len(rows)) < 1
 
 
-def test_a_seed_decides_the_split():
-    one, same, other = (random_split(images(500), ratios=RATIOS, seed=seed) for seed in (1, 1, 2))
+@pytest.mark.parametrize("split", [grouped_split, random_split])
+def test_a_seed_decides_the_split(split):
+    one, same, other = (split(images(500), ratios=RATIOS, seed=seed) for seed in (1, 1, 2))
     assert one.equals(same)
     assert moved(one, other) > 0.3
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_five_percent_more_or_fewer_images_move_few_of_the_others(seed):
-    whole = images(4083)
-    fewer = whole.sample(frac=0.95, random_state=seed)
-    before, after = (random_split(table, ratios=RATIOS, seed=seed) for table in (whole, fewer))
-    assert moved(before, after) <= 0.02
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_no_image_of_an_earlier_split_moves(seed, tmp_path):
-    whole = images(4083)
-    before = random_split(whole.sample(frac=0.95, random_state=seed), ratios=RATIOS, seed=seed)
-    before.to_csv(tmp_path / "split.csv", index=False)
-    after = random_split(whole, ratios=RATIOS, seed=seed + 1, previous=str(tmp_path / "split.csv"))
-    assert moved(before, after) == 0
-    for part, ratio in zip(PARTS, RATIOS, strict=True):
-        assert abs((after["split"] == part).mean() - ratio) < 0.001
-
-    fewer = random_split(
-        whole.sample(frac=0.5, random_state=seed), ratios=RATIOS, seed=0, previous=str(tmp_path / "split.csv")
-    )
-    assert moved(before, fewer) == 0
 
 
 def test_an_earlier_split_of_other_images_is_refused(tmp_path):

@@ -94,7 +94,9 @@ def test_a_checkpoint_alone_says_how_it_was_made(finished):
 def rescored(run: Path, tmp_path: Path, part: str, **changes) -> dict:
     config = {"task_name": "evaluate", "ckpt": str(run / "checkpoints" / "best.ckpt"), "split_part": part}
     config |= {"data_root": None, "trainer": checkpoint_config(run / "checkpoints" / "best.ckpt")["trainer"]}
-    config |= {"paths": dict.fromkeys(("root", "data_dir", "data_root", "weights", "log_dir"), str(tmp_path))}
+    config |= {
+        "paths": dict.fromkeys(("root", "data_dir", "data_root", "cache_dir", "weights", "log_dir"), str(tmp_path))
+    }
     config["paths"]["output_dir"] = str(tmp_path)
     evaluate(check(OmegaConf.create(config | changes), EvaluateConfig))
     return json.loads((tmp_path / "metrics.json").read_text())
@@ -178,13 +180,13 @@ def test_without_the_test_part_nothing_of_it_is_predicted(configuration, tmp_pat
     from fractatlas.data.datamodule import Radiographs
 
     read = set()
-    original = Radiographs.__getitem__
+    original = Radiographs.__getitems__
 
-    def watch(dataset, index):
-        read.add(dataset.table["image_id"][index])
-        return original(dataset, index)
+    def watch(dataset, rows):
+        read.update(dataset.table["image_id"][rows])
+        return original(dataset, rows)
 
-    monkeypatch.setattr(Radiographs, "__getitem__", watch)
+    monkeypatch.setattr(Radiographs, "__getitems__", watch)
     train(configuration(tmp_path, "test=false", "trainer.max_epochs=1"))
     split = pd.read_csv(tmp_path / "split.csv").set_index("image_id")["split"]
     assert {split[image_id] for image_id in read} == {"train", "val"}
@@ -227,8 +229,8 @@ def test_a_run_that_diverges_says_so_and_does_not_finish(configuration, tmp_path
 
 def test_a_last_batch_of_one_image_does_not_end_a_run(configuration, tmp_path):
     images = 111  # of the phantoms' training part
-    changes = ("model=resnet", "model.variant=resnet_tiny", "preprocess.resize=32", "preprocess.crop=32",
-               f"data.batch_size={images - 1}", "trainer.max_epochs=1", "test=false")  # fmt: skip
+    changes = ("split=random", "model=resnet", "model.variant=resnet_tiny", "preprocess.resize=32",
+               "preprocess.crop=32", f"data.batch_size={images - 1}", "trainer.max_epochs=1", "test=false")  # fmt: skip
     train(configuration(tmp_path, *changes))
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert report["data"]["split"]["train"]["n"] == images
