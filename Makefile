@@ -6,7 +6,7 @@ RESNET ?= resnet50
 DENSENET ?= densenet121
 ARGS ?=
 
-.PHONY: help setup lock demo baseline tensorboard test lint bench clean
+.PHONY: help setup lock demo data baseline tensorboard test lint bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ demo: setup  ## The whole pipeline on generated phantoms: no download, no GPU, a
 	$(RUN) train.py experiment=demo_densenet $(ARGS)
 	@$(RUN) -m fractatlas.report.table logs/demo_resnet logs/demo_densenet
 	@echo "Curves, images, hyperparameters: .venv/bin/tensorboard --logdir logs"
+
+data: setup  ## Fetch, verify, unpack and audit FracAtlas (FRACATLAS_ROOT=data/FracAtlas ARGS="--archive FILE")
+	$(RUN) -m fractatlas.data.download $(ARGS)
+	$(RUN) -m fractatlas.data.audit
 
 baseline: setup  ## Step 1 of the study on FracAtlas (RESNET=resnet50 DENSENET=densenet121 FRACATLAS_ROOT= FRACATLAS_WEIGHTS=)
 	$(RUN) train.py experiment=baseline_resnet model.variant=$(RESNET) $(ARGS)
