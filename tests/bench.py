@@ -1,11 +1,14 @@
 """Speed, as ratios within one run: ``make bench`` (ARGS="--help" for its options).
 
-Our training loop against a bare PyTorch loop over tensors in memory, with the same network, batch size and threads,
-in turns so that a machine whose speed drifts treats both alike; and how long a launch takes to its first step.
+Reading images: the study's pipeline against the cache, one process and one thread each. Training: from the cache
+against tensors in memory; our loop against a bare PyTorch loop; how long a launch takes to its first step. What is
+compared runs in turns, so that a machine whose speed drifts treats both alike.
 """
 
 import argparse
 import itertools
+import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -17,8 +20,12 @@ import lightning
 import torch
 from hydra import compose, initialize_config_dir
 from lightning.pytorch.callbacks import Callback
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
 
 from fractatlas.config import TrainConfig, check
+from fractatlas.data.catalogue import read_catalogue
 from fractatlas.training.run import build, build_classifier, build_data, build_trainer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -72,6 +79,106 @@ def to_first_step(config_arguments: list[str], folder: Path) -> float:
     return found
 
 
+class StudysPipeline(Dataset):
+    """What a tutorial would write: every image opened, converted, resized, cropped and normalised each time."""
+
+    def __init__(self, files: list[Path]):
+        self.files = files
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize(256),
+                transforms.CenterCrop(224),
+                transforms.ToTensor(),
+                transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.transform(Image.open(self.files[index]).convert("RGB"))
+
+
+def rate(batches, images: int) -> float:
+    """Images per second of going through ``batches`` once."""
+    started = time.perf_counter()
+    for _ in batches:
+        pass
+    return images / (time.perf_counter() - started)
+
+
+def reading(data: lightning.LightningDataModule, looking: float, filling: float) -> None:
+    """Print how fast images come, and what memory they take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    data.split["split"] = "train"  # all of them
+    table, count = data.part("train"), len(data.split)
+    files = [data.root / path for path in table["path"]]
+    naive = DataLoader(StudysPipeline(files[:: max(1, count // 600)]), batch_size=32, shuffle=True)
+    loader = data.train_dataloader()
+    rates = {"naive": [], "uint8": [], "float": []}
+    for _ in range(3):
+        rates["naive"].append(rate(naive, len(naive.dataset)))
+        rates["uint8"].append(rate(loader, count))
+        rates["float"].append(rate((data.on_after_batch_transfer(batch, 0) for batch in loader), count))
+    best = {name: statistics.median(values) for name, values in rates.items()}
+    peaks = []
+    for _ in range(10):
+        rate((data.on_after_batch_transfer(batch, 0) for batch in loader), count)
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    torch.set_num_threads(threads)
+
+    print(f"\nreading {count} images of {data.root.name}, batch 32, 224 px, one process and one thread")
+    print(f"  the study's pipeline             {best['naive']:8.0f} images/s")
+    for name, what in (("uint8", "cache, to the uint8 batch  "), ("float", "cache, and normalised      ")):
+        print(f"  {what}      {best[name]:8.0f} images/s, {best[name] / best['naive']:.0f} times as fast")
+    for what, seconds in (("looking at every image, once", looking), ("filling the cache", filling)):
+        share = seconds * best["naive"] / count
+        print(f"  {what:30} {seconds:10.1f} s, {share:.2f} of one pass of the study's pipeline")
+    print(f"  peak memory after epoch 1 and 10 {peaks[0]:8.0f} and {peaks[-1]:.0f} MiB")
+
+
+def from_the_cache_or_from_memory(config: dict, data: lightning.LightningDataModule, steps: int) -> float:
+    """Median seconds of a step fed from the cache, against one fed from normalised tensors in memory, in turns."""
+    network, loss = build(config["model"]), build(config["loss"])
+    optimizer = build(config["optimizer"])(network.parameters())
+    loader = itertools.chain.from_iterable(data.train_dataloader() for _ in itertools.count())
+    normalised = (data.on_after_batch_transfer(batch, 0) for batch in loader)
+    whole = next(iter(DataLoader(data.dataset("train"), batch_size=2000, collate_fn=lambda batch: batch)))
+    tensors, labels = data.preprocess.normalise(whole["image"]), whole["label"]
+    rows = torch.arange(config["data"]["batch_size"])
+    seconds = {True: [], False: []}
+    for step in range(2 * steps + 4):
+        cached = step % 2 == 0
+        started = time.perf_counter()
+        if cached:
+            batch = next(normalised)
+        else:
+            index = (rows + step * len(rows)) % len(labels)
+            batch = {"image": tensors[index], "label": labels[index]}
+        optimizer.zero_grad()
+        loss(network(batch["image"]), batch["label"]).backward()
+        optimizer.step()
+        if step >= 4:
+            seconds[cached].append(time.perf_counter() - started)
+    return statistics.median(seconds[True]) / statistics.median(seconds[False])
+
+
+def composed(*overrides: str) -> dict:
+    """A checked configuration."""
+    with initialize_config_dir(str(REPOSITORY / "conf"), job_name="bench"):
+        return check(compose("train", list(overrides)), TrainConfig)
+
+
+def opened(config: dict) -> lightning.LightningDataModule:
+    """The data of a configuration, ready."""
+    data = build_data(config, split=build(config["split"]))
+    data.prepare_data()
+    data.setup()
+    return data
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
@@ -88,11 +195,24 @@ def main() -> None:
         limits = [f"trainer.limit_train_batches={options.steps + 2}", "trainer.limit_val_batches=1",
                   "trainer.max_epochs=1"]  # fmt: skip
         here = [f"paths.root={run}", f"paths.output_dir={run}"]
-        with initialize_config_dir(str(REPOSITORY / "conf"), job_name="bench"):
-            config = check(compose("train", [*arguments, *limits, *here]), TrainConfig)
-        data = build_data(config, split=build(config["split"]))
-        data.prepare_data()
-        data.setup()
+        real = Path(os.environ.get("FRACATLAS_ROOT", REPOSITORY / "data" / "FracAtlas"))
+        chosen = ["data=fracatlas", f"data.root={real}"] if real.is_dir() else ["data=phantom"]
+        config = composed(*chosen, *here)
+        data_root = opened(composed(*chosen, *here, "data.cache=false")).root  # so that all files are in memory
+        started = time.perf_counter()
+        read_catalogue(data_root, Path(config["data"]["cache_dir"]))
+        looked = time.perf_counter()
+        data = opened(config)
+        reading(data, looked - started, time.perf_counter() - looked)
+
+        small = composed(*chosen, *here, "preprocess.resize=128", "preprocess.crop=128", "model=resnet",
+                         "model.variant=resnet18", "model.weights=null")  # fmt: skip
+        ratio = from_the_cache_or_from_memory(small, opened(small), 2 * options.steps * options.turns)
+        print("\nResNet-18, batch 32, 128 px")
+        print(f"  a step from the cache / from tensors in memory   {ratio:.3f}")
+
+        config = composed(*arguments, *limits, *here)
+        data = opened(config)
         loader = iter(data.train_dataloader())
         batches = [data.on_after_batch_transfer(next(loader), 0) for _ in range(options.steps + 2)]
 
@@ -107,7 +227,7 @@ def main() -> None:
 
     print(f"\n{options.variant}, batch {options.batch_size}, 224 px, {torch.get_num_threads()} threads, ", end="")
     print(f"{len(ours)} steps each")
-    print(f"  our training loop, from files    {rates['ours']:6.2f} images/s")
+    print(f"  our training loop, from cache    {rates['ours']:6.2f} images/s")
     print(f"  bare loop, tensors in memory     {rates['bare']:6.2f} images/s")
     print(f"  ours / bare                      {rates['ours'] / rates['bare']:6.3f}")
     print(f"  launch to first optimiser step   {first:6.1f} s, {first / statistics.mean(bare):.1f} bare steps")

@@ -120,7 +120,7 @@ def _read_table(root: Path) -> pd.DataFrame:
     if not file.is_file() or not (root / "images").is_dir():
         raise InputError(
             f"no FracAtlas in {root} (no {'images folder' if file.is_file() else 'dataset.csv'} there)\n"
-            "Unpack figshare article 22363012 there, name another folder (FRACATLAS_ROOT=DIR), or try data=phantom"
+            "Fetch it (make data), name another folder (FRACATLAS_ROOT=DIR), or try data=phantom"
         )
     try:
         table = pd.read_csv(file, encoding="utf-8-sig", dtype={"image_id": str})

@@ -1,0 +1,25 @@
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from tests.conftest import REPOSITORY
+
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_a_notebook_runs(file, phantoms, tmp_path, monkeypatch):
+    monkeypatch.setenv("FRACATLAS_ROOT", str(phantoms))
+    notebook = nbformat.read(file, as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert all(cell.get("execution_count") for cell in notebook.cells if cell.cell_type == "code")
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
+def test_committed_outputs_are_there_and_small_and_hold_no_radiographs(file):
+    assert file.stat().st_size < 200_000
+    for cell in nbformat.read(file, as_version=4).cells:
+        if cell.cell_type == "code":
+            hidden = "radiographs" in cell.metadata.get("tags", [])
+            assert not (hidden and cell.outputs)
+            assert "imshow" not in cell.source or hidden
