@@ -1,7 +1,10 @@
 import json
+import multiprocessing
+import random
 import shutil
 import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
@@ -153,3 +156,28 @@ def test_the_real_set_has_its_known_defects(radiographs, real_catalogue):
     assert agreement.iloc[0] > 0.75
     assert agreement.iloc[1] < 0.3
     assert abs(agreement.iloc[2]) < 0.1
+
+
+def test_an_audit_that_is_killed_at_any_moment_is_finished_by_the_next(spoilt, tmp_path):
+    """Forked, since importing takes longer than the audit."""
+    root, _ = spoilt
+    generator, fork = random.Random(0), multiprocessing.get_context("fork")
+
+    def arguments(number: int | str) -> list[str]:
+        return ["--root", str(root), "--out", f"{tmp_path}/{number}", "--cache", f"{tmp_path}/{number}/cache"]
+
+    started = time.perf_counter()
+    audit.main(arguments("whole"))
+    lasts = time.perf_counter() - started
+    expected = {name: (tmp_path / "whole" / name).read_bytes() for name in ("audit.csv", "audit.html")}
+    for number in range(20):
+        process = fork.Process(target=audit.main, args=(arguments(number),))
+        process.start()
+        time.sleep(generator.random() * lasts)
+        process.kill()
+        process.join(60)
+        for name, content in expected.items():
+            file = tmp_path / str(number) / name
+            assert not file.exists() or file.read_bytes() == content
+        audit.main(arguments(number))
+        assert {name: (tmp_path / str(number) / name).read_bytes() for name in expected} == expected

@@ -272,3 +272,12 @@ def test_a_loss_is_monitored_downwards(configuration, tmp_path):
     curve = [event.value for event in events(tmp_path).Scalars("val/loss")]
     assert value == pytest.approx(min(curve))
     assert all(math.isfinite(point) for point in curve)
+
+
+def test_with_or_without_the_cache_a_run_gives_the_same_numbers(configuration, tmp_path):
+    reports = []
+    for cache in ("true", "false"):
+        train(configuration(tmp_path / cache, f"data.cache={cache}", "trainer.max_epochs=1", "augment=light"))
+        reports.append(json.loads((tmp_path / cache / "metrics.json").read_text()))
+    assert reports[0]["val"] == reports[1]["val"]
+    assert reports[0]["test"] == reports[1]["test"]
