@@ -19,8 +19,10 @@ from pathlib import Path
 
 import pytest
 
+from fractatlas.data import archive as archives
 from fractatlas.data import download
-from fractatlas.data.download import FIGSHARE, MANIFEST, Release, check, fetch, main
+from fractatlas.data.archive import MANIFEST, check
+from fractatlas.data.download import FIGSHARE, Release, fetch, main
 from fractatlas.errors import InputError
 
 Usage = namedtuple("Usage", "total used free")
@@ -401,17 +403,17 @@ def test_hostile_archives_are_refused_and_nothing_is_written(tmp_path, root, nam
     root.parent.mkdir()
     archive = packed(tmp_path / "hostile.zip", (name, content, changes))
     if says is None:  # beside the folder: left out
-        assert download.unpack(archive, root) == len(FILES)
+        assert archives.unpack(archive, root) == len(FILES)
         return
     with pytest.raises(InputError, match=says):
-        download.unpack(archive, root)
+        archives.unpack(archive, root)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["data", "hostile.zip"]
 
 
 def test_too_many_members_are_refused(archive, root, monkeypatch):
-    monkeypatch.setattr(download, "MOST_MEMBERS", 40)
+    monkeypatch.setattr(archives, "MOST_MEMBERS", 40)
     with pytest.raises(InputError, match="45 members, more than 40"):
-        download.unpack(archive, root)
+        archives.unpack(archive, root)
 
 
 @pytest.mark.parametrize(
@@ -430,11 +432,11 @@ def test_one_folder_of_the_archive_is_fracatlas(tmp_path, root, names, says):
         for name in names:
             archive.writestr(name, b"x")
     if says is None:
-        assert download.unpack(file, root) == 2
+        assert archives.unpack(file, root) == 2
         assert "2 files" in check(root)
         return
     with pytest.raises(InputError, match=f"is not FracAtlas: {says}"):
-        download.unpack(file, root)
+        archives.unpack(file, root)
 
 
 @pytest.mark.parametrize("spoil", [lambda content: b"no zip", lambda content: content[:-1000], lambda content: b""])
@@ -442,7 +444,7 @@ def test_what_is_no_zip_is_refused(tmp_path, archive, root, spoil):
     file = tmp_path / "other.zip"
     file.write_bytes(spoil(archive.read_bytes()))
     with pytest.raises(InputError, match="other.zip is no sound zip archive"):
-        download.unpack(file, root)
+        archives.unpack(file, root)
 
 
 def test_too_small_a_disk_is_told_before_anything_is_written(serve, published, root, archive, monkeypatch):
