@@ -43,9 +43,8 @@ def folder(phantoms, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(folder) -> Path:
     """The folder of a finished run."""
-    result = command(
-        "train.py", *SMALL, "task_name=finished", "data.root=phantoms", "trainer.max_epochs=2", folder=folder
-    )
+    arguments = [*SMALL, "task_name=finished", "data.root=phantoms", "split=random", "trainer.max_epochs=2"]
+    result = command("train.py", *arguments, folder=folder)
     assert result.returncode == 0, result.stderr
     (run,) = (folder / "logs" / "finished" / "runs").iterdir()
     return run
@@ -157,7 +156,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(folder, phantoms, tmp_path):
 
 
 def test_two_processes_score_a_checkpoint_as_one_does(run, folder):
-    """65 images do not divide by two: a padded one would be counted twice."""
+    """An odd number of images does not divide by two: a padded one would be counted twice."""
     arguments = [f"ckpt={run}/checkpoints/best.ckpt", "split_part=train"]
     split = pd.read_csv(run / "split.csv")
     assert (split["split"] == "train").sum() % 2 == 1

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,8 @@ from PIL import Image, ImageOps
 
 from fractatlas.files import shared, write_csv
 from fractatlas.progress import track
+
+log = logging.getLogger(__name__)
 
 ORIENTATION = 0x0112  # the EXIF tag
 VERSION = 1  # of what ``inspect`` finds; another one forgets what was remembered
@@ -122,6 +125,7 @@ def _read(file: Path) -> bytes:
 
 
 def _inspect_new(root: Path, paths: dict[str, str]) -> pd.DataFrame:
+    log.info("looking at %d images", len(paths))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding lets go of Python's lock
         looks = pool.map(lambda path: asdict(inspect(_read(root / path))), paths.values())
         rows = list(track(looks, "looking at images", len(paths)))

@@ -25,6 +25,12 @@ from fractatlas.data.archive import MANIFEST, check
 from fractatlas.data.download import FIGSHARE, Release, fetch, main
 from fractatlas.errors import InputError
 
+
+@pytest.fixture(autouse=True)
+def no_data_folder_named(monkeypatch):
+    monkeypatch.delenv("FRACATLAS_ROOT", raising=False)
+
+
 Usage = namedtuple("Usage", "total used free")
 NOTHING = {"content": b"", "ranges": False}
 FILES = {
