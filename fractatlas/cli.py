@@ -131,6 +131,6 @@ def _explain(error: Exception, schema: type) -> str:
         r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':\s*(.*?)\n(?!\s)", text, re.DOTALL
     ):
         return f"{match[1]}={match[2]}: no such choice; there are {', '.join(match[3].split())}"
-    if match := re.match(r"Missing mandatory value: (\S+)", text):
-        return f"{match[1]} needs a value: {match[1]}=..."
+    if text.startswith("Missing mandatory value"):
+        return f"{error.full_key} needs a value: {error.full_key}=..."
     return " ".join(text.split("\n")[0].split())

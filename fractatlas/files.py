@@ -54,7 +54,7 @@ def shared(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(
             f"cannot fill the cache in {folder} ({error.strerror or error})\n"
-            "Name another folder (paths.cache_dir=DIR), or do without (data.cache=false)"
+            "Name another folder (paths.cache_dir=DIR, the audit's --cache DIR), or train without (data.cache=false)"
         ) from None
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader
 from sklearn.metrics import roc_auc_score
 
-from fractatlas.data.catalogue import BODY_PARTS, COCO, CONTRADICTION, VIEWS, contradictions, read_boxes, read_catalogue
+from fractatlas.data.catalogue import COCO, CONTRADICTION, VIEWS, contradictions, read_boxes, read_catalogue
 from fractatlas.data.groups import BODY, GAP, NEAR, UPPER_NEAR, UPPER_ROWS, near_duplicates, neighbours
 from fractatlas.data.inspection import decode
 from fractatlas.errors import InputError
@@ -43,6 +43,7 @@ REPORTED = {
     "identical pixels": "about 80 groups",
     "near-duplicates": "about 100 pairs",
     "opposite labels": "4 clusters",
+    "copy cut short": "",
 }
 SHOWN = 12  # thumbnails, or groups of them, of one kind
 
@@ -65,6 +66,7 @@ def find(root: Path, catalogue: pd.DataFrame) -> pd.DataFrame:
         *_copies(catalogue, "identical pixels", "pixels", "kept together in every grouped split"),
         *_copies(catalogue, "near-duplicates", "duplicates", "kept together in every grouped split"),
         *_opposite(catalogue),
+        *_cut_short(root, catalogue),
     ]
     table = pd.DataFrame(rows, columns=["image_id", "kind", "detail", "done"])
     return table.sort_values(["kind", "image_id"], kind="stable", ignore_index=True)
@@ -96,14 +98,19 @@ def shortcuts(catalogue: pd.DataFrame) -> pd.DataFrame:
         "hardware": np.where(usable["hardware"] == 1, "plates, screws", "none"),
         "several views in one image": np.where(usable["multiscan"] == 1, "yes", "no"),
         "colour mode": usable["mode"].to_numpy(),
-        "body part": usable[list(BODY_PARTS)].idxmax(axis=1).to_numpy(),
-        "view": usable[list(VIEWS)].idxmax(axis=1).to_numpy(),
+        "body part": _flags(usable[BODY]),
+        "view": _flags(usable[list(VIEWS)]),
     }
     rows = []
     for name, values in attributes.items():
         for value, labels in usable["label"].groupby(values):
             rows.append([name, value, len(labels), labels.mean()])
     return pd.DataFrame(rows, columns=["attribute", "value", "n", "fractured"])
+
+
+def _flags(table: pd.DataFrame) -> np.ndarray:
+    """The names of the columns that are set in each row, as one text."""
+    return np.array([" + ".join(table.columns[row == 1]) or "none" for row in table.to_numpy()])
 
 
 def shortcut_aurocs(catalogue: pd.DataFrame) -> pd.DataFrame:
@@ -219,6 +226,26 @@ def _opposite(catalogue: pd.DataFrame) -> Iterator[tuple]:
         detail = ", ".join(f"{row.image_id} {'fractured' if row.label else 'not'}" for row in rows.itertuples())
         for image_id in rows["image_id"]:
             yield image_id, "opposite labels", detail, "excluded, all of them (data.keep_contradictions=false)"
+
+
+def _cut_short(root: Path, catalogue: pd.DataFrame) -> Iterator[tuple]:
+    """Copies that agree in their upper part alone: of the two, the flatter one below was cut and saved again."""
+    usable = catalogue[catalogue["dhash"] != ""].reset_index(drop=True)
+    for pair in near_duplicates(usable["dhash"]):
+        one, other = (usable.iloc[position] for position in pair)
+        if (int(one["dhash"], 16) ^ int(other["dhash"], 16)).bit_count() <= NEAR:
+            continue
+        below = [_spread_below(root / row["path"]) for row in (one, other)]
+        cut, whole_one = (one, other) if below[0] < below[1] else (other, one)
+        label = "fractured" if cut["label"] else "not fractured"
+        detail = f"{label}; of {whole_one['image_id']}, whose lower part it lacks"
+        yield cut["image_id"], "copy cut short", detail, "kept, in one group with the whole one"
+
+
+def _spread_below(file: Path) -> float:
+    """Median over the lowest eighth of the rows of their standard deviation, in grey levels."""
+    pixels = np.asarray(decode(file.read_bytes()))
+    return float(np.median(pixels[-len(pixels) // 8 :].std(axis=1)))
 
 
 def _inside(boxes: np.ndarray, width: int, height: int) -> int:

@@ -85,12 +85,14 @@ def open_cache(
     settings = f"{preprocess.geometry!r} Pillow {PIL.__version__} torchvision {torchvision.__version__}"
     store = folder / f"pixels-{preprocess.size}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
     file, index = store / "pixels.bin", store / "contents.txt"
-    with shared(store):
-        known = _known(file, index, preprocess.size)
-        new = {key: path for key, path in zip(contents, paths, strict=True) if key not in known}
-        if new:
-            log.info("decoding %d images into %s", len(new), store)
-            _add(file, index, known, root, new, preprocess)
+    wanted = dict(zip(contents, paths, strict=True))
+    known = _known(file, index, preprocess.size)
+    if wanted.keys() - known.keys():
+        with shared(store):
+            known = _known(file, index, preprocess.size)  # another process may have filled it meanwhile
+            if new := {key: path for key, path in wanted.items() if key not in known}:
+                log.info("decoding %d images into %s", len(new), store)
+                _add(file, index, known, root, new, preprocess)
     shape = (len(known), preprocess.size, preprocess.size)
     row = {key: number for number, key in enumerate(known)}
     return PixelCache(np.memmap(file, np.uint8, "r", shape=shape), [row[key] for key in contents])

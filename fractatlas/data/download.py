@@ -209,7 +209,9 @@ def _size(part: Path) -> int:
 
 def _alone(root: Path) -> AcquireReturnProxy:
     """One run at a time; a second one says that it waits."""
-    lock = FileLock(root.with_name(f".{root.name}.lock"))
+    file = root.with_name(f".{root.name}.lock")
+    file.touch()  # says why where it cannot be made; the lock would wait for ever
+    lock = FileLock(file)
     try:
         return lock.acquire(blocking=False)
     except Timeout:

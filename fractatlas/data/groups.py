@@ -14,7 +14,7 @@ BODY = ["hand", "leg", "hip", "shoulder"]
 NEAR = 8
 # Some copies were cut short and saved again, so that only their upper part agrees: 10 of the 16 rows, 160 bits.
 UPPER_ROWS, UPPER_NEAR = 10, 2
-GAP = 2  # ids; an image in between may be missing
+GAP = 2  # ids; an image in between may be missing, and one link too many costs little
 
 
 def add_groups(catalogue: pd.DataFrame) -> pd.DataFrame:
@@ -76,8 +76,8 @@ def study_neighbours(catalogue: pd.DataFrame) -> np.ndarray:
     """Find the neighbouring ids that look like one study: views of one limb, taken one after the other.
 
     Neighbours that show the same body part belong together, unless a frontal view follows one that is not: a study
-    starts with its frontal view. In the real set labels of the first kind agree (phi 0.9), of the second hardly more
-    than those of strangers; grey levels tell the two kinds apart no better than that.
+    starts with its frontal view. In the real set the labels of the first kind correlate by 0.81, of the second by
+    0.21, of strangers by 0.02; see ``audit.label_agreement``. Grey levels told the two kinds apart no better.
 
     Returns:
         int64 (n, 2), positions in ``catalogue``.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import PIL
 from PIL import Image, ImageOps
 
 from fractatlas.files import shared, write_csv
@@ -51,7 +52,8 @@ def inspect(content: bytes) -> Inspection:
     """Decode an image file to its end.
 
     Returns:
-        What was found; ``error`` is ``"truncated"`` or ``"unreadable"`` where the file does not decode.
+        What was found; ``error`` is ``"truncated"`` or ``"unreadable"`` where the file does not decode. A file that
+        was cut short and closed with an end marker decodes, and is not told.
     """
     key, size = content_key(content), len(content)
     try:
@@ -91,13 +93,15 @@ def inspect_all(root: Path, paths: Iterable[str], memory: Path | None = None) ->
     if memory is None:
         found = _inspect_new(root, dict(zip(contents, paths, strict=True)))
     else:
-        store = memory / f"inspections-{VERSION}.csv"
-        with shared(memory):
-            found = _remembered(store)
-            new = {key: path for key, path in zip(contents, paths, strict=True) if key not in found.index}
-            if new:
-                found = pd.concat([found, _inspect_new(root, new)])
-                write_csv(store, found.reset_index())
+        # Another release of Pillow may decode a pixel otherwise.
+        store = memory / f"inspections-{VERSION}-{PIL.__version__}.csv"
+        wanted, found = dict(zip(contents, paths, strict=True)), _remembered(store)
+        if wanted.keys() - set(found.index):
+            with shared(memory):
+                found = _remembered(store)  # another process may have looked meanwhile
+                if new := {key: path for key, path in wanted.items() if key not in found.index}:
+                    found = pd.concat([found, _inspect_new(root, new)])
+                    write_csv(store, found.reset_index())
     return found.loc[contents].reset_index()
 
 

@@ -30,7 +30,8 @@ def grouped_split(
         catalogue: from ``read_catalogue``.
         ratios: of train, val and test; they add up to 1.
         seed: another seed, another order.
-        previous: an earlier ``split.csv``. Its images stay where they are, and draw new ones of their group along.
+        previous: an earlier ``split.csv``. Its images stay where they are, and draw new ones of their group along; a
+            group that it tears stays torn.
 
     Returns:
         ``image_id, label, group, split`` in the catalogue's order.
@@ -147,7 +148,8 @@ def _draw(
         weight = stratum["fractured" if fractured else "images"]
         kept = stratum["part"] >= 0
         share = np.diff(np.round(np.cumsum([0, *ratios]) * weight.sum()))
-        share -= np.bincount(stratum["part"][kept].astype(int), weight[kept], minlength=len(parts))
+        old = earlier.notna() & table[unit].isin(stratum.index)  # by image, since an earlier split may tear units
+        share -= np.bincount(earlier[old].map(parts.index), table.loc[old, "label"] if fractured else None, len(parts))
         share = np.maximum(share, 0)  # a part may have more than its share already
         new = sorted(stratum.index[~kept], key=lambda name: (_hash(key(name)), name))
         weights = weight[new].to_numpy()

@@ -52,6 +52,14 @@ def spoilt(phantoms, catalogue, tmp_path_factory):
     where["opposite labels"] = sorted([hurt[1]["image_id"], well[5]["image_id"]])
     where["near-duplicates"] = sorted(where["near-duplicates"] + where["opposite labels"])
 
+    with Image.open(root / hurt[8]["path"]) as image:  # cut short and saved again, under another number
+        band = image.convert("L").resize((hurt[9]["width"], hurt[9]["height"]))
+    band.paste(128, (0, band.height * 7 // 10, *band.size))
+    (file,) = (root / "images" / "Fractured").glob(hurt[9]["image_id"])
+    band.save(file, quality=90)
+    where["copy cut short"] = [hurt[9]["image_id"]]
+    where["near-duplicates"] = sorted([*where["near-duplicates"], hurt[8]["image_id"], hurt[9]["image_id"]])
+
     where["labels disagree"] = [hurt[2]["image_id"]]
     table.loc[hurt[2]["image_id"], "fractured"] = 0
     where["fractures miscounted"] = [hurt[3]["image_id"]]

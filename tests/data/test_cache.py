@@ -118,6 +118,13 @@ def test_a_full_disk_is_answered_in_two_lines_and_gets_its_space_back(tmp_path, 
     assert torch.equal(opened(tmp_path, phantoms, images)([30]), Decoder(phantoms, images["path"], SMALL)([30]))
 
 
+def test_a_whole_cache_is_read_without_its_lock(tmp_path, phantoms, images, monkeypatch):
+    """So that a read-only folder, or another user's, will do."""
+    opened(tmp_path, phantoms, images[:20])
+    monkeypatch.setattr(cache, "shared", lambda folder: pytest.fail("asked for the lock"))
+    opened(tmp_path, phantoms, images[:20])
+
+
 def test_a_file_that_vanished_or_changed_is_named(tmp_path, phantoms, images):
     for contents, paths, says in (
         (["0" * 32], images["path"][:1], "changed while it was read"),

@@ -618,3 +618,12 @@ def test_what_cannot_be_meant_is_refused_in_one_line(tmp_path, monkeypatch, opti
 def test_no_model_is_needed_to_download():
     lines = "import sys, fractatlas.data.download; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", lines]).returncode == 0
+
+
+def test_a_lock_that_cannot_be_made_is_an_error_and_no_wait(tmp_path, monkeypatch):
+    def refuse(self, *arguments, **options):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(PermissionError, match="Permission denied"):
+        fetch(tmp_path / "FracAtlas")

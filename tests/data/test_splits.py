@@ -114,6 +114,16 @@ def test_new_images_follow_their_group_in_an_earlier_split(tmp_path):
     assert_grouped(grouped_split(whole, ratios=RATIOS, seed=1, previous=str(tmp_path / "split.csv")))
 
 
+def test_an_earlier_split_that_tears_groups_is_kept_and_filled_up_to_the_ratios(tmp_path):
+    catalogue = radiology(4083, 0)
+    before = random_split(catalogue, ratios=RATIOS, seed=0).head(3000)
+    before.to_csv(tmp_path / "split.csv", index=False)
+    after = grouped_split(catalogue, ratios=RATIOS, seed=0, previous=str(tmp_path / "split.csv"))
+    assert moved(before, after) == 0
+    for part, ratio in zip(PARTS, RATIOS, strict=True):
+        assert abs((after["split"] == part).mean() - ratio) < 0.02
+
+
 @pytest.mark.parametrize("folds", [3, 5, 10])
 def test_every_image_is_tested_in_one_fold(folds):
     catalogue = radiology(4083, 0)
