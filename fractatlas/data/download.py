@@ -109,7 +109,7 @@ def download(release: Release, part: Path) -> None:
                 reasons.append(f"{url}: {reason}")
         else:
             kept = f"; {decimal(_size(part))} are here, {AGAIN}" if _size(part) else ""
-            raise InputError("\n".join(reasons) + kept)
+            raise InputError("\n".join(reasons) + kept + "; or fetch it by hand and name it: --archive FILE")
     try:
         verify(part, release)
     except InputError as error:
