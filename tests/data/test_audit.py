@@ -158,6 +158,8 @@ def test_the_real_set_has_its_known_defects(radiographs, real_catalogue):
     assert (images["truncated"], images["EXIF rotation"]) == (59, 25)
     assert (images["size in VOC is the upright one"], images["size in COCO is the upright one"]) == (22, 1)
     assert summary.at["identical files", "groups"] == "10 groups"
+    cut = findings.loc[findings["kind"] == "copy cut short", "image_id"].str[3:10]
+    assert sorted(cut) == ["0004067", "0004071", "0004113", "0004150", "0004232"]
     opposite = findings.loc[findings["kind"] == "opposite labels", "image_id"].str[3:10]
     assert sorted(opposite) == ["0002886", "0002998", "0003034", "0004243", "0004280", "0004314", "0004341"]
     agreement = audit.label_agreement(real_catalogue).set_index("pair")["correlation"]
