@@ -62,9 +62,9 @@ def find(root: Path, catalogue: pd.DataFrame) -> pd.DataFrame:
         *_files(catalogue),
         *_labels(catalogue),
         *_annotations(root, catalogue),
-        *_copies(catalogue, "identical files", "content", "kept together in every grouped split"),
-        *_copies(catalogue, "identical pixels", "pixels", "kept together in every grouped split"),
-        *_copies(catalogue, "near-duplicates", "duplicates", "kept together in every grouped split"),
+        *_copies(catalogue, "identical files", "content"),
+        *_copies(catalogue, "identical pixels", "pixels"),
+        *_copies(catalogue, "near-duplicates", "duplicates"),
         *_opposite(catalogue),
         *_cut_short(root, catalogue),
     ]
@@ -205,19 +205,19 @@ def _annotations(root: Path, catalogue: pd.DataFrame) -> Iterator[tuple]:
                     yield image_id, f"wrong size in {kind}", detail, "sizes are read from the image"
                 elif sideways:
                     detail = f"{width} x {height}, the file stores {height} x {width} and EXIF turns it"
-                    yield (
-                        image_id,
-                        f"size in {kind} is the upright one",
-                        detail,
-                        "right as it is",
-                    )
+                    yield image_id, f"size in {kind} is the upright one", detail, "right as it is"
 
 
-def _copies(catalogue: pd.DataFrame, kind: str, column: str, done: str) -> Iterator[tuple]:
+def _copies(catalogue: pd.DataFrame, kind: str, column: str) -> Iterator[tuple]:
     known = catalogue[(catalogue[column] != "") & (catalogue["path"] != "")]
     for ids in known.groupby(column)["image_id"].agg(list):
         for image_id in ids if len(ids) > 1 else ():
-            yield image_id, kind, "with " + " ".join(other for other in ids if other != image_id), done
+            yield (
+                image_id,
+                kind,
+                "with " + " ".join(other for other in ids if other != image_id),
+                "kept together in every grouped split",
+            )
 
 
 def _opposite(catalogue: pd.DataFrame) -> Iterator[tuple]:

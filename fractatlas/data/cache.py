@@ -122,6 +122,8 @@ def _add(
 ) -> None:
     """Append the pixels of ``new`` (content to path), and their names to ``known``."""
     image = preprocess.size**2
+    if not known:
+        index.unlink(missing_ok=True)  # of a spoilt cache: it must not be read beside other rows
     with file.open("r+b" if known else "wb") as pixels, ThreadPoolExecutor(os.cpu_count()) as pool:
         pixels.truncate(len(known) * image)
         pixels.seek(0, os.SEEK_END)

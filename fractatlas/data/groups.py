@@ -21,7 +21,7 @@ def add_groups(catalogue: pd.DataFrame) -> pd.DataFrame:
     """Add the columns ``duplicates, study, group``, each the first ``image_id`` of those that belong together.
 
     Args:
-        catalogue: ordered by ``image_id``, with the columns of ``dataset.csv``, ``excluded`` and ``dhash``.
+        catalogue: ordered by ``image_id``, with the columns of ``dataset.csv`` and ``dhash``.
 
     Returns:
         The catalogue with ``duplicates`` (``""`` where an image has none), ``study`` and ``group``: what is linked by
@@ -29,13 +29,13 @@ def add_groups(catalogue: pd.DataFrame) -> pd.DataFrame:
     """
     usable = np.flatnonzero(catalogue["dhash"] != "")
     copies = usable[near_duplicates(catalogue["dhash"].iloc[usable])]
-    neighbours = study_neighbours(catalogue)
+    views = study_neighbours(catalogue)
     ids = catalogue["image_id"].to_numpy()
     clusters = _components(copies, len(ids))
     return catalogue.assign(
         duplicates=np.where(np.bincount(clusters)[clusters] > 1, _first(ids, clusters), ""),
-        study=_first(ids, _components(neighbours, len(ids))),
-        group=_first(ids, _components(np.concatenate([copies, neighbours]), len(ids))),
+        study=_first(ids, _components(views, len(ids))),
+        group=_first(ids, _components(np.concatenate([copies, views]), len(ids))),
     )
 
 
