@@ -105,6 +105,7 @@ class FractureClassifier(lightning.LightningModule):
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
         self.scores = nn.ModuleDict({f"{part}_scores": Scores() for part in ("train", "val", "test")})
         self.predictions: dict[str, Tensor] = {}
+        self.history: list[dict[str, float]] = []  # of every epoch, training and validation
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Optimise what is not frozen."""
@@ -147,6 +148,12 @@ class FractureClassifier(lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the configuration, from which a checkpoint alone can be rebuilt."""
         checkpoint["config"] = self.config
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the history of a run that is gone on with."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.history = checkpoint.get("history", [])
 
     def _evaluate(self, part: str, batch: dict[str, Tensor]) -> None:
         logits = self(batch["image"])
@@ -162,6 +169,15 @@ class FractureClassifier(lightning.LightningModule):
             raise InputError(f"training diverged: some {part} logits are not finite; lower optimizer.lr")
         # The best checkpoint's score after training is no point of the training curve.
         prefix = "best/" if part == "val" and self.trainer.state.fn != TrainerFn.FITTING else ""
-        self.log_dict({f"{prefix}{part}/{name}": value.float() for name, value in scores.compute().items()})
+        values = {f"{part}/{name}": value.float() for name, value in scores.compute().items()}
+        self.log_dict({prefix + name: value for name, value in values.items()})
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            self._remember({name: value.item() for name, value in values.items()})
         self.predictions[part] = predictions
         scores.reset()
+
+    def _remember(self, values: dict[str, float]) -> None:
+        epoch = self.current_epoch + 1
+        if not self.history or self.history[-1]["epoch"] != epoch:
+            self.history.append({"epoch": epoch})
+        self.history[-1].update(values)

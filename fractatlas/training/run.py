@@ -6,6 +6,7 @@ import platform
 import subprocess
 import time
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pandas as pd
 import torch
 import torchvision
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
@@ -32,7 +34,7 @@ from fractatlas.training.callbacks import WholeCheckpointIO
 log = logging.getLogger(__name__)
 
 
-def train(config: dict[str, Any]) -> float:
+def train(config: dict[str, Any], callbacks: Sequence[Callback] = ()) -> float:
     """Fine-tune one network and score its best checkpoint.
 
     Writes ``catalogue.csv, split.csv, checkpoints/, tensorboard/, predictions.csv`` and last of all ``metrics.json``
@@ -40,6 +42,7 @@ def train(config: dict[str, Any]) -> float:
 
     Args:
         config: a checked ``TrainConfig``, plain.
+        callbacks: further ones, beside those of the configuration.
 
     Returns:
         The best checkpoint's value of ``monitor``.
@@ -60,7 +63,7 @@ def train(config: dict[str, Any]) -> float:
     data.prepare_data()
     data.setup()
     classifier = build_classifier(config)
-    callbacks = [build(part) for part in config["callbacks"].values() if part]
+    callbacks = [*(build(part) for part in config["callbacks"].values() if part), *callbacks]
     trainer = build_trainer(config, run, callbacks=callbacks, logger=build(config["logger"]))
     if trainer.is_global_zero:
         (run / "metrics.json").unlink(missing_ok=True)  # a run that is gone on with is not finished
@@ -89,6 +92,7 @@ def train(config: dict[str, Any]) -> float:
                 "epoch": read_checkpoint(checkpoint)["epoch"] + 1,
             },
             **_scores(predictions, parts),
+            "history": classifier.history,
             "data": _data_card(data),
             "timing": {
                 "total_seconds": round(time.monotonic() - started, 1),
