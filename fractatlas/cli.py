@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fractatlas.config import parts, unknown_key
 from fractatlas.errors import InputError
+from fractatlas.search.sweeper import StudySweeper
 
 
 @contextmanager
@@ -24,6 +26,7 @@ def command_line(schema: type) -> Iterator[None]:
         schema: the configuration's dataclass, for the names that a misspelt key may have meant.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on instead of printing and exiting
+    Plugins.instance().register(StudySweeper)  # Hydra finds by itself only what lies in hydra_plugins
     with one_line_errors(schema):
         sys.argv[1:] = prepare(sys.argv[1:], schema)
         yield

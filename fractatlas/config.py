@@ -7,6 +7,7 @@ after composition, because Hydra's ``+`` and ``++`` open even a structured node.
 
 import dataclasses
 import difflib
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -394,6 +395,61 @@ class EvaluateConfig(Strict):
     paths: Paths
 
 
+@dataclass
+class Sampler(Strict):
+    """What proposes the next point."""
+
+    _target_: Literal["optuna.samplers.TPESampler", "optuna.samplers.GPSampler", "optuna.samplers.RandomSampler",
+                      "optuna.samplers.QMCSampler"]  # fmt: skip
+    seed: Annotated[int, Interval(ge=0, lt=2**32)]
+    n_startup_trials: Count = 10
+    constant_liar: bool = False
+    multivariate: bool = False
+    qmc_type: Literal["sobol", "halton"] = "sobol"
+    scramble: bool = False
+
+
+@dataclass
+class NopPruner(Strict):
+    """Stop no trial."""
+
+    _target_: Literal["optuna.pruners.NopPruner"]
+
+
+@dataclass
+class MedianPruner(Strict):
+    """Stop what is worse than the median."""
+
+    _target_: Literal["optuna.pruners.MedianPruner"]
+    n_startup_trials: Count
+    n_warmup_steps: Count
+
+
+@dataclass
+class HyperbandPruner(Strict):
+    """Halve again and again."""
+
+    _target_: Literal["optuna.pruners.HyperbandPruner"]
+    min_resource: Positive
+    max_resource: Positive
+    reduction_factor: Annotated[int, Ge(2)]
+
+
+@dataclass
+class SearchConfig(Strict):
+    """``conf/hydra/sweeper/study.yaml``, composed."""
+
+    _target_: Literal["fractatlas.search.sweeper.StudySweeper"]
+    sampler: Sampler
+    pruner: _one_of(NopPruner, MedianPruner, HyperbandPruner)
+    study_name: Name
+    storage: str
+    n_trials: Positive
+    n_jobs: Positive
+    lease: Annotated[int, Ge(2)]
+    params: dict[str, str]
+
+
 SCHEMAS = {name for name, value in globals().items() if dataclasses.is_dataclass(value)}
 
 
@@ -460,10 +516,15 @@ def check(config: DictConfig, schema: type) -> dict[str, Any]:
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     try:
         # Strict, so that "3" is not a number; by way of JSON, because only there does strict let a dict in.
-        TypeAdapter(schema).validate_json(json.dumps(plain), strict=True)
+        _adapter(schema).validate_json(json.dumps(plain), strict=True)
     except ValidationError as error:
         raise InputError("\n".join(_lines(error, schema))) from None
     return plain
+
+
+@functools.cache
+def _adapter(schema: type) -> TypeAdapter:
+    return TypeAdapter(schema)
 
 
 def _lines(error: ValidationError, schema: type) -> Iterator[str]:

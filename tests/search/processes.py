@@ -1,0 +1,103 @@
+"""Sweeps in processes of their own, with trials that take milliseconds: everything but the training is real."""
+
+import json
+import math
+import multiprocessing
+import os
+import runpy
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from tests.conftest import REPOSITORY, SMALL
+
+# Children are forked from a process that has loaded everything and computed nothing.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["fractatlas.search.study", "fractatlas.training.run", "fractatlas.search.report"])
+
+
+def typed(phantoms: Path, *overrides: str) -> list[str]:
+    """The arguments of a search over a tiny network."""
+    small = [override for override in SMALL if "batch_size" not in override]  # it is searched
+    return ["-m", "hparams_search=optuna", *small, f"data.root={phantoms}", *overrides]
+
+
+def start(folder: Path, phantoms: Path, *overrides: str, fake: dict | None = None):
+    """Begin ``train.py -m hparams_search=optuna`` in ``folder``; what it prints goes to ``output-<pid>.txt`` there.
+
+    ``fake`` replaces training: ``seconds`` that a trial takes, ``fail`` from trial numbers to what happens in them.
+    """
+    arguments = typed(phantoms, *overrides)
+    process = CONTEXT.Process(target=_sweep, args=(str(folder), arguments, fake))
+    process.start()
+    return process
+
+
+def sweep(folder: Path, phantoms: Path, *overrides: str, fake: dict | None = None) -> tuple[int, str]:
+    """Run a sweep to its end: its exit status and what it printed."""
+    process = start(folder, phantoms, *overrides, fake=fake)
+    process.join(300)
+    return process.exitcode, (folder / f"output-{process.pid}.txt").read_text()
+
+
+def _sweep(folder: str, arguments: list[str], fake: dict | None) -> None:
+    os.chdir(folder)
+    for name in ("FRACATLAS_ROOT", "FRACATLAS_WEIGHTS", "FRACATLAS_STORAGE"):
+        os.environ.pop(name, None)
+    output = os.open(f"output-{os.getpid()}.txt", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if fake is not None:
+        import fractatlas.search.trial
+
+        fractatlas.search.trial.train = Fake(**fake)
+    sys.argv = [str(REPOSITORY / "train.py"), *arguments]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+class Fake:
+    """Stands in for training: a smooth function of the point, or what ``fail`` says of the trial's number."""
+
+    def __init__(self, seconds: float = 0.0, fail: dict[int, str] | None = None):
+        self.seconds, self.fail = seconds, fail or {}
+
+    def __call__(self, config: dict, callbacks: list) -> float:
+        run = Path(config["paths"]["output_dir"])
+        assert not (run / "metrics.json").exists(), "this folder has had a trial before"
+        (run / "started").touch(exist_ok=False)
+        time.sleep(self.seconds)
+        lr, dropout = config["optimizer"]["lr"], config["model"]["dropout"]
+        value = 0.9 - 0.1 * (math.log10(lr) + 3) ** 2 - 0.05 * abs(dropout - 0.3)
+        match self.fail.get(int(run.name)):
+            case "raise":
+                raise ZeroDivisionError("a bug")
+            case "memory":
+                raise MemoryError("could not allocate")
+            case "nan":
+                value = math.nan
+            case "interrupt":
+                raise KeyboardInterrupt
+        for epoch in range(config["trainer"]["max_epochs"]):
+            trainer = self._trainer(config, epoch, value)
+            for callback in callbacks:
+                callback.on_validation_end(trainer, None)
+            if trainer.should_stop:
+                break
+        epoch = {"epoch": 1, "train/accuracy": 0.8, "train/loss": 0.5, "val/accuracy": value, "val/auroc": value}
+        metrics = {"monitor": {"name": config["monitor"], "value": value, "epoch": 1}, "history": [epoch]}
+        metrics |= {"timing": {"total_seconds": self.seconds}, "seed": config["seed"]}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        return value
+
+    @staticmethod
+    def _trainer(config: dict, epoch: int, value: float) -> SimpleNamespace:
+        return SimpleNamespace(
+            current_epoch=epoch,
+            max_epochs=config["trainer"]["max_epochs"],
+            state=SimpleNamespace(fn="fit"),
+            sanity_checking=False,
+            callback_metrics={config["monitor"]: value},
+            strategy=SimpleNamespace(broadcast=lambda stop: stop),
+            should_stop=False,
+        )

@@ -1,0 +1,70 @@
+import json
+
+import optuna
+import pytest
+
+from fractatlas.search.trial import ReportToStudy, _on_one_device
+from fractatlas.training.run import train
+
+
+class Pruned:
+    """A trial that the pruner gives up after ``epoch``."""
+
+    def __init__(self, epoch: int):
+        self.epoch, self.reported, self.attributes = epoch, {}, {}
+
+    def report(self, value: float, step: int) -> None:
+        self.reported[step] = value
+
+    def should_prune(self) -> bool:
+        return max(self.reported) >= self.epoch
+
+    def set_user_attr(self, name: str, value: object) -> None:
+        self.attributes[name] = value
+
+
+def test_a_pruned_trial_stops_after_its_epoch_and_is_whole(configuration, tmp_path):
+    trial = Pruned(epoch=2)
+    config = configuration(tmp_path, "trainer.max_epochs=4", "test=false")
+    train(config, [ReportToStudy(trial, config["monitor"])])
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert [row["epoch"] for row in metrics["history"]] == [1, 2]
+    assert trial.reported == {row["epoch"]: pytest.approx(row["val/auroc"]) for row in metrics["history"]}
+    assert trial.attributes == {"pruned after epoch": 2}
+    assert {"train/loss", "train/accuracy", "val/accuracy"} <= metrics["history"][0].keys()
+
+
+def test_the_last_epoch_is_not_pruned(configuration, tmp_path):
+    trial = Pruned(epoch=1)
+    config = configuration(tmp_path, "trainer.max_epochs=1", "test=false")
+    train(config, [ReportToStudy(trial, config["monitor"])])
+    assert trial.attributes == {}
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "alone"),
+    [
+        (1, 1, True),
+        ([3], 1, True),
+        (2, 1, False),
+        ([0, 1], 1, False),
+        (-1, 1, False),
+        ("auto", 1, False),
+        (1, 2, False),
+    ],
+)
+def test_only_trials_on_one_device_run_in_the_sweep_itself(devices, nodes, alone):
+    assert _on_one_device({"devices": devices, "num_nodes": nodes}) is alone
+
+
+def test_every_trial_draws_from_its_own_stream():
+    from fractatlas.search.storage import OwnStream
+
+    def draws(seed: int, count: int) -> list[float]:
+        sampler = OwnStream(lambda own: optuna.samplers.TPESampler(seed=own), seed)
+        study = optuna.create_study(sampler=sampler)
+        return [study.ask({"x": optuna.distributions.FloatDistribution(0, 1)}).params["x"] for _ in range(count)]
+
+    assert draws(0, 6) == draws(0, 6)
+    assert len(set(draws(0, 6))) == 6
+    assert draws(0, 3) != draws(1, 3)
