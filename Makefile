@@ -4,9 +4,17 @@ PYTHON ?= python3
 RUN := .venv/bin/python
 RESNET ?= resnet50
 DENSENET ?= densenet121
+DATA ?= fracatlas
+SEEDS ?= 3
 ARGS ?=
+# What is searched on each data set, and the name of the study, as conf/hydra/sweeper/study.yaml would give it.
+SEARCHED_fracatlas := model.variant=$(DENSENET)
+SEARCHED_phantom := experiment=demo_densenet
+STUDY_fracatlas := $(DENSENET)_fracatlas
+STUDY_phantom := densenet_tiny_phantom
+STUDY ?= $(STUDY_$(DATA))
 
-.PHONY: help setup lock demo data baseline tensorboard test lint bench clean
+.PHONY: help setup lock demo data baseline search tensorboard test lint bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +47,10 @@ baseline: setup  ## Step 1 of the study on FracAtlas (RESNET=resnet50 DENSENET=d
 	$(RUN) train.py experiment=baseline_densenet model.variant=$(DENSENET) $(ARGS)
 	@$(RUN) -m fractatlas.report.table logs/baseline_resnet logs/baseline_densenet
 
+search: setup  ## Step 2: 15 trials, the winner again over SEEDS=3 seeds, the test part once (DATA=phantom STUDY=name)
+	$(RUN) train.py -m hparams_search=optuna $(SEARCHED_$(DATA)) hydra.sweeper.study_name=$(STUDY) $(ARGS)
+	$(RUN) -m fractatlas.search.refit logs/search/$(STUDY) --seeds $(SEEDS)
+
 tensorboard: setup  ## Open the logs
 	.venv/bin/tensorboard --logdir logs
 
@@ -51,6 +63,7 @@ lint: setup  ## Style and common mistakes
 
 bench: setup  ## Speed, as ratios within one run
 	$(RUN) tests/bench.py $(ARGS)
+	$(RUN) tests/bench_search.py
 
 clean:  ## Delete caches; logs/, data/ and .venv stay
 	rm -rf .pytest_cache .ruff_cache *.egg-info
