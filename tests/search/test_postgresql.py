@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,12 +24,11 @@ def _programs() -> Path:
 
 
 @pytest.fixture
-def server(tmp_path_factory):
+def server():
     """The address of a running server, for SQLAlchemy."""
     programs = _programs()
     user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
-    folder = Path("/tmp") / f"fractatlas-postgresql-{os.getpid()}"  # short: a socket's path has 107 bytes
-    folder.mkdir(mode=0o700)
+    folder = Path(tempfile.mkdtemp())  # not pytest's: a socket's path has 107 bytes
     if user:
         shutil.chown(folder, user)
     with socket.socket() as free:
