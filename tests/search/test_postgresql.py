@@ -50,6 +50,7 @@ def server():
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_four_workers_two_of_them_killed(server, tmp_path, phantoms):
     arguments = [f"hydra.sweeper.storage='{server}'", "hydra.sweeper.lease=6", "hydra.sweeper.n_trials=20"]
     workers = [start(tmp_path, phantoms, *arguments, fake={"seconds": 1.0}) for _ in range(4)]

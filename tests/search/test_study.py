@@ -199,6 +199,7 @@ def test_an_interrupted_trial_is_done_again(tmp_path, phantoms):
     ended(tmp_path)
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments(tmp_path, phantoms):
     draw = random.Random(0)
     arguments = ["hydra.sweeper.lease=2", "hydra.sweeper.n_trials=15"]
