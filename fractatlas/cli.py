@@ -52,7 +52,7 @@ def one_line_errors(schema: type) -> Iterator[None]:
 
 
 # What may change when a run is gone on with: how long, where and how fast, never what is learnt from what.
-RESUMABLE = ("resume", "test", "trainer.max_epochs", "trainer.accelerator", "trainer.devices", "data.root",
+RESUMABLE = ("resume", "test", "report", "trainer.max_epochs", "trainer.accelerator", "trainer.devices", "data.root",
              "data.cache", "data.cache_dir", "data.num_workers", "data.pin_memory")  # fmt: skip
 
 

@@ -220,6 +220,32 @@ class CosineSchedule(Strict):
 
 
 @dataclass
+class FixedThreshold(Strict):
+    """Fractured from ``value`` on."""
+
+    _target_: Literal["fractatlas.evaluation.operating_point.fixed"]
+    _partial_: Literal[True]
+    value: Proportion
+
+
+@dataclass
+class YoudenThreshold(Strict):
+    """Where sensitivity and specificity are best together."""
+
+    _target_: Literal["fractatlas.evaluation.operating_point.youden"]
+    _partial_: Literal[True]
+
+
+@dataclass
+class SensitivityThreshold(Strict):
+    """Where enough fractures are found."""
+
+    _target_: Literal["fractatlas.evaluation.operating_point.target_sensitivity"]
+    _partial_: Literal[True]
+    sensitivity: Annotated[float, Interval(gt=0, le=1)]
+
+
+@dataclass
 class Trainer(Strict):
     """Lightning's ``Trainer``: the arguments that are a researcher's to choose."""
 
@@ -368,6 +394,7 @@ class TrainConfig(Strict):
     seed: Annotated[int, Interval(ge=0, lt=2**32)]
     monitor: Monitor
     test: bool
+    report: bool
     resume: str | None
     data: Data
     split: _one_of(DrawnSplit, KFoldSplit, ManifestSplit)
@@ -377,6 +404,7 @@ class TrainConfig(Strict):
     loss: BinaryCrossEntropy
     optimizer: _one_of(Adam, SGD)
     scheduler: _one_of(ConstantSchedule, CosineSchedule)
+    threshold: _one_of(FixedThreshold, YoudenThreshold, SensitivityThreshold)
     trainer: Trainer
     callbacks: Callbacks
     logger: TensorBoard

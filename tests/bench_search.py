@@ -40,7 +40,7 @@ def main() -> None:
         os.chdir(folder)
         sys.argv = [
             str(REPOSITORY / "train.py"), "-m", "hparams_search=optuna", "experiment=demo_densenet", "trainer=cpu",
-            "data.prepare.images=400", "optimizer=adam", "optimizer.weight_decay=1e-3", "data.batch_size=32",
+            "data.prepare.images=1200", "optimizer=adam", "optimizer.weight_decay=1e-3", "data.batch_size=32",
             "trainer.max_epochs=2", "model.dropout=0.3", f"hydra.sweeper.n_trials={TRIALS}",
         ]  # fmt: skip
         runpy.run_path(sys.argv[0], run_name="__main__")

@@ -9,47 +9,52 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-CONFIDENCE = 0.95
-RESAMPLES = 2000
+from fractatlas.evaluation.bootstrap import draws, interval
+
+BINS = 15  # of the calibration error
+SPECIFICITY = 0.9  # at which ``sensitivity_at_90_specificity`` is read
+LOWER_IS_BETTER = ("brier", "calibration_error")
 
 
-def evaluate(table: pd.DataFrame, threshold: float = 0.5, seed: int = 0) -> dict[str, Any]:
+def evaluate(table: pd.DataFrame, threshold: float = 0.5, weights: np.ndarray | None = None) -> dict[str, Any]:
     """Score predictions.
 
     Args:
         table: one row per image with ``label`` (0 or 1), ``probability`` (of a fracture) and ``group``; images of one
-            group are drawn together.
+            group are drawn together. ``probability_calibrated``, where it is there, is scored beside it.
         threshold: fractured from this probability on.
-        seed: of the bootstrap.
+        weights: float64 (b, n), the first row of ones; ``None`` draws them.
 
     Returns:
         ``n, positives, majority_rate, threshold``, and for each metric ``value, low, high``: the value and its 95 %
-        percentile interval over ``RESAMPLES`` bootstrap samples of groups (Efron and Tibshirani, An Introduction to
-        the Bootstrap, 1993, chapter 13). A metric that the labels leave undefined is ``None``.
+        percentile interval over bootstrap samples of groups. A metric that the labels leave undefined is ``None``.
     """
-    labels = table["label"].to_numpy()
-    probabilities = table["probability"].to_numpy(dtype=np.float64)
-    groups = pd.factorize(table["group"])[0]
-    generator = np.random.default_rng(seed)
-    count = groups.max() + 1
-    draws = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)[:, groups]
-    weights = np.vstack([np.ones(len(table)), draws]).astype(np.float64)
-
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rows = {
-            **at_threshold(labels, probabilities >= threshold, weights),
-            "auroc": auroc(labels, probabilities, weights),
-            "average_precision": average_precision(labels, probabilities, weights),
-            "brier": weights @ (probabilities - labels) ** 2 / weights.sum(axis=1),
-        }
-    positives = int(labels.sum())
+    weights = draws(table["group"]) if weights is None else weights
+    positives = int(table["label"].sum())
     return {
         "n": len(table),
         "positives": positives,
         "majority_rate": max(positives, len(table) - positives) / len(table),
         "threshold": threshold,
-        **{name: _interval(values) for name, values in rows.items()},
+        **{name: interval(values) for name, values in resampled(table, threshold, weights).items()},
     }
+
+
+def resampled(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Every metric under each row of ``weights`` (b, n): arrays (b,), NaN where it is undefined."""
+    labels = table["label"].to_numpy()
+    probabilities = table["probability"].to_numpy(dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rows = {
+            **at_threshold(labels, probabilities >= threshold, weights),
+            **ranking(labels, probabilities, weights),
+            **calibration(labels, probabilities, weights),
+        }
+        if "probability_calibrated" in table:
+            calibrated = table["probability_calibrated"].to_numpy(dtype=np.float64)
+            again = calibration(labels, calibrated, weights)
+            rows |= {f"{name}_calibrated": values for name, values in again.items()}
+    return rows
 
 
 def at_threshold(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -79,37 +84,64 @@ def at_threshold(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray)
     }
 
 
-def auroc(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve: how often a fractured image scores above another, ties half; (b,).
+def ranking(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Metrics of the order of the scores.
 
-    Hanley and McNeil, Radiology 143:29, 1982. Arguments as ``at_threshold``, with scores (n,).
+    ``auroc``: how often a fractured image scores above another, ties half (Hanley and McNeil, Radiology 143:29, 1982).
+    ``average_precision``: precision at each score, weighted by the recall that it adds.
+    ``sensitivity_at_90_specificity``: the highest sensitivity of a threshold that keeps 90 % specificity.
+
+    Args:
+        labels: 0 or 1, (n,).
+        scores: (n,).
+        weights: (b, n).
+
+    Returns:
+        Each metric, (b,); NaN where there is but one class.
     """
-    positives, negatives = _by_score(labels, scores, weights)
-    below = np.cumsum(negatives, axis=1) - negatives
-    wins = (positives * (below + negatives / 2)).sum(axis=1)
-    return wins / (positives.sum(axis=1) * negatives.sum(axis=1))
+    positives, negatives = by_score(labels, scores, weights)
+    found, false = np.cumsum(positives, axis=1), np.cumsum(negatives, axis=1)
+    fractured, others = found[:, -1], false[:, -1]
+    above = others[:, None] - false  # negatives below each score, since scores descend
+    precision = found / np.maximum(found + false, 1)  # scores above the highest one drawn have neither
+    allowed = false <= (1 - SPECIFICITY) * others[:, None] * (1 + 1e-9)
+    return {
+        "auroc": (positives * (above + negatives / 2)).sum(axis=1) / (fractured * others),
+        "average_precision": (positives * precision).sum(axis=1) / fractured,
+        "sensitivity_at_90_specificity": np.where(allowed, found, 0).max(axis=1)
+        / np.where(others > 0, fractured, 0),
+    }
 
 
-def average_precision(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Precision at each score, weighted by the recall that it adds; (b,). Arguments as ``auroc``."""
-    positives, negatives = (counts[:, ::-1] for counts in _by_score(labels, scores, weights))
-    found, drawn = np.cumsum(positives, axis=1), np.cumsum(positives + negatives, axis=1)
-    precision = found / np.maximum(drawn, 1)  # scores above the highest one drawn have neither
-    return (positives * precision).sum(axis=1) / positives.sum(axis=1)
+def calibration(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """How far the probabilities are to be believed.
+
+    ``brier``: the mean squared distance from the label (Brier, Monthly Weather Review 78:1, 1950).
+    ``calibration_error``: the mean distance between probability and share of fractures in ``BINS`` equal bins of the
+    probability, weighted by their images (Guo et al., On Calibration of Modern Neural Networks, ICML 2017). It has an
+    upward bias in small samples, and in bootstrap samples more so: its interval can lie above its value.
+
+    Args:
+        labels: 0 or 1, (n,).
+        probabilities: (n,).
+        weights: (b, n).
+
+    Returns:
+        Each, (b,).
+    """
+    total = weights.sum(axis=1)
+    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
+    gaps = np.zeros((len(labels), BINS))
+    gaps[np.arange(len(labels)), bins] = probabilities - labels
+    return {
+        "brier": weights @ (probabilities - labels) ** 2 / total,
+        "calibration_error": np.abs(weights @ gaps).sum(axis=1) / total,
+    }
 
 
-def _by_score(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The weight of positives and of negatives at each distinct score, ascending: two (b, k)."""
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
+def by_score(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The weight of positives and of negatives at each distinct score, descending: two (b, k)."""
+    order = np.argsort(-scores, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) < 0])
     ordered, labels = weights[:, order], labels[order]
     return tuple(np.add.reduceat(ordered * (labels == value), starts, axis=1) for value in (1, 0))
-
-
-def _interval(values: np.ndarray) -> dict[str, float] | None:
-    value, resampled = values[0], values[1:][np.isfinite(values[1:])]
-    if not np.isfinite(value):
-        return None
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail]) if len(resampled) else (value, value)
-    return {"value": float(value), "low": float(low), "high": float(high)}

@@ -25,7 +25,7 @@ STUDY = {
 }
 SCORES = ("train/accuracy", "val/accuracy", "train/loss", "val/auroc")
 # The groups of a configuration that say what a run is; the others say where it runs and what it shows.
-KEPT = ("data", "split", "preprocess", "augment", "model", "loss", "optimizer", "scheduler", "trainer")
+KEPT = ("data", "split", "preprocess", "augment", "model", "loss", "optimizer", "scheduler", "threshold", "trainer")
 
 
 def write(folder: Path, study: optuna.Study, space: list[str], monitor: str, best: DictConfig | None) -> None:

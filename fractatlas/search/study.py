@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 ALLOWED = ("optuna.samplers.*", "optuna.pruners.*")
 COMPARABLE = "comparable"
 # What two trials may differ in and still be compared: where and how fast, and what is only shown.
-INCIDENTAL = ("paths.", "logger.", "resume", "task_name", "test", "data.root", "data.cache", "data.cache_dir",
+INCIDENTAL = ("paths.", "logger.", "resume", "task_name", "test", "report", "data.root", "data.cache", "data.cache_dir",
               "data.num_workers", "data.pin_memory", "model.weights_dir", "trainer.accelerator",
               "trainer.log_every_n_steps", "trainer.enable_model_summary", "trainer.profiler",
               "callbacks.checkpoint.dirpath", "callbacks.learning_rate", "callbacks.progress_bar",

@@ -25,8 +25,8 @@ from fractatlas.config import TrainConfig, check
 from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.data.splits import PARTS, recorded_split
 from fractatlas.errors import InputError
-from fractatlas.evaluation import metrics
-from fractatlas.files import write_csv, write_json
+from fractatlas.evaluation import metrics, operating_point
+from fractatlas.files import whole, write_csv, write_json
 from fractatlas.models.classifier import FractureClassifier
 from fractatlas.models.weights import read_checkpoint
 from fractatlas.training.callbacks import WholeCheckpointIO
@@ -82,6 +82,11 @@ def train(config: dict[str, Any], callbacks: Sequence[Callback] = ()) -> float:
     predictions = pd.concat([predict(trainer, classifier, data, part, checkpoint) for part in parts])
     best = float(trainer.checkpoint_callback.best_model_score)
     if trainer.is_global_zero:
+        rule = config["threshold"]
+        validation = predictions[predictions["split"] == "val"]
+        point = operating_point.settle(validation, build(rule), rule["_target_"].rpartition(".")[2])
+        _keep(point, checkpoint)
+        predictions = _calibrated(predictions, point)
         report = {
             "task_name": config["task_name"],
             "model": config["model"]["variant"],
@@ -91,7 +96,8 @@ def train(config: dict[str, Any], callbacks: Sequence[Callback] = ()) -> float:
                 "value": best,
                 "epoch": read_checkpoint(checkpoint)["epoch"] + 1,
             },
-            **_scores(predictions, parts),
+            "operating_point": point,
+            **_scores(predictions, parts, point["threshold"]),
             "history": classifier.history,
             "data": _data_card(data),
             "timing": {
@@ -146,11 +152,14 @@ def evaluate(config: dict[str, Any]) -> None:
     trainer = build_trainer(config, run, callbacks=[], logger=False, enable_progress_bar=False)
     predictions = predict(trainer, build_classifier(trained), data, part, checkpoint)
     if trainer.is_global_zero:
+        point = checkpoint_operating_point(checkpoint)
+        predictions = _calibrated(predictions, point)
         report = {
             "task_name": config["task_name"],
             "checkpoint": str(checkpoint),
             "model": trained["model"]["variant"],
-            **_scores(predictions, [part]),
+            "operating_point": point,
+            **_scores(predictions, [part], point["threshold"]),
             "data": _data_card(data),
             "timing": {"total_seconds": round(time.monotonic() - started, 1)},
             "versions": _versions(),
@@ -202,6 +211,14 @@ def checkpoint_config(checkpoint: Path) -> dict[str, Any]:
     if "config" not in content or "state_dict" not in content:
         raise InputError(f"{checkpoint} is not a checkpoint of this project; name a run's checkpoints/best.ckpt")
     return check(OmegaConf.create(content["config"]), TrainConfig)
+
+
+def checkpoint_operating_point(checkpoint: Path) -> dict[str, Any]:
+    """The ``rule, threshold, temperature`` that a run settled; ``UNSETTLED`` where it did not end."""
+    settled = read_checkpoint(checkpoint).get("operating_point")
+    if settled is None:
+        log.warning("%s is not of a run that ended: threshold 0.5, probabilities not calibrated", checkpoint)
+    return settled or dict(operating_point.UNSETTLED)
 
 
 def build_data(config: dict[str, Any], split: Any) -> RadiographDataModule:
@@ -269,8 +286,20 @@ def _quieten() -> None:
         logging.disable(logging.INFO)
 
 
-def _scores(predictions: pd.DataFrame, parts: list[str]) -> dict[str, Any]:
-    return {part: metrics.evaluate(predictions[predictions["split"] == part]) for part in parts}
+def _keep(point: dict[str, Any], checkpoint: Path) -> None:
+    """Write the operating point into a checkpoint, whole or not at all."""
+    with whole(checkpoint) as temporary:
+        torch.save(read_checkpoint(checkpoint) | {"operating_point": point}, temporary)
+
+
+def _calibrated(predictions: pd.DataFrame, point: dict[str, Any]) -> pd.DataFrame:
+    return predictions.assign(
+        probability_calibrated=operating_point.calibrate(predictions["probability"], point["temperature"])
+    )
+
+
+def _scores(predictions: pd.DataFrame, parts: list[str], threshold: float) -> dict[str, Any]:
+    return {part: metrics.evaluate(predictions[predictions["split"] == part], threshold) for part in parts}
 
 
 def _data_card(data: RadiographDataModule) -> dict[str, Any]:

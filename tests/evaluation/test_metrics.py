@@ -1,10 +1,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 from sklearn import metrics as reference
+from torchmetrics.classification import BinaryCalibrationError, BinarySensitivityAtSpecificity
 
-from fractatlas.evaluation.metrics import at_threshold, auroc, average_precision, evaluate
+from fractatlas.evaluation.bootstrap import draws
+from fractatlas.evaluation.metrics import at_threshold, evaluate, ranking
 
 
 @pytest.fixture
@@ -16,7 +19,7 @@ def table():
     return pd.DataFrame({"label": label, "probability": probability, "group": np.arange(600)})
 
 
-def test_values_are_scikit_learns(table):
+def test_values_are_those_of_scikit_learn_and_torchmetrics(table):
     truth, probability = table["label"], table["probability"]
     said = probability >= 0.5
     expected = {
@@ -32,8 +35,13 @@ def test_values_are_scikit_learns(table):
         "average_precision": reference.average_precision_score(truth, probability),
         "brier": reference.brier_score_loss(truth, probability),
     }
+    label, score = torch.tensor(truth), torch.tensor(probability)
+    expected |= {
+        "calibration_error": BinaryCalibrationError(n_bins=15)(score, label).item(),
+        "sensitivity_at_90_specificity": BinarySensitivityAtSpecificity(0.9)(score, label)[0].item(),
+    }
     report = evaluate(table)
-    assert {name: report[name]["value"] for name in expected} == pytest.approx(expected)
+    assert {name: report[name]["value"] for name in expected} == pytest.approx(expected, rel=1e-5)
     assert report["majority_rate"] == 1 - truth.mean()
     assert (report["n"], report["positives"]) == (600, truth.sum())
 
@@ -41,10 +49,11 @@ def test_values_are_scikit_learns(table):
 def test_resamples_are_scikit_learns_with_weights(table):
     weights = np.random.default_rng(1).multinomial(600, np.full(600, 1 / 600), size=5).astype(float)
     truth, scores = table["label"].to_numpy(), table["probability"].to_numpy()
+    ranked = ranking(truth, scores, weights)
     for row, area, precision, mcc in zip(
         weights,
-        auroc(truth, scores, weights),
-        average_precision(truth, scores, weights),
+        ranked["auroc"],
+        ranked["average_precision"],
         at_threshold(truth, scores >= 0.5, weights)["mcc"],
         strict=True,
     ):
@@ -75,7 +84,10 @@ def test_images_of_one_group_are_drawn_together(table):
 
 
 def test_the_seed_decides_the_interval(table):
-    assert evaluate(table, seed=1) == evaluate(table, seed=1) != evaluate(table, seed=2)
+    def report(seed: int) -> dict:
+        return evaluate(table, weights=draws(table["group"], seed=seed))
+
+    assert report(1) == report(1) != report(2)
 
 
 def test_always_saying_no_is_exposed(table):

@@ -1,0 +1,42 @@
+"""Bootstrap over groups: how much a number depends on which patients happened to be drawn.
+
+Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13: percentile intervals.
+"""
+
+import numpy as np
+import pandas as pd
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
+
+def draws(groups: pd.Series, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """Draw as many groups as there are, with replacement, again and again.
+
+    Args:
+        groups: for each of n images, whom it is drawn together with.
+        resamples: how often.
+        seed: another seed, other draws.
+
+    Returns:
+        float64 (resamples + 1, n): how often each image was drawn; in the first row each once.
+    """
+    codes = pd.factorize(groups)[0]
+    count = codes.max() + 1
+    generator = np.random.default_rng(seed)
+    drawn = generator.multinomial(count, np.full(count, 1 / count), size=resamples)[:, codes]
+    return np.vstack([np.ones(len(codes)), drawn]).astype(np.float64)
+
+
+def interval(values: np.ndarray) -> dict[str, float] | None:
+    """Give the first of ``values``, with the 95 % percentile interval of the finite ones among the others.
+
+    Returns:
+        ``value, low, high``; ``None`` where the value is not finite.
+    """
+    value, resampled = values[0], values[1:][np.isfinite(values[1:])]
+    if not np.isfinite(value):
+        return None
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail]) if len(resampled) else (value, value)
+    return {"value": float(value), "low": float(low), "high": float(high)}

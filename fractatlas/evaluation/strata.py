@@ -1,0 +1,136 @@
+"""Where a classifier fails: every metric for every kind of image, and what can be told without looking at the bones."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OrdinalEncoder
+
+from fractatlas.evaluation.bootstrap import draws, interval
+from fractatlas.evaluation.metrics import ranking, resampled
+
+FEW = 10  # fractured, or not fractured, images below which a row is marked
+BODY_PARTS = ("hand", "leg", "hip", "shoulder")
+VIEWS = ("frontal", "lateral", "oblique")
+BOX_SIZES = (16, 32)  # pixels, where the shorter side of the radiograph is 256
+FILE = ("width", "height", "bytes", "junk", "orientation", "mode")
+RECORD = (*BODY_PARTS, "mixed", "multiscan", *VIEWS)
+
+
+def stratify(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> pd.DataFrame:
+    """Score every kind of image that the table can tell.
+
+    Args:
+        table: predictions joined with the catalogue (any of its columns) and, where there are boxes, ``box_size``: the
+            longer side of the largest one in pixels where the radiograph's shorter side is 256, NaN without a box.
+        threshold: fractured from this probability on.
+        weights: float64 (b, n), from ``draws``.
+
+    Returns:
+        One row per stratum: ``attribute, stratum, n, positives, few`` (fewer than ``FEW`` of either class), then for
+        each metric ``<name>, <name>_low, <name>_high``. Fractured images are told apart by the size of their box, and
+        each size is scored against all images without a fracture.
+    """
+    rows = [_row("all", "all", np.ones(len(table), dtype=bool), table, threshold, weights)]
+    for attribute, values in _attributes(table).items():
+        for stratum in sorted(values.dropna().unique()):
+            chosen = (values == stratum).to_numpy()
+            if attribute == "box size":
+                chosen |= table["label"].to_numpy() == 0
+            rows.append(_row(attribute, stratum, chosen, table, threshold, weights))
+    return pd.DataFrame(rows)
+
+
+def shortcuts(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Score gradient boosting on what is known of a file without its pixels, beside the classifier.
+
+    Args:
+        train: the training part, joined with the catalogue.
+        table: the part to score, joined likewise, with ``probability``.
+
+    Returns:
+        For ``file`` (its size in pixels and bytes, colour mode, EXIF rotation), ``record`` (body part, views,
+        several scans) and both: ``auroc`` and ``classifier_above``, how much higher the classifier's is, each with its
+        interval. Empty where a part has but one class or the catalogue lacks the columns.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    if train["label"].nunique() < 2 or table["label"].nunique() < 2:
+        return found
+    weights, labels = draws(table["group"]), table["label"].to_numpy()
+    own = ranking(labels, table["probability"].to_numpy(), weights)["auroc"]
+    for name, columns in (("file", FILE), ("record", RECORD), ("file and record", (*FILE, *RECORD))):
+        if not {*columns} <= {*train} & {*table}:
+            continue
+        text = [column for column in columns if column == "mode"]
+        model = make_pipeline(
+            make_column_transformer(
+                (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), text), remainder="passthrough"
+            ),
+            HistGradientBoostingClassifier(max_depth=3, max_iter=100, learning_rate=0.05, random_state=0),
+        )
+        model.fit(train[list(columns)], train["label"])
+        auroc = ranking(labels, model.predict_proba(table[list(columns)])[:, 1], weights)["auroc"]
+        found[name] = {"auroc": interval(auroc), "classifier_above": interval(own - auroc)}
+    return found
+
+
+def box_sizes(table: pd.DataFrame, boxes: Mapping[str, np.ndarray]) -> pd.Series:
+    """Measure the largest box of every image: its longer side where the radiograph's shorter side is 256 pixels.
+
+    Args:
+        table: ``image_id, width, height``.
+        boxes: for each image id with a fracture, (n, 4): left, top, right, bottom in pixels.
+
+    Returns:
+        float (n,), NaN for an image without a box.
+    """
+    shorter = table[["width", "height"]].astype(float).min(axis=1)
+    longest = [
+        float((boxes[image_id][:, 2:] - boxes[image_id][:, :2]).max()) if image_id in boxes else np.nan
+        for image_id in table["image_id"]
+    ]
+    return pd.Series(longest, index=table.index) * 256 / shorter
+
+
+def box_stratum(size: pd.Series) -> pd.Series:
+    """Name the size of a box, in the order of the names."""
+    small, large = BOX_SIZES
+    names = [f"1: up to {small} px", f"2: {small} to {large} px", f"3: above {large} px"]
+    return pd.cut(size, [-np.inf, small, large, np.inf], labels=names).astype(object)
+
+
+def _attributes(table: pd.DataFrame) -> dict[str, pd.Series]:
+    """For each attribute that the table can tell, every image's stratum; missing where it has none."""
+    found = {}
+    for attribute, names in (("body part", BODY_PARTS), ("view", VIEWS)):
+        if {*names} <= {*table}:
+            flags = table[list(names)].fillna(0).astype(float)
+            found[attribute] = flags.idxmax(axis=1).where(flags.sum(axis=1) == 1, "several")
+            found[attribute] = found[attribute].where(flags.sum(axis=1) > 0)
+    for attribute, name in (("hardware", "hardware"), ("several scans", "multiscan")):
+        if name in table:
+            found[attribute] = table[name].map({0: "no", 1: "yes"})
+    if {"width", "height"} <= {*table}:
+        shorter = table[["width", "height"]].astype(float).min(axis=1)
+        sizes = pd.Series(np.where(shorter > 512, "shorter side above 512 px", "shorter side to 512 px"), table.index)
+        found["image size"] = sizes.where(shorter > 0)
+    if "box_size" in table:
+        found["box size"] = box_stratum(table["box_size"])
+    return found
+
+
+def _row(
+    attribute: str, stratum: str, chosen: np.ndarray, table: pd.DataFrame, threshold: float, weights: np.ndarray
+) -> dict[str, Any]:
+    part = table[chosen]
+    n, positives = len(part), int(part["label"].sum())
+    row = {"attribute": attribute, "stratum": stratum, "n": n, "positives": positives}
+    row["few"] = min(positives, n - positives) < FEW
+    for name, values in resampled(part, threshold, weights[:, chosen]).items():
+        score = interval(values) or dict.fromkeys(("value", "low", "high"), np.nan)
+        row |= {name: score["value"], f"{name}_low": score["low"], f"{name}_high": score["high"]}
+    return row
