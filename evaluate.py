@@ -1,18 +1,24 @@
-"""Score a checkpoint on one part of its split: ``python evaluate.py ckpt=<run>/checkpoints/best.ckpt``."""
+"""Score a checkpoint, or a table of predictions: ``python evaluate.py ckpt=<run>/checkpoints/best.ckpt``."""
 
 import hydra
 from omegaconf import DictConfig
 
 from fractatlas.cli import command_line, one_line_errors
 from fractatlas.config import EvaluateConfig, check
+from fractatlas.errors import InputError
 
 
 @hydra.main(config_path="conf", config_name="evaluate")
 def main(config: DictConfig) -> None:
-    """Write ``predictions.csv`` and ``metrics.json`` for one checkpoint."""
+    """Write ``predictions.csv``, ``metrics.json`` and ``report.html`` for a checkpoint or for predictions."""
     with one_line_errors(EvaluateConfig):
         plain = check(config, EvaluateConfig)
-        from fractatlas.training.run import evaluate
+        if bool(plain["ckpt"]) == bool(plain["predictions"]):
+            raise InputError("name what to score: ckpt=<run>/checkpoints/best.ckpt or predictions=FILE, one of them")
+        if plain["predictions"]:
+            from fractatlas.report.assess import evaluate_predictions as evaluate  # needs no torch
+        else:
+            from fractatlas.training.run import evaluate
 
         evaluate(plain)
 

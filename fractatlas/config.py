@@ -416,9 +416,14 @@ class EvaluateConfig(Strict):
     """``conf/evaluate.yaml``, composed."""
 
     task_name: Name
-    ckpt: str
+    ckpt: str | None
     split_part: Literal["train", "val", "test"]
+    predictions: str | None
+    catalogue: str | None
+    heatmaps: str | None
     data_root: str | None
+    report: bool
+    threshold: _one_of(FixedThreshold, YoudenThreshold, SensitivityThreshold)
     trainer: Trainer
     paths: Paths
 

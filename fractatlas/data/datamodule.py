@@ -191,6 +191,10 @@ class RadiographDataModule(lightning.LightningDataModule):
         sampler = UnrepeatedDistributedSampler(dataset, self._world_size, self._rank, shuffle=False)
         return self._loader(dataset, sampler)
 
+    def rows_dataloader(self, name: str, rows: Sequence[int]) -> DataLoader:
+        """Some images of a part, in the order of ``rows``."""
+        return self._loader(self.dataset(name), rows)
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment and normalise, on the device."""
         images = batch["image"]
@@ -207,7 +211,7 @@ class RadiographDataModule(lightning.LightningDataModule):
         """Go on after the batches that were done."""
         self._batches_done = state["batches_done"]
 
-    def _loader(self, dataset: Dataset, sampler: Sampler | None, drop_last: bool = False) -> DataLoader:
+    def _loader(self, dataset: Dataset, sampler: Sampler | Sequence[int] | None, drop_last: bool = False) -> DataLoader:
         workers = self._loading["num_workers"] > 0
         return DataLoader(
             dataset,

@@ -3,6 +3,9 @@
 Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13: percentile intervals.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -10,7 +13,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 2000
 
 
-def draws(groups: pd.Series, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+def draws(groups: Sequence[Any] | pd.Series, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
     """Draw as many groups as there are, with replacement, again and again.
 
     Args:
@@ -21,7 +24,7 @@ def draws(groups: pd.Series, resamples: int = RESAMPLES, seed: int = 0) -> np.nd
     Returns:
         float64 (resamples + 1, n): how often each image was drawn; in the first row each once.
     """
-    codes = pd.factorize(groups)[0]
+    codes = pd.factorize(np.asarray(groups, dtype=object))[0]
     count = codes.max() + 1
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(count, np.full(count, 1 / count), size=resamples)[:, codes]

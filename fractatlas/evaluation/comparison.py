@@ -33,7 +33,8 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, thresholds: tuple[float, 
         raise InputError(f"{differing.sum()} images have different labels in the two tables, the first {name}")
     weights = draws(both["group"])
     one = resampled(both[["label", "probability"]], thresholds[0], weights)
-    other = resampled(both[["label", "probability_second"]].set_axis(["label", "probability"], axis=1), thresholds[1], weights)  # fmt: skip
+    theirs = both[["label"]].assign(probability=both["probability_second"])
+    other = resampled(theirs, thresholds[1], weights)
     rows = []
     for name in one:
         difference = interval(other[name] - one[name])

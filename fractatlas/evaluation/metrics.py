@@ -108,8 +108,7 @@ def ranking(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict
     return {
         "auroc": (positives * (above + negatives / 2)).sum(axis=1) / (fractured * others),
         "average_precision": (positives * precision).sum(axis=1) / fractured,
-        "sensitivity_at_90_specificity": np.where(allowed, found, 0).max(axis=1)
-        / np.where(others > 0, fractured, 0),
+        "sensitivity_at_90_specificity": np.where(allowed, found, 0).max(axis=1) / np.where(others > 0, fractured, 0),
     }
 
 

@@ -37,7 +37,7 @@ def settle(validation: pd.DataFrame, rule: Rule, name: str) -> dict[str, Any]:
     """Choose threshold and temperature on the validation part.
 
     Args:
-        validation: ``label`` (0 or 1, both there) and ``probability``.
+        validation: ``label`` (0 or 1) and ``probability``; with one class alone, nothing can be settled.
         rule: labels and probabilities to a threshold on the raw probability.
         name: how the rule is called.
 
@@ -45,6 +45,8 @@ def settle(validation: pd.DataFrame, rule: Rule, name: str) -> dict[str, Any]:
         ``rule, threshold, temperature``.
     """
     labels, probabilities = validation["label"].to_numpy(), validation["probability"].to_numpy(dtype=np.float64)
+    if len(set(labels)) < 2:
+        return dict(UNSETTLED)
     return {
         "rule": name,
         "threshold": float(rule(labels, probabilities)),

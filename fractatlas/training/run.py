@@ -2,8 +2,6 @@
 
 import logging
 import os
-import platform
-import subprocess
 import time
 import warnings
 from collections.abc import Sequence
@@ -13,23 +11,28 @@ from typing import Any
 
 import lightning
 import pandas as pd
-import torch
-import torchvision
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
-import fractatlas
 from fractatlas.config import TrainConfig, check
 from fractatlas.data.datamodule import RadiographDataModule
-from fractatlas.data.splits import PARTS, recorded_split
+from fractatlas.data.splits import recorded_split
 from fractatlas.errors import InputError
-from fractatlas.evaluation import metrics, operating_point
-from fractatlas.files import whole, write_csv, write_json
+from fractatlas.evaluation import operating_point
+from fractatlas.files import write_csv
 from fractatlas.models.classifier import FractureClassifier
 from fractatlas.models.weights import read_checkpoint
 from fractatlas.training.callbacks import WholeCheckpointIO
+from fractatlas.training.outcome import (
+    checkpoint_operating_point,
+    device_name,
+    heatmap_grid,
+    keep_operating_point,
+    predict,
+    write_outcome,
+)
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +40,8 @@ log = logging.getLogger(__name__)
 def train(config: dict[str, Any], callbacks: Sequence[Callback] = ()) -> float:
     """Fine-tune one network and score its best checkpoint.
 
-    Writes ``catalogue.csv, split.csv, checkpoints/, tensorboard/, predictions.csv`` and last of all ``metrics.json``
-    into ``paths.output_dir``; a run without ``metrics.json`` is not finished.
+    Writes ``catalogue.csv, split.csv, checkpoints/, tensorboard/``, then what ``write_outcome`` does, into
+    ``paths.output_dir``; a run without ``metrics.json`` is not finished.
 
     Args:
         config: a checked ``TrainConfig``, plain.
@@ -85,48 +88,34 @@ def train(config: dict[str, Any], callbacks: Sequence[Callback] = ()) -> float:
         rule = config["threshold"]
         validation = predictions[predictions["split"] == "val"]
         point = operating_point.settle(validation, build(rule), rule["_target_"].rpartition(".")[2])
-        _keep(point, checkpoint)
-        predictions = _calibrated(predictions, point)
-        report = {
+        keep_operating_point(point, checkpoint)
+        epoch = read_checkpoint(checkpoint)["epoch"] + 1
+        record = {
             "task_name": config["task_name"],
             "model": config["model"]["variant"],
             "weights": classifier.backbone.loaded,
-            "monitor": {
-                "name": config["monitor"],
-                "value": best,
-                "epoch": read_checkpoint(checkpoint)["epoch"] + 1,
-            },
+            "monitor": {"name": config["monitor"], "value": best, "epoch": epoch},
             "operating_point": point,
-            **_scores(predictions, parts, point["threshold"]),
             "history": classifier.history,
-            "data": _data_card(data),
             "timing": {
                 "total_seconds": round(time.monotonic() - started, 1),
                 "fit_seconds": round(fitted - fitting, 1),
             },
             "seed": config["seed"],
-            "versions": _versions(),
-            "device": _device(trainer),
+            "device": device_name(trainer),
         }
+        device = trainer.strategy.root_device
+        record = write_outcome(run, record, predictions, classifier, data, device, config["report"])
         if trainer.logger:
-            final = {
-                f"final/{part}/{name}": value["value"] if isinstance(value, dict) else value
-                for part in parts
-                for name, value in report[part].items()
-                if name not in ("n", "positives", "threshold") and value is not None
-            }
-            trainer.logger.log_hyperparams(_hyperparameters(config), final)
-            trainer.logger.save()
-        write_csv(run / "predictions.csv", predictions)
-        write_json(run / "metrics.json", report)
-        log.info("%s %.4f (epoch %d); all in %s", config["monitor"], best, report["monitor"]["epoch"], run)
+            _log_final(trainer.logger, config, record, parts)
+        log.info("%s %.4f (epoch %d); all in %s", config["monitor"], best, epoch, run)
     return best
 
 
 def evaluate(config: dict[str, Any]) -> None:
     """Score a checkpoint again on one part of the split of its run.
 
-    Writes ``predictions.csv`` and ``metrics.json`` into ``paths.output_dir``.
+    Writes ``catalogue.csv, split.csv`` and what ``write_outcome`` does into ``paths.output_dir``.
 
     Args:
         config: a checked ``EvaluateConfig``, plain.
@@ -150,55 +139,24 @@ def evaluate(config: dict[str, Any]) -> None:
     data.setup()
     trained["model"]["weights"] = None  # they come out of the checkpoint
     trainer = build_trainer(config, run, callbacks=[], logger=False, enable_progress_bar=False)
-    predictions = predict(trainer, build_classifier(trained), data, part, checkpoint)
+    classifier = build_classifier(trained)
+    predictions = predict(trainer, classifier, data, part, checkpoint)
     if trainer.is_global_zero:
-        point = checkpoint_operating_point(checkpoint)
-        predictions = _calibrated(predictions, point)
-        report = {
+        record = {
             "task_name": config["task_name"],
             "checkpoint": str(checkpoint),
             "model": trained["model"]["variant"],
-            "operating_point": point,
-            **_scores(predictions, [part], point["threshold"]),
-            "data": _data_card(data),
+            "operating_point": checkpoint_operating_point(checkpoint),
             "timing": {"total_seconds": round(time.monotonic() - started, 1)},
-            "versions": _versions(),
-            "device": _device(trainer),
+            "device": device_name(trainer),
         }
-        write_csv(run / "predictions.csv", predictions)
-        write_json(run / "metrics.json", report)
-        shown = {name: report[part][name] for name in ("accuracy", "auroc", "average_precision")}
+        write_csv(run / "catalogue.csv", data.catalogue)
+        write_csv(run / "split.csv", data.split)
+        device = trainer.strategy.root_device
+        record = write_outcome(run, record, predictions, classifier, data, device, config["report"])
+        shown = {name: record[part][name] for name in ("accuracy", "auroc", "average_precision")}
         scores = ", ".join(f"{name} {value['value']:.4f}" for name, value in shown.items() if value)
-        log.info("%s: %s, majority rate %.4f; all in %s", part, scores, report[part]["majority_rate"], run)
-
-
-def predict(
-    trainer: lightning.Trainer,
-    classifier: FractureClassifier,
-    data: RadiographDataModule,
-    part: str,
-    checkpoint: Path,
-) -> pd.DataFrame:
-    """Run a checkpoint over one part of the split.
-
-    Returns:
-        ``image_id, group, split, label, probability`` in the split's order, the same on every process.
-
-    Raises:
-        InputError: the checkpoint does not fit the classifier.
-    """
-    score = trainer.test if part == "test" else trainer.validate
-    data.validated_part = part
-    try:
-        score(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
-    except RuntimeError as error:
-        if "state_dict" not in str(error):
-            raise
-        raise InputError(f"{checkpoint} holds another architecture than its configuration names") from None
-    rows = classifier.predictions["test" if part == "test" else "val"]
-    table = data.part(part).iloc[rows[:, 0].long().tolist()]
-    probability = rows[:, 1].double().sigmoid().numpy()
-    return table.assign(probability=probability)[["image_id", "group", "split", "label", "probability"]]
+        log.info("%s: %s, majority rate %.4f; all in %s", part, scores, record[part]["majority_rate"], run)
 
 
 def checkpoint_config(checkpoint: Path) -> dict[str, Any]:
@@ -211,14 +169,6 @@ def checkpoint_config(checkpoint: Path) -> dict[str, Any]:
     if "config" not in content or "state_dict" not in content:
         raise InputError(f"{checkpoint} is not a checkpoint of this project; name a run's checkpoints/best.ckpt")
     return check(OmegaConf.create(content["config"]), TrainConfig)
-
-
-def checkpoint_operating_point(checkpoint: Path) -> dict[str, Any]:
-    """The ``rule, threshold, temperature`` that a run settled; ``UNSETTLED`` where it did not end."""
-    settled = read_checkpoint(checkpoint).get("operating_point")
-    if settled is None:
-        log.warning("%s is not of a run that ended: threshold 0.5, probabilities not calibrated", checkpoint)
-    return settled or dict(operating_point.UNSETTLED)
 
 
 def build_data(config: dict[str, Any], split: Any) -> RadiographDataModule:
@@ -286,34 +236,6 @@ def _quieten() -> None:
         logging.disable(logging.INFO)
 
 
-def _keep(point: dict[str, Any], checkpoint: Path) -> None:
-    """Write the operating point into a checkpoint, whole or not at all."""
-    with whole(checkpoint) as temporary:
-        torch.save(read_checkpoint(checkpoint) | {"operating_point": point}, temporary)
-
-
-def _calibrated(predictions: pd.DataFrame, point: dict[str, Any]) -> pd.DataFrame:
-    return predictions.assign(
-        probability_calibrated=operating_point.calibrate(predictions["probability"], point["temperature"])
-    )
-
-
-def _scores(predictions: pd.DataFrame, parts: list[str], threshold: float) -> dict[str, Any]:
-    return {part: metrics.evaluate(predictions[predictions["split"] == part], threshold) for part in parts}
-
-
-def _data_card(data: RadiographDataModule) -> dict[str, Any]:
-    excluded = data.catalogue.loc[data.catalogue["excluded"] != "", "excluded"]
-    labels = {part: data.split.loc[data.split["split"] == part, "label"] for part in PARTS}
-    return {
-        "root": str(data.root),
-        "images": len(data.catalogue),
-        "excluded": {reason: int(count) for reason, count in excluded.value_counts().items()},
-        "crossings": data.crossings,
-        "split": {part: {"n": len(rows), "positives": int(rows.sum())} for part, rows in labels.items()},
-    }
-
-
 def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     """What TensorBoard's HPARAMS tab compares runs by: names and plain values."""
     shown = {
@@ -331,22 +253,17 @@ def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _versions() -> dict[str, str]:
-    here = Path(__file__).parent
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=here, capture_output=True, text=True, check=False
-    )
-    return {
-        "fractatlas": fractatlas.__version__,
-        "commit": git.stdout.strip() or "unknown",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "lightning": lightning.__version__,
+def _log_final(logger: Any, config: dict[str, Any], record: dict[str, Any], parts: list[str]) -> None:
+    """Hyperparameters with final metrics, and where the network looks."""
+    final = {
+        f"final/{part}/{name}": value["value"] if isinstance(value, dict) else value
+        for part in parts
+        for name, value in record[part].items()
+        if name not in ("n", "positives", "threshold") and value is not None
     }
-
-
-def _device(trainer: lightning.Trainer) -> str:
-    kind = trainer.strategy.root_device.type
-    name = torch.cuda.get_device_name(trainer.strategy.root_device) if kind == "cuda" else platform.machine()
-    return f"{trainer.world_size} x {kind} ({name})"
+    logger.log_hyperparams(_hyperparameters(config), final)
+    if config["report"]:
+        for part in parts:
+            if (grid := heatmap_grid(Path(config["paths"]["output_dir"]), part)) is not None:
+                logger.experiment.add_image(f"heatmaps/{part}", grid, record["monitor"]["epoch"], dataformats="HWC")
+    logger.save()

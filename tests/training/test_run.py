@@ -51,9 +51,7 @@ def test_the_best_checkpoints_value_is_returned_and_not_the_last_epochs(finished
 def test_predictions_are_those_of_validation_and_test_in_the_splits_order(finished):
     run, _, _ = finished
     split, predictions = pd.read_csv(run / "split.csv"), pd.read_csv(run / "predictions.csv")
-    assert list(predictions) == [
-        *("image_id", "group", "split", "label", "probability", "probability_calibrated")
-    ]
+    assert list(predictions) == [*("image_id", "group", "split", "label", "probability", "probability_calibrated")]
     for part in ("val", "test"):
         of_split, of_run = (table[table["split"] == part] for table in (split, predictions))
         assert of_run["image_id"].tolist() == of_split["image_id"].tolist()
