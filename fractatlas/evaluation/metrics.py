@@ -1,7 +1,6 @@
 """Metrics of a binary classifier, each with a bootstrap interval.
 
-Every metric is a function of labels, probabilities and *weights*: a row of weights counts how often each image was
-drawn, so that a row of ones gives the value itself and 2,000 rows at once give its bootstrap.
+Every metric is a function of labels, probabilities and *weights*, the rows of ``bootstrap.draws``.
 """
 
 from typing import Any
@@ -9,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-CONFIDENCE = 0.95
-RESAMPLES = 2000
+from fractatlas.evaluation.bootstrap import draws, interval
 
 
 def evaluate(table: pd.DataFrame, threshold: float = 0.5, seed: int = 0) -> dict[str, Any]:
@@ -24,16 +22,11 @@ def evaluate(table: pd.DataFrame, threshold: float = 0.5, seed: int = 0) -> dict
 
     Returns:
         ``n, positives, majority_rate, threshold``, and for each metric ``value, low, high``: the value and its 95 %
-        percentile interval over ``RESAMPLES`` bootstrap samples of groups (Efron and Tibshirani, An Introduction to
-        the Bootstrap, 1993, chapter 13). A metric that the labels leave undefined is ``None``.
+        percentile interval over bootstrap samples of groups. A metric that the labels leave undefined is ``None``.
     """
     labels = table["label"].to_numpy()
     probabilities = table["probability"].to_numpy(dtype=np.float64)
-    groups = pd.factorize(table["group"])[0]
-    generator = np.random.default_rng(seed)
-    count = groups.max() + 1
-    draws = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)[:, groups]
-    weights = np.vstack([np.ones(len(table)), draws]).astype(np.float64)
+    weights = draws(table["group"], seed=seed)
 
     with np.errstate(divide="ignore", invalid="ignore"):
         rows = {
@@ -48,7 +41,7 @@ def evaluate(table: pd.DataFrame, threshold: float = 0.5, seed: int = 0) -> dict
         "positives": positives,
         "majority_rate": max(positives, len(table) - positives) / len(table),
         "threshold": threshold,
-        **{name: _interval(values) for name, values in rows.items()},
+        **{name: interval(values) for name, values in rows.items()},
     }
 
 
@@ -104,12 +97,3 @@ def _by_score(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tu
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
     ordered, labels = weights[:, order], labels[order]
     return tuple(np.add.reduceat(ordered * (labels == value), starts, axis=1) for value in (1, 0))
-
-
-def _interval(values: np.ndarray) -> dict[str, float] | None:
-    value, resampled = values[0], values[1:][np.isfinite(values[1:])]
-    if not np.isfinite(value):
-        return None
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(resampled, [tail, 1 - tail]) if len(resampled) else (value, value)
-    return {"value": float(value), "low": float(low), "high": float(high)}
