@@ -40,6 +40,20 @@ class Preprocess:
         """
         return self.geometry(tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width)))
 
+    def view(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Tell what the square shows of an image of ``width`` x ``height``: left, top, right, bottom in its pixels.
+
+        A crop's view lies within the image, a letterbox's reaches beyond it.
+        """
+        side = min(width, height) / 1024  # so small that no crop cuts it
+        centre = np.array([width, height]) / 2
+        moved = self.boxes(np.concatenate([centre - side / 2, centre + side / 2])[None], width, height).numpy()[0]
+        # The geometry scales and shifts: a box in the middle tells how.
+        scale = (moved[2:] - moved[:2]) / side
+        left, top = centre - (moved[:2] + moved[2:]) / 2 / scale
+        right, bottom = np.array([left, top]) + self.size / scale
+        return float(left), float(top), float(right), float(bottom)
+
     def normalise(self, pixels: Tensor) -> Tensor:
         """Turn a batch of uint8 (n, 1, h, w) into float32 (n, 3, h, w), on the device that it is on."""
         grey = pixels.to(torch.float32)

@@ -79,6 +79,29 @@ def test_a_letterbox_holds_the_whole_image_and_grey(width, height):
         assert abs(int(np.argmax(inside.any(1))) - (96 - rows) // 2) <= 1
 
 
+@pytest.mark.parametrize("preprocess", [STUDY, LETTERBOX], ids=["study", "letterbox"])
+@pytest.mark.parametrize(("width", "height"), [(300, 200), (2304, 2880), (101, 100), (50, 50), (3000, 11)])
+def test_the_view_is_the_part_of_the_image_that_the_square_shows(preprocess, width, height):
+    left, top, right, bottom = preprocess.view(width, height)
+    square = preprocess.boxes(np.array([[left, top, right, bottom]]), width, height)
+    np.testing.assert_allclose(square, [[0, 0, 224, 224]], atol=1e-3)
+    # The square would also come back from a view that is too large, cut: a part of the view is the same part of it.
+    inner = np.array([[left + (right - left) / 2, top + (bottom - top) / 2, right, bottom]])
+    np.testing.assert_allclose(preprocess.boxes(inner, width, height)[0, :2], 112, atol=1e-3)
+    inwards = np.array([left, top, width - right, height - bottom])
+    assert (inwards > -1e-3).all() if preprocess is STUDY else (inwards < 1e-3).all()
+
+
+def test_a_bright_square_is_seen_where_the_view_says():
+    for preprocess in (STUDY, LETTERBOX):
+        pixels = np.zeros((480, 640), dtype=np.uint8)
+        pixels[200:240, 360:400] = 255
+        rows, columns = np.nonzero(preprocess(Image.fromarray(pixels))[0].numpy() > 127)
+        left, top, right, bottom = preprocess.view(640, 480)
+        assert left + (columns.mean() + 0.5) / 224 * (right - left) == pytest.approx(380, abs=1)
+        assert top + (rows.mean() + 0.5) / 224 * (bottom - top) == pytest.approx(220, abs=1)
+
+
 def test_augmentation_changes_pixels_by_the_seed_alone():
     augment = light_augmentation(flip=0.5, degrees=10, brightness=0.2, contrast=0.2)
     image = torch.randint(0, 256, (1, 64, 64), dtype=torch.uint8)
