@@ -11,12 +11,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
 
 from fractatlas.evaluation.bootstrap import draws, interval
+from fractatlas.evaluation.localisation import SHORTER_SIDE, SIZES
 from fractatlas.evaluation.metrics import ranking, resampled
 
 FEW = 10  # fractured, or not fractured, images below which a row is marked
 BODY_PARTS = ("hand", "leg", "hip", "shoulder")
 VIEWS = ("frontal", "lateral", "oblique")
-BOX_SIZES = (16, 32)  # pixels, where the shorter side of the radiograph is 256
+LARGE = 512  # pixels of the shorter side; FracAtlas' images are far from it on either side
 FILE = ("width", "height", "bytes", "junk", "orientation", "mode")
 RECORD = (*BODY_PARTS, "mixed", "multiscan", *VIEWS)
 
@@ -25,8 +26,8 @@ def stratify(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> pd.D
     """Score every kind of image that the table can tell.
 
     Args:
-        table: predictions joined with the catalogue (any of its columns) and, where there are boxes, ``box_size``: the
-            longer side of the largest one in pixels where the radiograph's shorter side is 256, NaN without a box.
+        table: predictions joined with the catalogue (any of its columns) and, where there are boxes, ``box_size``, of
+            ``box_sizes``.
         threshold: fractured from this probability on.
         weights: float64 (b, n), from ``draws``.
 
@@ -37,11 +38,11 @@ def stratify(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> pd.D
     """
     rows = [_row("all", "all", np.ones(len(table), dtype=bool), table, threshold, weights)]
     for attribute, values in _attributes(table).items():
-        for stratum in sorted(values.dropna().unique()):
-            chosen = (values == stratum).to_numpy()
+        for stratum in [name for name in values.cat.categories if (values == name).any()]:
+            chosen = values == stratum
             if attribute == "box size":
-                chosen |= table["label"].to_numpy() == 0
-            rows.append(_row(attribute, stratum, chosen, table, threshold, weights))
+                chosen |= table["label"] == 0
+            rows.append(_row(attribute, stratum, chosen.to_numpy(), table, threshold, weights))
     return pd.DataFrame(rows)
 
 
@@ -79,7 +80,7 @@ def shortcuts(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, dict[str, A
 
 
 def box_sizes(table: pd.DataFrame, boxes: Mapping[str, np.ndarray]) -> pd.Series:
-    """Measure the largest box of every image: its longer side where the radiograph's shorter side is 256 pixels.
+    """Measure the largest box of every image: its longer side where the shorter side is ``SHORTER_SIDE``.
 
     Args:
         table: ``image_id, width, height``.
@@ -93,33 +94,27 @@ def box_sizes(table: pd.DataFrame, boxes: Mapping[str, np.ndarray]) -> pd.Series
         float((boxes[image_id][:, 2:] - boxes[image_id][:, :2]).max()) if image_id in boxes else np.nan
         for image_id in table["image_id"]
     ]
-    return pd.Series(longest, index=table.index) * 256 / shorter
-
-
-def box_stratum(size: pd.Series) -> pd.Series:
-    """Name the size of a box, in the order of the names."""
-    small, large = BOX_SIZES
-    names = [f"1: up to {small} px", f"2: {small} to {large} px", f"3: above {large} px"]
-    return pd.cut(size, [-np.inf, small, large, np.inf], labels=names).astype(object)
+    return pd.Series(longest, index=table.index) * SHORTER_SIDE / shorter
 
 
 def _attributes(table: pd.DataFrame) -> dict[str, pd.Series]:
-    """For each attribute that the table can tell, every image's stratum; missing where it has none."""
+    """For each attribute that the table can tell, every image's stratum, categorical; missing where it has none."""
     found = {}
     for attribute, names in (("body part", BODY_PARTS), ("view", VIEWS)):
         if {*names} <= {*table}:
             flags = table[list(names)].fillna(0).astype(float)
-            found[attribute] = flags.idxmax(axis=1).where(flags.sum(axis=1) == 1, "several")
-            found[attribute] = found[attribute].where(flags.sum(axis=1) > 0)
+            one = flags.idxmax(axis=1).where(flags.sum(axis=1) == 1, "several").where(flags.sum(axis=1) > 0)
+            found[attribute] = one.astype(pd.CategoricalDtype([*names, "several"]))
     for attribute, name in (("hardware", "hardware"), ("several scans", "multiscan")):
         if name in table:
-            found[attribute] = table[name].map({0: "no", 1: "yes"})
+            found[attribute] = table[name].map({0: "no", 1: "yes"}).astype("category")
     if {"width", "height"} <= {*table}:
         shorter = table[["width", "height"]].astype(float).min(axis=1)
-        sizes = pd.Series(np.where(shorter > 512, "shorter side above 512 px", "shorter side to 512 px"), table.index)
-        found["image size"] = sizes.where(shorter > 0)
+        edges, names = [0, LARGE, np.inf], [f"shorter side to {LARGE} px", f"above {LARGE} px"]
+        found["image size"] = pd.cut(shorter, edges, labels=names)
     if "box_size" in table:
-        found["box size"] = box_stratum(table["box_size"])
+        edges = [low for low, _ in SIZES.values()] + [np.inf]
+        found["box size"] = pd.cut(table["box_size"], edges, labels=list(SIZES), right=False)
     return found
 
 

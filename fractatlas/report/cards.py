@@ -206,8 +206,8 @@ def _pointing(part: Part) -> str:
     hit, centre, chance = (found[name] for name in ("hit", "hit_centre", "hit_chance"))
     return (
         f"Grad-CAM's hottest point lies in a fracture's box in {100 * hit['value']:.1f} % "
-        f"[{100 * hit['low']:.1f}, {100 * hit['high']:.1f}] of {found['n']} fractured images ({part.name}); the image's "
-        f"centre in {100 * centre['value']:.1f} %, a random point in {100 * chance['value']:.1f} %."
+        f"[{100 * hit['low']:.1f}, {100 * hit['high']:.1f}] of {found['n']} fractured images ({part.name}); the "
+        f"image's centre in {100 * centre['value']:.1f} %, a random point in {100 * chance['value']:.1f} %."
     )
 
 

@@ -46,6 +46,7 @@ def gather(
     catalogue: Path | None = None,
     root: Path | None = None,
     heatmaps: Path | None = None,
+    config: dict[str, Any] | None = None,
 ) -> Evidence:
     """Collect what lies beside a table of predictions: a run folder has all of it, a foreign table may have none.
 
@@ -55,6 +56,7 @@ def gather(
         catalogue: another one than ``catalogue.csv`` beside the predictions.
         root: the data folder; ``None``: the one that the record names, if it is still there.
         heatmaps: another file than ``heatmaps.npz`` beside the predictions.
+        config: under which the network was trained; ``None`` reads the run's, if the predictions lie in its folder.
 
     Raises:
         InputError: a file that was named is not there or not what it should be.
@@ -73,11 +75,14 @@ def gather(
     root = root or Path(record.get("data", {}).get("root", ""))
     root = root if (root / "dataset.csv").is_file() else None
     hot = _named_or_beside(heatmaps, beside / "heatmaps.npz")
-    config = beside / ".hydra" / "config.yaml"
+    file = beside / ".hydra" / "config.yaml"
+    if config is None and file.is_file():
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = found if "model" in found else None  # otherwise it says how a checkpoint was scored
     return Evidence(
         predictions=table,
         record=record,
-        config=yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None,
+        config=config,
         catalogue=read_catalogue_file(known) if known else None,
         train=train,
         root=root,

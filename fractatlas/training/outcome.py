@@ -64,6 +64,7 @@ def write_outcome(
     data: RadiographDataModule,
     device: torch.device,
     report: bool,
+    config: dict[str, Any],
 ) -> dict[str, Any]:
     """Write ``predictions.csv``; with ``report``, ``heatmaps.npz`` and the page; and last of all ``metrics.json``.
 
@@ -75,6 +76,7 @@ def write_outcome(
         data: where they came from.
         device: to make heatmaps on.
         report: whether to make heatmaps and the page.
+        config: under which the network was trained.
 
     Returns:
         The record, complete.
@@ -88,7 +90,7 @@ def write_outcome(
     write_csv(run / "predictions.csv", predictions)
     if report:
         _write_heatmaps(run / "heatmaps.npz", parts, point["threshold"], classifier, data, device)
-        record |= page.summary(page.write(run, gather(run / "predictions.csv", record, root=data.root)))
+        record |= page.summary(page.write(run, gather(run / "predictions.csv", record, root=data.root, config=config)))
     write_json(run / "metrics.json", record)
     return record
 

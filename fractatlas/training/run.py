@@ -105,7 +105,7 @@ def train(config: dict[str, Any], callbacks: Sequence[Callback] = ()) -> float:
             "device": device_name(trainer),
         }
         device = trainer.strategy.root_device
-        record = write_outcome(run, record, predictions, classifier, data, device, config["report"])
+        record = write_outcome(run, record, predictions, classifier, data, device, config["report"], config)
         if trainer.logger:
             _log_final(trainer.logger, config, record, parts)
         log.info("%s %.4f (epoch %d); all in %s", config["monitor"], best, epoch, run)
@@ -153,7 +153,7 @@ def evaluate(config: dict[str, Any]) -> None:
         write_csv(run / "catalogue.csv", data.catalogue)
         write_csv(run / "split.csv", data.split)
         device = trainer.strategy.root_device
-        record = write_outcome(run, record, predictions, classifier, data, device, config["report"])
+        record = write_outcome(run, record, predictions, classifier, data, device, config["report"], trained)
         shown = {name: record[part][name] for name in ("accuracy", "auroc", "average_precision")}
         scores = ", ".join(f"{name} {value['value']:.4f}" for name, value in shown.items() if value)
         log.info("%s: %s, majority rate %.4f; all in %s", part, scores, record[part]["majority_rate"], run)
