@@ -6,6 +6,7 @@ RESNET ?= resnet50
 DENSENET ?= densenet121
 DATA ?= fracatlas
 SEEDS ?= 3
+RUNS ?= logs/baseline_resnet logs/baseline_densenet
 ARGS ?=
 # What is searched on each data set, and the name of the study, as conf/hydra/sweeper/study.yaml would give it.
 SEARCHED_fracatlas := model.variant=$(DENSENET)
@@ -14,7 +15,7 @@ STUDY_fracatlas := $(DENSENET)_fracatlas
 STUDY_phantom := densenet_tiny_phantom
 STUDY ?= $(STUDY_$(DATA))
 
-.PHONY: help setup lock demo data baseline search tensorboard test lint bench clean
+.PHONY: help setup lock demo data baseline search report tensorboard test lint bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +51,9 @@ baseline: setup  ## Step 1 of the study on FracAtlas (RESNET=resnet50 DENSENET=d
 search: setup  ## Step 2: 15 trials, the winner again over SEEDS=3 seeds, the test part once (DATA=phantom STUDY=name)
 	$(RUN) train.py -m hparams_search=optuna $(SEARCHED_$(DATA)) hydra.sweeper.study_name=$(STUDY) $(ARGS)
 	$(RUN) -m fractatlas.search.refit logs/search/$(STUDY) --seeds $(SEEDS)
+
+report: setup  ## Runs against each other on one page (RUNS="logs/baseline_resnet logs/baseline_densenet")
+	$(RUN) -m fractatlas.report.compare $(RUNS) $(ARGS)
 
 tensorboard: setup  ## Open the logs
 	.venv/bin/tensorboard --logdir logs

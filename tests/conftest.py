@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[1]
 # A network of a few thousand weights on images of 64 pixels: enough for everything but accuracy.
 SMALL = (
     "data=phantom", "model=densenet", "model.variant=densenet_tiny", "model.weights=null", "trainer=cpu",
-    "preprocess.resize=64", "preprocess.crop=64", "data.batch_size=16", "data.num_workers=0",
+    "preprocess.resize=64", "preprocess.crop=64", "data.batch_size=16", "data.num_workers=0", "report=false",
 )  # fmt: skip
 
 

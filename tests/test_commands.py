@@ -105,7 +105,10 @@ def test_evaluating_reproduces_the_runs_metrics(run, folder):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "ckpt needs a value"),
+        ([], "name what to score: ckpt=<run>/checkpoints/best.ckpt or predictions=FILE"),
+        (["ckpt=x", "predictions=y"], "name what to score"),
+        (["predictions=nowhere.csv"], "nowhere.csv is not a readable table of predictions"),
+        (["predictions=phantoms/dataset.csv"], "lacks the column label, probability"),
         (["ckpt=nowhere.ckpt"], "no file nowhere.ckpt"),
         (["ckpt=phantoms/dataset.csv"], "is not a PyTorch file"),
         (["ckpt=x", "split_part=tset"], "split_part=tset: should be 'train', 'val' or 'test'"),
@@ -113,6 +116,30 @@ def test_evaluating_reproduces_the_runs_metrics(run, folder):
 )
 def test_evaluating_what_is_no_checkpoint_is_answered_in_one_line(folder, arguments, says):
     assert says in refused(command("evaluate.py", *arguments, folder=folder))
+
+
+def test_predictions_of_any_system_are_put_through_the_same_page(run, folder):
+    table = pd.read_csv(run / "predictions.csv")[["image_id", "label", "probability"]]
+    table.to_csv(folder / "their predictions (1).csv", index=False)
+    arguments = ["predictions=their predictions (1).csv", "task_name=theirs", f"catalogue={run}/catalogue.csv",
+                 "data_root=phantoms"]  # fmt: skip
+    result = command("evaluate.py", *arguments, folder=folder)
+    assert result.returncode == 0, result.stderr
+    (page,) = (folder / "logs" / "theirs" / "runs").glob("*/report.html")
+    report = json.loads((page.parent / "metrics.json").read_text())
+    assert report["test"]["n"] == len(table)
+    assert set(pd.read_csv(page.parent / "strata.csv")["attribute"]) >= {"body part", "view", "box size"}
+
+
+def test_a_runs_own_predictions_keep_its_threshold_and_give_its_scores_again(run, folder):
+    result = command("evaluate.py", f"predictions={run}/predictions.csv", "task_name=again", folder=folder)
+    assert result.returncode == 0, result.stderr
+    (again,) = (folder / "logs" / "again" / "runs").glob("*/metrics.json")
+    before, after = (json.loads(file.read_text()) for file in (run / "metrics.json", again))
+    for part in ("val", "test"):
+        assert after[part]["auroc"]["value"] == pytest.approx(before[part]["auroc"]["value"])
+        assert after[part]["sensitivity"] == before[part]["sensitivity"]
+    assert after["operating_point"] == before["operating_point"]
 
 
 def test_finished_runs_are_shown_side_by_side(run, folder):

@@ -12,7 +12,7 @@ from fractatlas.evaluation.bootstrap import draws
 from fractatlas.evaluation.localisation import Heatmaps
 from fractatlas.evaluation.predictions import join
 
-PARTS = ("val", "test")
+PARTS = ("train", "val", "test")
 
 
 @dataclass
@@ -20,7 +20,7 @@ class Part:
     """One part of a split, assessed.
 
     Attributes:
-        name: ``val`` or ``test``.
+        name: ``val`` or ``test``; ``train`` where somebody asked for it.
         table: its predictions, joined with the catalogue.
         strata: of ``strata.stratify``; the first row is the whole part.
         shortcuts: of ``strata.shortcuts``; empty without a training part.

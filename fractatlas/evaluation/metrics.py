@@ -44,19 +44,18 @@ def resampled(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> dic
     """Every metric under each row of ``weights`` (b, n): arrays (b,), NaN where it is undefined."""
     labels = table["label"].to_numpy()
     probabilities = table["probability"].to_numpy(dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rows = {
-            **at_threshold(labels, probabilities >= threshold, weights),
-            **ranking(labels, probabilities, weights),
-            **calibration(labels, probabilities, weights),
-        }
-        if "probability_calibrated" in table:
-            calibrated = table["probability_calibrated"].to_numpy(dtype=np.float64)
-            again = calibration(labels, calibrated, weights)
-            rows |= {f"{name}_calibrated": values for name, values in again.items()}
+    rows = {
+        **at_threshold(labels, probabilities >= threshold, weights),
+        **ranking(labels, probabilities, weights),
+        **calibration(labels, probabilities, weights),
+    }
+    if "probability_calibrated" in table:
+        again = calibration(labels, table["probability_calibrated"].to_numpy(dtype=np.float64), weights)
+        rows |= {f"{name}_calibrated": values for name, values in again.items()}
     return rows
 
 
+@np.errstate(divide="ignore", invalid="ignore")
 def at_threshold(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Metrics of a decision.
 
@@ -84,6 +83,7 @@ def at_threshold(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray)
     }
 
 
+@np.errstate(divide="ignore", invalid="ignore")
 def ranking(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Metrics of the order of the scores.
 
@@ -112,6 +112,7 @@ def ranking(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict
     }
 
 
+@np.errstate(divide="ignore", invalid="ignore")
 def calibration(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
     """How far the probabilities are to be believed.
 

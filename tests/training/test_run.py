@@ -11,6 +11,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from fractatlas.config import EvaluateConfig, check
 from fractatlas.errors import InputError
+from fractatlas.evaluation.operating_point import calibrate
 from fractatlas.models.weights import read_checkpoint
 from fractatlas.training.callbacks import SaveOnInterrupt
 from fractatlas.training.run import checkpoint_config, evaluate, train
@@ -20,7 +21,9 @@ from fractatlas.training.run import checkpoint_config, evaluate, train
 def finished(configuration, tmp_path_factory):
     """One small run of three epochs, and what it returned."""
     run = tmp_path_factory.mktemp("run")
-    config = configuration(run, "trainer.max_epochs=3", "scheduler=cosine", "augment=light", "optimizer.lr=0.01")
+    config = configuration(
+        run, "trainer.max_epochs=3", "scheduler=cosine", "augment=light", "optimizer.lr=0.01", "report=true"
+    )
     return run, train(config), config
 
 
@@ -34,6 +37,7 @@ def test_a_run_leaves_what_it_should(finished):
     assert names == {
         *("catalogue.csv", "split.csv", "predictions.csv", "metrics.json"),
         *("checkpoints/best.ckpt", "checkpoints/last.ckpt"),
+        *("heatmaps.npz", "strata.csv", "localisation.csv", "model_card.md", "report.html"),
     }
 
 
@@ -60,6 +64,23 @@ def test_predictions_are_those_of_validation_and_test_in_the_splits_order(finish
     assert predictions["probability"].between(0, 1).all()
 
 
+def test_threshold_and_temperature_are_settled_on_validation_and_kept_in_the_checkpoint(configuration, tmp_path):
+    config = configuration(tmp_path, "trainer.max_epochs=1", "threshold=sensitivity", "threshold.sensitivity=0.8")
+    train(config)
+    point = json.loads((tmp_path / "metrics.json").read_text())["operating_point"]
+    assert point == read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")["operating_point"]
+    predictions = pd.read_csv(tmp_path / "predictions.csv")
+    val = predictions[predictions["split"] == "val"]
+    assert point["rule"] == "target_sensitivity"
+    assert (val.loc[val["label"] == 1, "probability"] >= point["threshold"]).mean() >= 0.8
+    assert predictions["probability_calibrated"].to_numpy() == pytest.approx(
+        calibrate(predictions["probability"], point["temperature"])
+    )
+    again = rescored(tmp_path, tmp_path / "again", "test", report=True)
+    assert again["test"]["threshold"] == point["threshold"]
+    assert (tmp_path / "again" / "report.html").is_file()
+
+
 def test_excluded_images_are_counted_and_listed(finished):
     run, _, _ = finished
     catalogue = pd.read_csv(run / "catalogue.csv", keep_default_na=False)
@@ -78,6 +99,7 @@ def test_tensorboard_has_curves_images_and_hyperparameters_with_metrics(finished
                      "specificity", "majority_rate"):  # fmt: skip
             assert f"{part}/{name}" in tags
     assert any(tag.startswith("lr-") for tag in tags)
+    assert {"input/train", "heatmaps/val", "heatmaps/test"} <= set(logs.Tags()["images"])
     assert logs.Tags()["images"] == ["input/train"]
     hparams = logs.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     start = plugin_data_pb2.HParamsPluginData.FromString(hparams).session_start_info.hparams
@@ -93,7 +115,9 @@ def test_a_checkpoint_alone_says_how_it_was_made(finished):
 
 def rescored(run: Path, tmp_path: Path, part: str, **changes) -> dict:
     config = {"task_name": "evaluate", "ckpt": str(run / "checkpoints" / "best.ckpt"), "split_part": part}
-    config |= {"data_root": None, "trainer": checkpoint_config(run / "checkpoints" / "best.ckpt")["trainer"]}
+    config |= {"predictions": None, "catalogue": None, "heatmaps": None, "report": False, "data_root": None}
+    config |= {"threshold": checkpoint_config(run / "checkpoints" / "best.ckpt")["threshold"]}
+    config |= {"trainer": checkpoint_config(run / "checkpoints" / "best.ckpt")["trainer"]}
     config |= {
         "paths": dict.fromkeys(("root", "data_dir", "data_root", "cache_dir", "weights", "log_dir"), str(tmp_path))
     }

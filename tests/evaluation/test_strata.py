@@ -1,0 +1,70 @@
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from fractatlas.evaluation.bootstrap import draws
+from fractatlas.evaluation.strata import box_sizes, shortcuts, stratify
+
+
+@pytest.fixture
+def table():
+    generator = np.random.default_rng(0)
+    n = 300
+    label = (generator.random(n) < 0.3).astype(int)
+    hand = generator.random(n) < 0.5
+    return pd.DataFrame({
+        "image_id": np.arange(n).astype(str), "group": np.arange(n), "label": label,
+        "probability": 1 / (1 + np.exp(-(generator.normal(size=n) + 2 * label - 1))),
+        "hand": hand.astype(int), "leg": (~hand).astype(int), "hip": 0, "shoulder": 0, "mixed": 0, "multiscan": 0,
+        "frontal": 1, "lateral": (generator.random(n) < 0.1).astype(int), "oblique": 0,
+        "hardware": (np.arange(n) < 5).astype(int), "width": np.where(hand, 373, 2304), "height": 454,
+        "bytes": generator.integers(1000, 9000, n), "junk": 0, "orientation": 1, "mode": "L",
+        "box_size": np.where(label == 1, generator.choice([10.0, 20.0, 50.0], n), np.nan),
+    })  # fmt: skip
+
+
+def test_every_kind_of_image_is_scored_on_its_own(table):
+    rows = stratify(table, 0.5, draws(table["group"], resamples=50)).set_index(["attribute", "stratum"])
+    hands = table[table["hand"] == 1]
+    row = rows.loc[("body part", "hand")]
+    assert (row["n"], row["positives"]) == (len(hands), hands["label"].sum())
+    assert row["auroc"] == pytest.approx(roc_auc_score(hands["label"], hands["probability"]))
+    assert row["auroc_low"] < row["auroc"] < row["auroc_high"]
+    assert set(rows.loc["view"].index) == {"frontal", "several"}
+    for attribute in ("body part", "view", "hardware", "several scans", "image size"):
+        assert rows.loc[attribute]["n"].sum() == len(table)
+
+
+def test_few_images_are_marked(table):
+    rows = stratify(table, 0.5, draws(table["group"], resamples=10)).set_index(["attribute", "stratum"])
+    assert rows.loc[("hardware", "yes"), "few"]
+    assert not rows.loc[("hardware", "no"), "few"]
+
+
+def test_each_size_of_box_is_held_against_all_images_without_a_fracture(table):
+    rows = stratify(table, 0.5, draws(table["group"], resamples=10)).set_index(["attribute", "stratum"])
+    sizes = rows.loc["box size"]
+    assert list(sizes.index) == ["below 16 px", "16 to 32 px", "32 px and more"]
+    assert sizes["positives"].sum() == table["label"].sum()
+    assert (sizes["n"] - sizes["positives"] == (table["label"] == 0).sum()).all()
+
+
+def test_box_sizes_are_of_the_largest_box_at_a_shorter_side_of_256():
+    table = pd.DataFrame({"image_id": ["a", "b"], "width": [512, 100], "height": [1024, 100]})
+    sizes = box_sizes(table, {"a": np.array([[0, 0, 10, 40], [5, 5, 65, 6]], dtype=np.float32)})
+    assert sizes[0] == 30
+    assert np.isnan(sizes[1])
+
+
+def test_a_shortcut_in_the_file_is_found_and_held_against_the_classifier(table):
+    leak = table.assign(bytes=np.where(table["label"] == 1, 9000, 1000))
+    found = shortcuts(leak, leak.assign(probability=0.5))
+    assert found["file"]["auroc"]["value"] == 1
+    assert found["file"]["classifier_above"]["value"] == pytest.approx(-0.5)
+    assert found["record"]["auroc"]["value"] < 0.9
+
+
+def test_without_the_columns_there_is_no_shortcut_to_measure(table):
+    bare = table[["image_id", "group", "label", "probability"]]
+    assert shortcuts(bare, bare) == {}
