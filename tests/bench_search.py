@@ -1,7 +1,7 @@
 """What a search costs beside its trials, as ratios within one run: ``make bench`` runs it after ``tests/bench.py``.
 
-Trials of one configuration (only the learning rate is searched) run in a sweep, and the same configuration runs alone
-in the same warm process, before and after.
+Trials of one configuration (only the learning rate is searched) run in a sweep, and after every trial from the fifth on
+the same configuration runs alone in the same warm process, so that a machine whose speed drifts treats both alike.
 """
 
 import os
@@ -10,32 +10,46 @@ import statistics
 import sys
 import tempfile
 import time
-from itertools import pairwise
 from pathlib import Path
 
 import optuna
 import psutil
 
 import fractatlas.search.trial
+from fractatlas.search.study import StudySweeperImpl
 from fractatlas.training.run import train
 
 REPOSITORY = Path(__file__).parents[1]
-TRIALS, ALONE = 30, 5
+TRIALS, WARM = 30, 5
 
 
 def main() -> None:
-    """Sweep, run alone, compare."""
-    configs, memory, spans = [], [], []
+    """Sweep and run alone in turns, compare."""
+    memory, spans, ratios, between = [], [], [], []
+    launch = StudySweeperImpl._launch
+    config: dict = {}
 
-    def watched(config: dict, callbacks: list) -> float:
-        began = time.perf_counter()
-        value = train(config, callbacks)
-        spans.append((began, time.perf_counter()))
-        configs.append(config)
+    def watched(trial_config: dict, callbacks: list) -> float:
+        spans.append(time.perf_counter())
+        value = train(trial_config, callbacks)
+        spans.append(time.perf_counter())
+        config.update(trial_config)
         memory.append(psutil.Process().memory_info().rss / 2**20)
         return value
 
-    fractatlas.search.trial.train = watched
+    def in_turns(sweeper: StudySweeperImpl, trials: list[optuna.Trial]) -> None:
+        launch(sweeper, trials)
+        if len(memory) <= WARM:
+            return
+        inside = sweeper.study.trials[trials[0].number].duration.total_seconds()
+        began = time.perf_counter()
+        train(apart(config, f"alone/{len(memory)}"))
+        alone = time.perf_counter() - began
+        ratios.append(inside / alone)
+        pauses.append(alone)
+
+    pauses: list[float] = []
+    fractatlas.search.trial.train, StudySweeperImpl._launch = watched, in_turns
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         sys.argv = [
@@ -44,23 +58,23 @@ def main() -> None:
             "trainer.max_epochs=2", "model.dropout=0.3", f"hydra.sweeper.n_trials={TRIALS}",
         ]  # fmt: skip
         runpy.run_path(sys.argv[0], run_name="__main__")
-        (study,) = optuna.get_all_study_summaries(storage := f"sqlite:///{folder}/logs/search/studies.db")
-        trials = optuna.load_study(study_name=study.study_name, storage=storage).trials
-        alone = []
-        for turn in range(ALONE):
-            config = configs[-1] | {"paths": configs[-1]["paths"] | {"output_dir": f"{folder}/alone/{turn}"}}
-            config["logger"] = config["logger"] | {"save_dir": config["paths"]["output_dir"]}
-            checkpoint = config["callbacks"]["checkpoint"] | {"dirpath": f"{folder}/alone/{turn}/checkpoints"}
-            config["callbacks"] = config["callbacks"] | {"checkpoint": checkpoint}
-            began = time.perf_counter()
-            train(config)
-            alone.append(time.perf_counter() - began)
-    inside = [trial.duration.total_seconds() for trial in trials[ALONE:]]
-    between = [after[0] - before[1] for before, after in pairwise(spans)]
-    print(f"\nA search of {TRIALS} trials, {statistics.median(alone):.1f} s each alone, one process")
-    print(f"  trial in the sweep / alone           {statistics.median(inside) / statistics.median(alone):.3f}")
+    ends, starts = spans[1::2], spans[2::2]
+    gaps = [start - end for end, start in zip(ends, starts, strict=False)]
+    between = [gap - pause for gap, pause in zip(gaps[WARM:], pauses, strict=False)]
+    print(f"\nA search of {TRIALS} trials, {statistics.median(pauses):.1f} s each alone, one process")
+    print(f"  trial in the sweep / alone           {statistics.median(ratios):.3f}")
     print(f"  from one trial's end to the next     {statistics.median(between):.2f} s, at most {max(between):.2f} s")
-    print(f"  memory after trial 5, 15, 30         {memory[4]:.0f}, {memory[14]:.0f}, {memory[29]:.0f} MiB")
+    print(
+        "  memory after trial 5, 10, 20, 30     " + ", ".join(f"{memory[n - 1]:.0f}" for n in (5, 10, 20, 30)) + " MiB"
+    )
+
+
+def apart(config: dict, name: str) -> dict:
+    """The configuration of a trial, to run in a folder of its own."""
+    run = str(Path.cwd() / name)
+    logger, callbacks = config["logger"] | {"save_dir": run}, dict(config["callbacks"])
+    callbacks["checkpoint"] = callbacks["checkpoint"] | {"dirpath": f"{run}/checkpoints"}
+    return config | {"paths": config["paths"] | {"output_dir": run}, "logger": logger, "callbacks": callbacks}
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ def assess(
         catalogue: a run's, or any table with an ``image_id`` and some of its columns.
         train: ``image_id, label`` of the training part, for the baseline that looks at no pixel.
         boxes: for each fractured image id, (n, 4): left, top, right, bottom in pixels.
-        heatmaps: of the fractured images.
+        heatmaps: of all fractured images of a part, or of none.
     """
     known = pd.DataFrame({"image_id": predictions["image_id"]}) if catalogue is None else catalogue
     sized = {"width", "height"} <= {*known}
@@ -64,11 +64,11 @@ def assess(
         if boxes and sized:
             table["box_size"] = strata.box_sizes(table, boxes)
         located, pointing = pd.DataFrame(), {}
-        if heatmaps is not None and boxes and sized:
-            seen = table[table["image_id"].isin(heatmaps.image_id) & (table["label"] == 1)]
-            sizes = {row.image_id: (int(row.width), int(row.height)) for row in seen.itertuples()}
+        fractured = table[table["label"] == 1]
+        if heatmaps is not None and boxes and sized and fractured["image_id"].isin(heatmaps.image_id).any():
+            sizes = {row.image_id: (int(row.width), int(row.height)) for row in fractured.itertuples()}
             located = localisation.localise(heatmaps, boxes, sizes)
-            pointing = localisation.summarise(located, table.set_index("image_id")["group"].to_dict())
+            pointing = localisation.summarise(located, table.set_index("image_id")["group"])
         beside = strata.shortcuts(join_train(train, known), table) if train is not None else {}
         rows = strata.stratify(table, threshold, draws(table["group"]))
         assessed.append(Part(name, table, rows, beside, located, pointing))

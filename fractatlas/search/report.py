@@ -23,6 +23,7 @@ STUDY = {
     "optimizer.weight_decay": "weight decay",
     "model.dropout": "dropout",
 }
+TREES = 32  # of the importance's forest: half of Optuna's, since it is grown again after every trial
 SCORES = ("train/accuracy", "val/accuracy", "train/loss", "val/auroc")
 # The groups of a configuration that say what a run is; the others say where it runs and what it shows.
 KEPT = ("data", "split", "preprocess", "augment", "model", "loss", "optimizer", "scheduler", "threshold", "trainer")
@@ -38,6 +39,7 @@ def write(folder: Path, study: optuna.Study, space: list[str], monitor: str, bes
         monitor: what is optimised.
         best: a new winner's configuration with Hydra's node; ``None`` leaves ``best.yaml`` as it is.
     """
+    study = _in_memory(study)
     trials = [t for t in study.get_trials(deepcopy=False) if storage.DISCARDED not in t.user_attrs]
     trials = [trial for trial in trials if trial.state != TrialState.WAITING]
     rows = table(trials, space)
@@ -93,7 +95,9 @@ def page(study: optuna.Study, rows: pd.DataFrame, monitor: str) -> str:
         figures.append(draw.plot_optimization_history(study, target_name=monitor))
         if len(complete) > 1 and len({trial.value for trial in complete}) > 1:
             figures.append(
-                draw.plot_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0), target_name=monitor)
+                draw.plot_param_importances(
+                    study, evaluator=FanovaImportanceEvaluator(n_trees=TREES, seed=0), target_name=monitor
+                )
             )
         figures.append(draw.plot_parallel_coordinate(study, target_name=monitor))
         figures.append(draw.plot_slice(study, target_name=monitor))
@@ -126,6 +130,13 @@ def experiment(study: optuna.Study, best: DictConfig, monitor: str) -> str:
         f"# Trial {study.best_trial.number} of the study {study.study_name}: {monitor} {study.best_value:.4f}.\n"
         f"{OmegaConf.to_yaml(OmegaConf.create({'defaults': defaults}))}\n{OmegaConf.to_yaml(OmegaConf.create(values))}"
     )
+
+
+def _in_memory(study: optuna.Study) -> optuna.Study:
+    """A copy that need not ask the storage again for every figure, and that no other process changes meanwhile."""
+    copy = optuna.create_study(study_name=study.study_name, direction=study.direction)
+    copy.add_trials(study.get_trials(deepcopy=False))
+    return copy
 
 
 def _plain(name: str) -> str:
