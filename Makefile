@@ -31,7 +31,7 @@ setup: .venv/.ready  ## Create .venv with the pinned dependencies; nothing to do
 	@touch $@
 
 lock:  ## Renew the pins in requirements.txt from pyproject.toml
-	.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra dev --generate-hashes --custom-compile-command "make lock" --output-file requirements.txt pyproject.toml
+	.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --generate-hashes --custom-compile-command "make lock" --output-file requirements.txt pyproject.toml
 
 demo: setup  ## The whole pipeline on generated phantoms: no download, no GPU, about three minutes
 	$(RUN) train.py experiment=demo_resnet $(ARGS)
