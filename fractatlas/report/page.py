@@ -112,12 +112,12 @@ def _verdict(part: Part) -> str:
     row, labels = part.strata.iloc[0], part.table["label"]
     majority, answer = max(labels.mean(), 1 - labels.mean()), "fractured" if labels.mean() > 0.5 else "not fractured"
     said = f"Always answering “{answer}” would be right in {100 * majority:.1f} % of these {len(labels)} images. "
+    accuracy = f"{100 * row['accuracy']:.1f} % [{100 * row['accuracy_low']:.1f}, {100 * row['accuracy_high']:.1f}]"
     if row["accuracy_low"] > majority:
-        return said + f"This classifier is right in {100 * row['accuracy']:.1f} %, and that is more than chance gives."
-    return said + (
-        f"This classifier's accuracy of {100 * row['accuracy']:.1f} % "
-        f"[{100 * row['accuracy_low']:.1f}, {100 * row['accuracy_high']:.1f}] cannot be told from it."
-    )
+        return said + f"This classifier is right in {accuracy}: more than that."
+    if row["accuracy_high"] < majority:
+        return said + f"This classifier is right in {accuracy}: less than that."
+    return said + f"This classifier is right in {accuracy}, which cannot be told from it."
 
 
 def _confusion(table: pd.DataFrame, threshold: float) -> dict[str, int]:
