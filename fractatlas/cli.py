@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fractatlas.config import parts, unknown_key
+from fractatlas.config import parts, typed_paths, unknown_key
 from fractatlas.errors import InputError
 from fractatlas.search.sweeper import StudySweeper
 
@@ -48,7 +48,7 @@ def one_line_errors(schema: type) -> Iterator[None]:
     except OSError as error:
         sys.exit(f"error: {error.strerror or error}: {error.filename or 'no file named'}")
     except KeyboardInterrupt:
-        sys.exit("interrupted before the first step: nothing to resume")
+        sys.exit("interrupted: nothing half written, nothing to resume")
 
 
 # What may change when a run is gone on with: how long, where and how fast, never what is learnt from what.
@@ -58,6 +58,8 @@ RESUMABLE = ("resume", "test", "report", "trainer.max_epochs", "trainer.accelera
 
 def prepare(arguments: Sequence[str], schema: type) -> list[str]:
     """Quote what Hydra's grammar would refuse, and send ``resume=<run folder>`` back into that folder.
+
+    The values of ``typed_paths`` are paths whatever they look like, unless a multirun sweeps over them.
 
     Raises:
         InputError: an argument cannot be meant, or the run folder cannot be resumed, or not with these arguments.
@@ -71,7 +73,8 @@ def prepare(arguments: Sequence[str], schema: type) -> list[str]:
             raise InputError(f"{argument}: name one of the choices that --help lists")
         if key.lstrip("+") == "resume" and value != "null":
             folder = value
-    quoted = [_quote(argument) for argument in arguments]
+    paths = set() if {"-m", "--multirun"} & set(arguments) else typed_paths(schema)
+    quoted = [_quote(argument, paths) for argument in arguments]
     return quoted if folder is None else _resume(folder, quoted)
 
 
@@ -108,20 +111,31 @@ def _resume(folder: str, arguments: list[str]) -> list[str]:
     ]
 
 
-def _quote(argument: str) -> str:
+def _quote(argument: str, paths: set[str]) -> str:
     """``key=value`` as it is where Hydra's grammar reads it, otherwise with the value in quotes."""
     key, equals, value = argument.partition("=")
     if argument.startswith("-") or not equals:
         return argument
     try:
-        OverridesParser.create().parse_override(argument)
+        parsed = OverridesParser.create().parse_override(argument)
     except HydraException:
-        return _literal(key, value)
-    return argument
+        parsed = None
+    if key.lstrip("+") in paths and value != "null":
+        # In quotes already: for Hydra by the user's hand, or by ours, where Lightning starts a second process.
+        if parsed and value[:1] in ("'", '"') and value[-1] == value[0] and not parsed.is_sweep_override():
+            return argument
+        return _literal(key, _path(value))
+    return argument if parsed else _literal(key, value)
+
+
+def _path(value: str) -> str:
+    """The home folder for a leading ``~``, and no interpolation where a name happens to hold ``${``."""
+    home = os.path.expanduser("~") + value[1:] if value == "~" or value.startswith("~/") else value
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", home)
 
 
 def _literal(key: str, value: str) -> str:
-    escaped = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", r"\'"), value)
+    escaped = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + match[2].replace("'", r"\'"), value)
     return f"{key}='{escaped}'"
 
 

@@ -33,6 +33,8 @@ Monitor = Literal[tuple(f"val/{name}" for name in METRICS)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Pixels = Annotated[int, Interval(ge=8, le=4096)]
 Channels = Annotated[list[float], Len(3, 3)]
+AS_TYPED = "taken from the command line as it was typed"
+TypedPath = Annotated[str, Field(min_length=1), AS_TYPED]
 
 
 class Strict:
@@ -416,14 +418,27 @@ class EvaluateConfig(Strict):
     """``conf/evaluate.yaml``, composed."""
 
     task_name: Name
-    ckpt: str | None
+    ckpt: TypedPath | None
     split_part: Literal["train", "val", "test"]
-    predictions: str | None
-    catalogue: str | None
-    heatmaps: str | None
-    data_root: str | None
+    predictions: TypedPath | None
+    catalogue: TypedPath | None
+    heatmaps: TypedPath | None
+    data_root: TypedPath | None
     report: bool
     threshold: _one_of(FixedThreshold, YoudenThreshold, SensitivityThreshold)
+    trainer: Trainer
+    paths: Paths
+
+
+@dataclass
+class PredictConfig(Strict):
+    """``conf/predict.yaml``, composed."""
+
+    task_name: Name
+    ckpt: TypedPath
+    input: TypedPath
+    batch_size: Positive
+    threads: Positive | None
     trainer: Trainer
     paths: Paths
 
@@ -507,6 +522,16 @@ def parts(schema: type) -> set[str]:
     return {name for name, hint in get_type_hints(schema).items() if any(_dataclasses_in(hint))}
 
 
+def typed_paths(schema: type) -> set[str]:
+    """The keys of ``schema`` whose value is a path, to be taken as it was typed."""
+    hints = get_type_hints(schema, include_extras=True)
+    return {
+        name
+        for name, hint in hints.items()
+        if any(AS_TYPED in getattr(one, "__metadata__", ()) for one in (hint, *get_args(hint)))
+    }
+
+
 def _dataclasses_in(hint: Any) -> Iterator[type]:
     if dataclasses.is_dataclass(hint):
         yield hint
@@ -537,7 +562,7 @@ def check(config: DictConfig, schema: type) -> dict[str, Any]:
 
     Args:
         config: the composed configuration; its interpolations are resolved here.
-        schema: ``TrainConfig`` or ``EvaluateConfig``.
+        schema: ``TrainConfig``, ``EvaluateConfig`` or ``PredictConfig``.
 
     Returns:
         The configuration as plain dicts, lists and scalars, which a checkpoint can hold.
@@ -572,7 +597,7 @@ def _lines(error: ValidationError, schema: type) -> Iterator[str]:
         kind, value = first["type"], first["input"]
         if kind in ("unexpected_keyword_argument", "extra_forbidden"):
             yield unknown_key(key, schema)
-        elif kind == "missing":
+        elif kind in ("missing", "string_too_short"):
             yield f"{key} needs a value"
         elif kind == "value_error":
             yield f"{key}: {first['ctx']['error']}"

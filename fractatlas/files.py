@@ -1,5 +1,6 @@
 """Files that are whole or not there: written under another name, then renamed."""
 
+import csv
 import json
 import logging
 import os
@@ -59,9 +60,13 @@ def shared(folder: Path) -> Iterator[None]:
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
-    """Write a table without its index, floats to the last digit."""
+    """Write a table without its index, floats to the last digit; file names that are not UTF-8 with ``\\udc..``."""
+    # Before Python 3.13 a carriage return alone is not quoted, and would end the row.
+    text = table.select_dtypes(include=["object", "string"])
+    returns = any(isinstance(value, str) and "\r" in value for name in text for value in text[name])
     with whole(path) as temporary:
-        table.to_csv(temporary, index=False)
+        quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+        table.to_csv(temporary, index=False, errors="backslashreplace", quoting=quoting)
 
 
 def write_json(path: Path, content: Any) -> None:
