@@ -437,6 +437,7 @@ class PredictConfig(Strict):
     task_name: Name
     ckpt: TypedPath
     input: TypedPath
+    heatmaps: bool
     batch_size: Positive
     threads: Positive | None
     trainer: Trainer

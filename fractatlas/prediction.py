@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -19,14 +20,18 @@ from fractatlas.data.reading import UnreadableError, read_radiograph
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
 from fractatlas.evaluation import operating_point
-from fractatlas.files import write_csv
+from fractatlas.evaluation.localisation import place
+from fractatlas.files import whole, write_csv
 from fractatlas.models.classifier import FractureClassifier
+from fractatlas.models.heatmaps import lay_out, with_heatmaps
 from fractatlas.models.weights import read_checkpoint
 from fractatlas.progress import track
+from fractatlas.report.overlays import overlay
 from fractatlas.training.run import build, build_classifier, build_trainer, checkpoint_config
 
 log = logging.getLogger(__name__)
 
+OVERLAY_SIDE = 512  # pixels
 AHEAD = 2  # batches of preprocessed images that may wait for the network
 
 
@@ -35,7 +40,8 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
 
     ``predictions.csv`` has ``path``, ``probability`` (of a fracture), ``probability_calibrated`` where the checkpoint
     has a temperature, and ``prediction`` (1 from the checkpoint's threshold on): a row per readable image, in the
-    order of ``find_inputs``. ``errors.csv`` has ``path, error``.
+    order of ``find_inputs``. ``errors.csv`` has ``path, error``. With ``heatmaps``, each readable image is drawn with
+    its heatmap into ``overlays/``.
 
     Args:
         config: a checked ``PredictConfig``, plain.
@@ -65,7 +71,12 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     images = track(images, "predicting", len(inputs.images))
     for names, pixels in batches(images, config["batch_size"], errors):
         with torch.inference_mode(), precision.forward_context():
-            found = classifier(preprocess.normalise(pixels.to(device)))
+            found, heat = with_heatmaps(classifier.backbone, normalised := preprocess.normalise(pixels.to(device)))
+        if config["heatmaps"]:
+            heat = lay_out(heat, classifier.backbone, normalised.shape[-1]).cpu().numpy()
+            for row, path in enumerate(names):
+                file = run / "overlays" / f"{len(paths) + row + 1:05d}_{_plain(path)}.jpg"
+                write_overlay(file, path, heat[row], preprocess, found[row].sigmoid().item())
         paths += names
         logits.append(found.double().cpu())
     table = _table(paths, torch.cat(logits) if logits else torch.zeros(0), read_checkpoint(checkpoint))
@@ -75,6 +86,25 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     listed = f", {len(errors)} could not be read (errors.csv)" if errors else ""
     log.info("%d images, %d predicted fractured%s; all in %s", len(table), table["prediction"].sum(), listed, run)
     return len(errors)
+
+
+def write_overlay(file: Path, path: str, heat: np.ndarray, preprocess: Preprocess, probability: float) -> None:
+    """Draw an image with its heatmap, as hot at its hottest point as a fracture is probable.
+
+    Args:
+        file: the JPEG to write, ``OVERLAY_SIDE`` pixels on its shorter side.
+        path: of the image, which is read again.
+        heat: (h, w), of ``lay_out``.
+        preprocess: through which the network saw the image.
+        probability: of a fracture.
+    """
+    image = read_radiograph(Path(path))
+    scale = OVERLAY_SIDE / min(image.size)
+    view = np.array(preprocess.view(*image.size)) * scale
+    image = image.resize([max(1, round(side * scale)) for side in image.size])
+    placed = place(heat, view, *image.size)
+    with whole(file) as temporary:
+        overlay(image, probability * placed / max(placed.max(), 1e-9)).save(temporary, "JPEG", quality=90)
 
 
 def load_classifier(trained: dict[str, Any], checkpoint: Path) -> FractureClassifier:
@@ -160,6 +190,11 @@ def _table(paths: list[str], logits: Tensor, checkpoint: dict[str, Any]) -> pd.D
     threshold = point.get("threshold", operating_point.UNSETTLED["threshold"])
     columns["prediction"] = (probabilities >= threshold).astype(np.int64)
     return pd.DataFrame(columns)
+
+
+def _plain(path: str) -> str:
+    """A file's name without what some file system or shell would stumble over."""
+    return re.sub(r"\W+", "_", Path(path).stem)[:60]
 
 
 def _tell(inputs: Inputs) -> None:

@@ -69,6 +69,22 @@ def test_probabilities_are_those_of_the_run(finished, checkpoint, phantoms, tmp_
     assert table["prediction"].nunique() == 2
 
 
+def test_overlays_are_drawn_on_request_one_for_each_row(checkpoint, phantoms, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("Hüfte (links)#1.jpg", "b.jpg"):
+        shutil.copy(next((phantoms / "images" / "Fractured").iterdir()), folder / name)
+    table, _ = predicted(tmp_path, f"ckpt={checkpoint}", f"input={folder}", "heatmaps=true")
+    drawn = sorted((tmp_path / "overlays").iterdir())
+    assert [file.name for file in drawn] == ["00001_Hüfte_links_1.jpg", "00002_b.jpg"]
+    assert len(table) == 2
+    with Image.open(drawn[0]) as picture, Image.open(folder / "b.jpg") as original:
+        assert picture.mode == "RGB"
+        assert min(picture.size) == 512
+        assert picture.width / picture.height == pytest.approx(original.width / original.height, abs=0.01)
+        assert np.ptp(np.asarray(picture, dtype=int), axis=2).max() > 20  # some of it has a colour
+
+
 def test_without_an_operating_point_the_threshold_is_one_half(checkpoint, phantoms, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     del content["operating_point"]
