@@ -67,6 +67,7 @@ lint: setup  ## Style and common mistakes
 
 bench: setup  ## Speed, as ratios within one run
 	$(RUN) tests/bench.py $(ARGS)
+	$(RUN) tests/bench_predict.py
 	$(RUN) tests/bench_search.py
 
 clean:  ## Delete caches; logs/, data/ and .venv stay
