@@ -51,6 +51,10 @@ def one_line_errors(schema: type) -> Iterator[None]:
         sys.exit("interrupted: nothing half written, nothing to resume")
 
 
+CONF = Path(__file__).parents[1] / "conf"
+# Hydra's own flags that are followed by a value.
+VALUED = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package", "-p",
+          "--experimental-rerun")  # fmt: skip
 # What may change when a run is gone on with: how long, where and how fast, never what is learnt from what.
 RESUMABLE = ("resume", "test", "report", "trainer.max_epochs", "trainer.accelerator", "trainer.devices", "data.root",
              "data.cache", "data.cache_dir", "data.num_workers", "data.pin_memory")  # fmt: skip
@@ -65,6 +69,7 @@ def prepare(arguments: Sequence[str], schema: type) -> list[str]:
         InputError: an argument cannot be meant, or the run folder cannot be resumed, or not with these arguments.
     """
     folder, groups = None, parts(schema)
+    arguments = list(_joined(arguments))
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not argument.startswith(("-", "~")) and not equals:
@@ -76,6 +81,21 @@ def prepare(arguments: Sequence[str], schema: type) -> list[str]:
     paths = set() if {"-m", "--multirun"} & set(arguments) else typed_paths(schema)
     quoted = [_quote(argument, paths) for argument in arguments]
     return quoted if folder is None else _resume(folder, quoted)
+
+
+def _joined(arguments: Sequence[str]) -> Iterator[str]:
+    """Give ``--config-dir DIR`` as ``--config-dir=DIR``, and all else as it is."""
+    waiting = ""
+    for argument in arguments:
+        if waiting:
+            yield f"{waiting}={argument}"
+            waiting = ""
+        elif argument in VALUED:
+            waiting = argument
+        else:
+            yield argument
+    if waiting:
+        yield waiting
 
 
 def _resume(folder: str, arguments: list[str]) -> list[str]:
@@ -147,7 +167,8 @@ def _explain(error: Exception, schema: type) -> str:
     if match := re.search(
         r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':\s*(.*?)\n(?!\s)", text, re.DOTALL
     ):
-        return f"{match[1]}={match[2]}: no such choice; there are {', '.join(match[3].split())}"
+        ours = [choice for choice in match[3].split() if (CONF / match[1] / f"{choice}.yaml").is_file()]
+        return f"{match[1]}={match[2]}: no such choice; there are {', '.join(ours or match[3].split())}"
     if text.startswith("Missing mandatory value"):
         return f"{error.full_key} needs a value: {error.full_key}=..."
     return " ".join(text.split("\n")[0].split())

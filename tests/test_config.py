@@ -94,3 +94,9 @@ def test_resuming_with_what_was_not_learnt_with_is_refused(tmp_path, argument):
         (tmp_path / name).touch()
     with pytest.raises(InputError, match=f"take out {argument}"):
         prepare([f"resume={tmp_path}", argument], TrainConfig)
+
+
+def test_a_flag_of_hydra_may_be_followed_by_its_value():
+    assert prepare(["--config-dir", "logs/a b", "experiment=best", "--cfg", "job", "-m"], TrainConfig) == [
+        "--config-dir=logs/a b", "experiment=best", "--cfg=job", "-m"
+    ]  # fmt: skip

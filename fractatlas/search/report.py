@@ -40,8 +40,7 @@ def write(folder: Path, study: optuna.Study, space: list[str], monitor: str, bes
         best: a new winner's configuration with Hydra's node; ``None`` leaves ``best.yaml`` as it is.
     """
     study = _in_memory(study)
-    trials = [t for t in study.get_trials(deepcopy=False) if storage.DISCARDED not in t.user_attrs]
-    trials = [trial for trial in trials if trial.state != TrialState.WAITING]
+    trials = [trial for trial in study.get_trials(deepcopy=False) if storage.is_shown(trial)]
     rows = table(trials, space)
     write_csv(folder / "trials.csv", rows)
     with whole(folder / "trials.md") as temporary:
@@ -67,7 +66,7 @@ def table(trials: list[FrozenTrial], space: list[str]) -> pd.DataFrame:
         row |= {_plain(name): trial.user_attrs.get(name) for name in SCORES}
         row |= {
             "state": _state(trial),
-            "seconds": trial.user_attrs.get("seconds"),
+            "seconds": trial.user_attrs.get("seconds", trial.duration and trial.duration.total_seconds()),
             "seed": trial.user_attrs.get("seed"),
         }
         redone = trial.user_attrs.get(storage.REDO_OF)

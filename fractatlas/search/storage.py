@@ -21,8 +21,9 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from fractatlas.errors import InputError
 
 log = logging.getLogger(__name__)
-# Attributes of a trial. A failed one without a REASON was lost: its process died or was interrupted.
-REASON, DISCARDED, LEASED, REDO_OF = "reason", "discarded", "leased", "redo_of"
+# Attributes of a trial. A failed one without a REASON was lost: its process died or was interrupted. One that was lost
+# before it was DRAWN has no point that could be done again.
+REASON, DISCARDED, LEASED, DRAWN, REDO_OF = "reason", "discarded", "leased", "drawn", "redo_of"
 ATTEMPTS = 5
 
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
@@ -44,7 +45,8 @@ def open_storage(url: str, lease: int) -> optuna.storages.RDBStorage:
         ) from None
     engine: dict[str, Any] = {"pool_pre_ping": True}
     if address.get_backend_name() == "sqlite" and address.database:
-        Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+        if not (folder := Path(address.database).absolute().parent).is_dir():
+            raise InputError(f"hydra.sweeper.storage={url}: there is no folder {folder}")
         engine["connect_args"] = {"timeout": 120}  # seconds to wait while another process writes
     for attempt in range(ATTEMPTS):
         try:
@@ -66,10 +68,10 @@ def open_storage(url: str, lease: int) -> optuna.storages.RDBStorage:
 
 
 class OwnStream(BaseSampler):
-    """A sampler that draws every trial from a random stream of its own: of the seed and the trial's number.
+    """A sampler that draws every point from a random stream of its own: of the seed and how many were drawn before.
 
-    A search that is started again therefore does not repeat its first draws, and processes with one seed do not
-    propose the same points.
+    A search that is started again therefore neither repeats its first draws nor leaves one out, and processes with one
+    seed do not propose the same points.
 
     Args:
         make: the sampler of a seed.
@@ -82,7 +84,9 @@ class OwnStream(BaseSampler):
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Begin the trial's stream."""
-        stream = np.random.SeedSequence([self._seed, trial.number]).generate_state(1)
+        earlier = study.get_trials(deepcopy=False)[: trial.number]
+        drawn = sum(DRAWN in other.user_attrs and REDO_OF not in other.user_attrs for other in earlier)
+        stream = np.random.SeedSequence([self._seed, drawn]).generate_state(1)
         self._sampler = self._make(int(stream[0]))
         self._sampler.before_trial(study, trial)
 
@@ -110,13 +114,17 @@ class OwnStream(BaseSampler):
 
 
 @contextmanager
-def leased(study: optuna.Study, trials: Sequence[optuna.Trial]) -> Iterator[None]:
-    """Show signs of life for ``trials`` until the block ends; what still runs then is marked as lost."""
+def leased(study: optuna.Study) -> Iterator[list[optuna.Trial]]:
+    """Give an empty list, and show signs of life for every trial that is put into it, until the block ends.
+
+    Where it ends with an exception, the trials that still run are given up, to be done again.
+    """
     storage, ended = study._storage, threading.Event()
+    trials: list[optuna.Trial] = []
 
     def beat() -> None:
         while not ended.wait(storage.get_heartbeat_interval()):
-            for trial in trials:
+            for trial in list(trials):
                 try:
                     storage.record_heartbeat(trial._trial_id)
                 except Exception as error:  # the storage may answer again before the lease is over
@@ -125,7 +133,11 @@ def leased(study: optuna.Study, trials: Sequence[optuna.Trial]) -> Iterator[None
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
-        yield
+        yield trials
+    except BaseException:
+        for trial in trials:
+            give_up(study, trial.number)
+        raise
     finally:
         ended.set()
         thread.join()
@@ -160,6 +172,11 @@ def discard(study: optuna.Study, trial: optuna.Trial, why: str) -> None:
     study.tell(trial, state=TrialState.FAIL)
 
 
+def is_shown(trial: FrozenTrial) -> bool:
+    """Whether a trial has a row in the table: it has a point, and was not taken back."""
+    return DRAWN in trial.user_attrs and DISCARDED not in trial.user_attrs
+
+
 def counts(trial: FrozenTrial) -> bool:
     """Whether a trial is one of ``n_trials``: finished, failed by itself, or running."""
     return trial.state != TrialState.WAITING and DISCARDED not in trial.user_attrs and not is_lost(trial)
@@ -176,4 +193,5 @@ def _redo(study: optuna.Study, trial: FrozenTrial) -> None:
 
 
 def _enqueue(study: optuna.Study, trial: FrozenTrial) -> None:
-    study.enqueue_trial(trial.params, user_attrs={REDO_OF: trial.number})
+    if DRAWN in trial.user_attrs:
+        study.enqueue_trial(trial.params, user_attrs={REDO_OF: trial.number})

@@ -20,7 +20,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
 from omegaconf import DictConfig, open_dict
-from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from fractatlas.config import SearchConfig, TrainConfig, check, mode_of, parts
@@ -30,13 +30,14 @@ from fractatlas.search.trial import RunTrial
 
 log = logging.getLogger(__name__)
 ALLOWED = ("optuna.samplers.*", "optuna.pruners.*")
-COMPARABLE = "comparable"
+COMPARABLE, DATA = "comparable", "data"
 # What two trials may differ in and still be compared: where and how fast, and what is only shown.
 INCIDENTAL = ("paths.", "logger.", "resume", "task_name", "test", "report", "data.root", "data.cache", "data.cache_dir",
               "data.num_workers", "data.pin_memory", "model.weights_dir", "trainer.accelerator",
               "trainer.log_every_n_steps", "trainer.enable_model_summary", "trainer.profiler",
-              "callbacks.checkpoint.dirpath", "callbacks.learning_rate", "callbacks.progress_bar",
-              "callbacks.progress_lines", "callbacks.input_grid", "callbacks.interrupt")  # fmt: skip
+              "callbacks.checkpoint.dirpath", "callbacks.checkpoint.monitor", "callbacks.checkpoint.mode",
+              "callbacks.learning_rate", "callbacks.progress_bar", "callbacks.progress_lines", "callbacks.input_grid",
+              "callbacks.interrupt")  # fmt: skip
 HOPELESS = 3  # failures in a row before anything succeeded
 PROPOSALS = 100  # of points that were had already, before the space counts as exhausted
 
@@ -68,15 +69,22 @@ class StudySweeperImpl:
         Raises:
             InputError: the search cannot be meant, does not fit the study, or fails from its first trials on.
         """
+        if any(override.partition("=")[0] == "hydra.sweeper.params" for override in self.config.hydra.overrides.hydra):
+            raise InputError(
+                "hydra.sweeper.params=... would be merged with the space that is there: change one hyperparameter "
+                "(hydra.sweeper.params.optimizer\\.lr='interval(1e-4,1e-3)'), or give it a value (optimizer.lr=1e-3)"
+            )
         params = [f"{name}={value}" for name, value in self.search["params"].items()]
         space, fixed, deletions = create_params_from_overrides([*params, *arguments])
         self.space = {name: distribution for name, distribution in space.items() if name not in fixed}
         self.fixed = [f"{name}={value}" for name, value in fixed.items()] + deletions
         if not self.space:
             raise InputError("nothing to search: every hyperparameter of hydra.sweeper.params has a value")
-        comparable = self._comparable()
+        comparable, config = self._comparable()
+        self.folder.parent.mkdir(parents=True, exist_ok=True)  # where the default storage lies, too
         self.study = self._open()
         self._refuse_another(comparable)
+        self._refuse_another(comparable | _fingerprint(config))
         log.info("study %s in %s", self.study.study_name, self.folder)
         try:
             self._run()
@@ -110,10 +118,8 @@ class StudySweeperImpl:
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         return instantiate(self.search["sampler"], seed=seed, _execution_whitelist_=ALLOWED)
 
-    def _comparable(self) -> dict[str, str]:
-        """What all trials of a study share: every value that is not searched, the space, and the data's fingerprint."""
-        from fractatlas.training.run import build, build_data  # loads torch
-
+    def _comparable(self) -> tuple[dict[str, str], dict[str, Any]]:
+        """What all trials of a study share, every value that is not searched and the space; and one configuration."""
         groups = {name for name in self.space if name in parts(TrainConfig)}
         firsts = {name: _any_value(distribution) for name, distribution in self.space.items()}
         shared: dict[str, str] = {}
@@ -129,15 +135,8 @@ class StudySweeperImpl:
         if config["test"]:
             raise InputError("a search does not read the test part: take out test=true")
         self.monitor = config["monitor"]
-        shared |= {
-            f"search space: {name}": distribution_to_json(distribution) for name, distribution in self.space.items()
-        }
-        data = build_data(config, split=build(config["split"]))
-        data.prepare_data()
-        data.setup()
-        columns = ["image_id", "content", "label", "excluded"]
-        catalogue = data.catalogue[columns].to_csv(index=False) + data.split[["image_id", "split"]].to_csv(index=False)
-        return shared | {"data": hashlib.sha256(catalogue.encode()).hexdigest()[:16]}
+        shared |= {f"search space: {name}": _shown(distribution) for name, distribution in self.space.items()}
+        return shared, config
 
     def _checked(self, params: Mapping[str, Any]) -> dict[str, Any]:
         config = self.compose(params)
@@ -146,14 +145,20 @@ class StudySweeperImpl:
         return check(config, TrainConfig)
 
     def _refuse_another(self, comparable: dict[str, str]) -> None:
+        """Refuse a study of other trials; keep what a new one's trials share, once their data are known."""
         known = self.study.user_attrs.get(COMPARABLE)
         if known is None:
-            self.study.set_user_attr(COMPARABLE, comparable)
+            if DATA in comparable:
+                self.study.set_user_attr(COMPARABLE, comparable)
             return
-        differing = {key for key in known.keys() | comparable.keys() if known.get(key) != comparable.get(key)}
-        if differing:
+        keys = known.keys() | comparable.keys()
+        if DATA not in comparable:
+            keys -= {DATA}
+        if differing := {key for key in keys if known.get(key) != comparable.get(key)}:
             first = sorted(differing, key=lambda key: (not key.startswith("search space"), key))[:3]
-            shown = "; ".join(f"{key} was {known.get(key)}, is {comparable.get(key)}" for key in first)
+            shown = "; ".join(
+                f"{key} was {known.get(key, 'absent')}, is {comparable.get(key, 'absent')}" for key in first
+            )
             more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise InputError(
                 f"study {self.study.study_name} cannot be gone on with: {shown}{more}\n"
@@ -175,10 +180,12 @@ class StudySweeperImpl:
                     waited = True
                 time.sleep(min(1, self.search["lease"] / 4))
                 continue
-            trials = [trial for _ in range(min(missing, self.search["n_jobs"])) if (trial := self._ask())]
+            with storage.leased(self.study) as trials:
+                for _ in range(min(missing, self.search["n_jobs"])):
+                    self._ask(trials)
+                self._launch(trials)
             if not trials:
                 continue
-            self._launch(trials)
             self._report()
             done = self.study.get_trials(deepcopy=False)
             failed = [done[trial.number].state == TrialState.FAIL for trial in trials]
@@ -187,34 +194,49 @@ class StudySweeperImpl:
                 reason = done[trials[-1].number].user_attrs.get(storage.REASON, "lost")
                 raise InputError(f"the first {failures} trials failed, the last with: {reason}")
 
-    def _ask(self) -> optuna.Trial | None:
-        """The next point; ``None`` where other processes have meanwhile asked for all that was missing."""
+    def _ask(self, trials: list[optuna.Trial]) -> None:
+        """Add a trial with the next point; none where other processes have meanwhile asked for all that was missing."""
         for _ in range(PROPOSALS):
             trial = self.study.ask()
+            trials.append(trial)
             storage.lease(self.study, trial)
             for name, distribution in self.space.items():
                 trial._suggest(name, distribution)
+            trial.set_user_attr(storage.DRAWN, True)
             earlier = self._earlier(trial)
+            twin = next((other for other in earlier if other.params == trial.params), None)
+            if len(earlier) < self.search["n_trials"] and not twin:
+                return
+            trials.remove(trial)
             if len(earlier) >= self.search["n_trials"]:
                 storage.discard(self.study, trial, "not needed")
-                return None
-            twin = next((other for other in earlier if other.params == trial.params), None)
-            if twin is None:
-                return trial
+                return
             storage.discard(self.study, trial, f"same point as trial {twin.number}")
         raise InputError(f"the search space is exhausted: {PROPOSALS} proposals in a row had been tried already")
 
     def _earlier(self, trial: optuna.Trial) -> list[FrozenTrial]:
         """The trials before ``trial`` that count, with all their parameters."""
+        said = time.monotonic() + 2
         while True:
             earlier = [
                 other
                 for other in self.study.get_trials(deepcopy=False)[: trial.number]
                 if storage.counts(other) or other.state == TrialState.WAITING
             ]
-            if all(other.params.keys() >= self.space.keys() for other in earlier if other.state == TrialState.RUNNING):
+            drawing = [
+                other.number
+                for other in earlier
+                if other.state == TrialState.RUNNING and storage.DRAWN not in other.user_attrs
+            ]
+            if not drawing:
                 return earlier
-            time.sleep(0.05)  # another process is between asking and suggesting
+            if time.monotonic() > said:
+                log.info(
+                    "waiting for another process to draw trial %s, at most %d s", ", ".join(map(str, drawing)),
+                    self.search["lease"],
+                )  # fmt: skip
+                said = float("inf")
+            time.sleep(0.05)
             storage.reclaim(self.study)
 
     def _launch(self, trials: Sequence[optuna.Trial]) -> None:
@@ -223,19 +245,12 @@ class StudySweeperImpl:
              f"hydra.sweep.subdir={trial.number}"]
             for trial in trials
         ]  # fmt: skip
-        numbers = [trial.number for trial in trials]
-        with storage.leased(self.study, trials):
-            try:
-                returns = self.launcher.launch(overrides, initial_job_idx=numbers[0])
-            except BaseException:
-                for number in numbers:
-                    storage.give_up(self.study, number)
-                raise
-            for trial, job in zip(trials, returns, strict=True):
-                if self.study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
-                    # Hydra could not even start it, and hands on why.
-                    trial.set_user_attr(storage.REASON, " ".join(str(job._return_value).split()))
-                    self.study.tell(trial, state=TrialState.FAIL)
+        returns = self.launcher.launch(overrides, initial_job_idx=trials[0].number) if trials else []
+        for trial, job in zip(trials, returns, strict=True):
+            if self.study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
+                # Hydra could not even start it, and hands on why.
+                trial.set_user_attr(storage.REASON, " ".join(str(job._return_value).split()))
+                self.study.tell(trial, state=TrialState.FAIL)
 
     def _report(self) -> None:
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -255,6 +270,26 @@ class StudySweeperImpl:
             raise InputError(f"no trial was completed; {self.folder / 'trials.csv'} says why")
         best = self.study.best_trial
         log.info("best: trial %d, %s %.4f; all in %s", best.number, self.monitor, best.value, self.folder)
+
+
+def _fingerprint(config: dict[str, Any]) -> dict[str, str]:
+    """The data of a configuration: images, labels, and who is where."""
+    from fractatlas.training.run import build, build_data  # loads torch
+
+    data = build_data(config, split=build(config["split"]))
+    data.prepare_data()
+    data.setup()
+    columns = ["image_id", "content", "label", "excluded"]
+    catalogue = data.catalogue[columns].to_csv(index=False) + data.split[["image_id", "split"]].to_csv(index=False)
+    return {DATA: hashlib.sha256(catalogue.encode()).hexdigest()[:16]}
+
+
+def _shown(distribution: BaseDistribution) -> str:
+    """A distribution for people."""
+    if isinstance(distribution, CategoricalDistribution):
+        return "one of " + ", ".join(map(str, distribution.choices))
+    step = f" in steps of {distribution.step}" if distribution.step else ""
+    return f"{distribution.low} to {distribution.high}{' (log)' if distribution.log else ''}{step}"
 
 
 def _any_value(distribution: BaseDistribution) -> Any:

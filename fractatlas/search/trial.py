@@ -83,6 +83,7 @@ class RunTrial:
         trial = self._trial(number)
         try:
             plain = check(config, TrainConfig)
+            trial.set_user_attr("seed", plain["seed"])
             run = Path(plain["paths"]["output_dir"])
             if _on_one_device(plain["trainer"]):
                 train(plain, [ReportToStudy(trial, plain["monitor"])])
@@ -122,7 +123,6 @@ class RunTrial:
         for name in ("train/accuracy", "train/loss", "val/accuracy", "val/auroc"):
             trial.set_user_attr(name, best.get(name))
         trial.set_user_attr("seconds", metrics["timing"]["total_seconds"])
-        trial.set_user_attr("seed", metrics["seed"])
         pruned = PRUNED in trial.user_attrs
         state = TrialState.PRUNED if pruned else TrialState.COMPLETE
         told = trial.study.tell(trial.number, None if pruned else value, state=state, skip_if_finished=True)

@@ -13,11 +13,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from fractatlas.config import TrainConfig, check
+from fractatlas.search import storage
 from tests.conftest import REPOSITORY
 from tests.search.processes import start, sweep, typed
 
 STUDY = Path("logs", "search", "densenet_tiny_phantom")
-QUICK = {"seconds": 0.0}
+QUICK, SLOW = {"seconds": 0.0}, {"seconds": 30.0}
 SEARCHED = ("learning rate", "batch size", "epochs", "optimizer", "weight decay", "dropout")
 
 
@@ -28,6 +29,13 @@ def trials_of(folder: Path) -> pd.DataFrame:
 def points(trials: pd.DataFrame) -> set[tuple]:
     searched = [name for name in SEARCHED if name in trials]
     return set(trials[searched].itertuples(index=False))
+
+
+def wait_for(happened, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def ended(folder: Path) -> None:
@@ -106,6 +114,55 @@ def test_a_search_in_pieces_draws_what_one_in_one_piece_draws(tmp_path, phantoms
     assert points(trials_of(tmp_path / "whole")) == points(trials_of(tmp_path / "pieces"))
 
 
+@pytest.mark.slow
+def test_a_search_that_was_killed_and_interrupted_draws_what_one_in_one_piece_draws(tmp_path, phantoms):
+    (tmp_path / "whole").mkdir()
+    assert sweep(tmp_path / "whole", phantoms, "hydra.sweeper.n_trials=5", fake=QUICK)[0] == 0
+    (tmp_path / "killed").mkdir()
+    for sign in (signal.SIGKILL, signal.SIGINT):
+        process = start(tmp_path / "killed", phantoms, "hydra.sweeper.n_trials=5", "hydra.sweeper.lease=2", fake=SLOW)
+        output = tmp_path / "killed" / f"output-{process.pid}.txt"
+        wait_for(lambda output=output: output.is_file() and "Launching" in output.read_text())
+        os.kill(process.pid, sign)
+        process.join(60)
+    assert sweep(tmp_path / "killed", phantoms, "hydra.sweeper.n_trials=5", "hydra.sweeper.lease=2", fake=QUICK)[0] == 0
+    trials = trials_of(tmp_path / "killed")
+    assert points(trials[trials["state"] == "complete"]) == points(trials_of(tmp_path / "whole"))
+    ended(tmp_path / "killed")
+
+
+def test_a_process_that_died_while_it_drew_does_not_cost_the_next_one_its_trial(tmp_path, phantoms):
+    """The next one waits until the lease of the half drawn trial is over, longer than its own would last."""
+    assert sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=1", fake=QUICK)[0] == 0
+    opened = storage.open_storage(f"sqlite:///{tmp_path}/logs/search/studies.db", 4)
+    study = optuna.load_study(study_name=STUDY.name, storage=opened)
+    study.ask()  # and dies
+    status, said = sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=3", "hydra.sweeper.lease=4", fake=QUICK)
+    assert status == 0, said
+    assert "waiting for another process to draw trial 1" in said
+    trials = trials_of(tmp_path)
+    assert trials["state"].tolist() == ["complete"] * 3
+    assert trials["note"].tolist() == [""] * 3
+    assert 1 not in trials.index  # it never had a point
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("hydra.sweeper.params={}", "would be merged with the space that is there"),
+        ("hydra.sweeper.storage=nonsense", "hydra.sweeper.storage=nonsense"),
+        ("hydra.sweeper.storage=sqlite:///nowhere/x.db", "there is no folder"),
+        ("hydra/sweeper/sampler=tep", "there are gp, qmc, random, tpe"),
+    ],
+)
+def test_a_search_that_cannot_be_meant_is_refused_before_the_data_are_looked_at(tmp_path, phantoms, override, says):
+    status, said = sweep(tmp_path, phantoms, override, fake=QUICK)
+    assert status == 1
+    assert says in said
+    assert "images" not in said
+    assert "Traceback" not in said
+
+
 @pytest.fixture(scope="module")
 def known(tmp_path_factory, phantoms) -> Path:
     """A folder with a study of two trials."""
@@ -118,10 +175,10 @@ def known(tmp_path_factory, phantoms) -> Path:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("monitor=val/auroc", 'monitor was "val/accuracy", is "val/auroc"'),
+        ("monitor=val/auroc", 'with: monitor was "val/accuracy", is "val/auroc"\nTake'),
         ("split=random", "split._target_ was"),
         ("loss.pos_weight=4", "loss.pos_weight was null, is 4"),
-        ("model.dropout=0.2", "search space: model.dropout was"),
+        ("model.dropout=0.2", "search space: model.dropout was one of 0.1, 0.3, 0.5, is absent"),
         ("data.keep_contradictions=true", "data.keep_contradictions was false, is true"),
         ("optimizer=sgd", "search space: optimizer was"),
     ],
