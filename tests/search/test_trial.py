@@ -3,6 +3,7 @@ import json
 import optuna
 import pytest
 
+from fractatlas.search import storage
 from fractatlas.search.trial import ReportToStudy, _on_one_device
 from fractatlas.training.run import train
 
@@ -57,14 +58,22 @@ def test_only_trials_on_one_device_run_in_the_sweep_itself(devices, nodes, alone
     assert _on_one_device({"devices": devices, "num_nodes": nodes}) is alone
 
 
-def test_every_trial_draws_from_its_own_stream():
-    from fractatlas.search.storage import OwnStream
-
-    def draws(seed: int, count: int) -> list[float]:
-        sampler = OwnStream(lambda own: optuna.samplers.TPESampler(seed=own), seed)
-        study = optuna.create_study(sampler=sampler)
-        return [study.ask({"x": optuna.distributions.FloatDistribution(0, 1)}).params["x"] for _ in range(count)]
+def test_every_point_is_drawn_from_its_own_stream():
+    def draws(seed: int, count: int, accidents: bool = False) -> list[float]:
+        sampler = storage.OwnStream(lambda own: optuna.samplers.TPESampler(seed=own), seed)
+        study, points = optuna.create_study(sampler=sampler), []
+        for number in range(count):
+            if accidents and number == 1:
+                study.ask()  # and dies before it has a point
+            trial = study.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
+            trial.set_user_attr(storage.DRAWN, True)
+            points.append(trial.params["x"])
+            if accidents and number == 2:  # dies, and its point is done again
+                study.enqueue_trial(trial.params, user_attrs={storage.REDO_OF: trial.number})
+                study.ask().set_user_attr(storage.DRAWN, True)
+        return points
 
     assert draws(0, 6) == draws(0, 6)
     assert len(set(draws(0, 6))) == 6
     assert draws(0, 3) != draws(1, 3)
+    assert draws(0, 6, accidents=True) == draws(0, 6)
