@@ -1,7 +1,7 @@
 """What a search costs beside its trials, as ratios within one run: ``make bench`` runs it after ``tests/bench.py``.
 
-Trials of one configuration (only the learning rate is searched) run in a sweep, and after every trial from the fifth on
-the same configuration runs alone in the same warm process, so that a machine whose speed drifts treats both alike.
+Trials of one configuration (only the learning rate is searched) run in a sweep, and after every second trial the
+same configuration runs alone in the same warm process, so that a machine whose speed drifts treats both alike.
 """
 
 import os
@@ -25,7 +25,7 @@ TRIALS, WARM = 30, 5
 
 def main() -> None:
     """Sweep and run alone in turns, compare."""
-    memory, spans, ratios, between = [], [], [], []
+    memory, spans, ratios, pauses = [], [], [], []
     launch = StudySweeperImpl._launch
     config: dict = {}
 
@@ -39,7 +39,7 @@ def main() -> None:
 
     def in_turns(sweeper: StudySweeperImpl, trials: list[optuna.Trial]) -> None:
         launch(sweeper, trials)
-        if len(memory) <= WARM:
+        if len(memory) <= WARM or len(memory) % 2:
             return
         inside = sweeper.study.trials[trials[0].number].duration.total_seconds()
         began = time.perf_counter()
@@ -48,7 +48,6 @@ def main() -> None:
         ratios.append(inside / alone)
         pauses.append(alone)
 
-    pauses: list[float] = []
     fractatlas.search.trial.train, StudySweeperImpl._launch = watched, in_turns
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -60,13 +59,12 @@ def main() -> None:
         runpy.run_path(sys.argv[0], run_name="__main__")
     ends, starts = spans[1::2], spans[2::2]
     gaps = [start - end for end, start in zip(ends, starts, strict=False)]
-    between = [gap - pause for gap, pause in zip(gaps[WARM:], pauses, strict=False)]
+    between = [gap for number, gap in enumerate(gaps, 1) if number > WARM and number % 2]  # where nothing ran alone
     print(f"\nA search of {TRIALS} trials, {statistics.median(pauses):.1f} s each alone, one process")
     print(f"  trial in the sweep / alone           {statistics.median(ratios):.3f}")
     print(f"  from one trial's end to the next     {statistics.median(between):.2f} s, at most {max(between):.2f} s")
-    print(
-        "  memory after trial 5, 10, 20, 30     " + ", ".join(f"{memory[n - 1]:.0f}" for n in (5, 10, 20, 30)) + " MiB"
-    )
+    shown = ", ".join(f"{memory[number - 1]:.0f}" for number in (5, 10, 20, 30))
+    print(f"  memory after trial 5, 10, 20, 30     {shown} MiB")
 
 
 def apart(config: dict, name: str) -> dict:
