@@ -22,7 +22,8 @@ from fractatlas.cli import prepare
 from fractatlas.config import EvaluateConfig, PredictConfig, check
 from fractatlas.data.inputs import find_inputs
 from fractatlas.data.reading import UnreadableError
-from fractatlas.prediction import predict, read_ahead
+from fractatlas.data.transforms import resize_and_crop
+from fractatlas.prediction import predict, read_ahead, write_overlay
 from fractatlas.training.run import train
 from tests.conftest import REPOSITORY
 from tests.data.test_reading import dicom, one_colour
@@ -82,7 +83,17 @@ def test_overlays_are_drawn_on_request_one_for_each_row(checkpoint, phantoms, tm
         assert picture.mode == "RGB"
         assert min(picture.size) == 512
         assert picture.width / picture.height == pytest.approx(original.width / original.height, abs=0.01)
-        assert np.ptp(np.asarray(picture, dtype=int), axis=2).max() > 20  # some of it has a colour
+
+
+@pytest.mark.parametrize(("probability", "coloured"), [(0.0, False), (0.9, True)])
+def test_an_overlay_is_as_hot_as_a_fracture_is_probable(phantoms, tmp_path, probability, coloured):
+    image, file = next((phantoms / "images" / "Fractured").iterdir()), tmp_path / "overlays" / "1.jpg"
+    heat = np.zeros((2, 2), dtype=np.float32)
+    heat[0, 0] = 3
+    preprocess = resize_and_crop(resize=64, crop=64, mean=[0.5] * 3, std=[0.5] * 3)
+    write_overlay(file, str(image), heat, preprocess, probability)
+    with Image.open(file) as picture:
+        assert (np.ptp(np.asarray(picture, dtype=int), axis=2).max() > 40) == coloured
 
 
 def test_without_an_operating_point_the_threshold_is_one_half(checkpoint, phantoms, tmp_path):
