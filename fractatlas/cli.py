@@ -140,7 +140,7 @@ def _quote(argument: str, paths: set[str]) -> str:
         parsed = OverridesParser.create().parse_override(argument)
     except HydraException:
         parsed = None
-    if key.lstrip("+") in paths and value != "null":
+    if key.lstrip("+") in paths:
         # In quotes already: for Hydra by the user's hand, or by ours, where Lightning starts a second process.
         if parsed and value[:1] in ("'", '"') and value[-1] == value[0] and not parsed.is_sweep_override():
             return argument
