@@ -71,9 +71,13 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     images = track(images, "predicting", len(inputs.images))
     for names, pixels in batches(images, config["batch_size"], errors):
         with torch.inference_mode(), precision.forward_context():
-            found, heat = with_heatmaps(classifier.backbone, normalised := preprocess.normalise(pixels.to(device)))
+            normalised = preprocess.normalise(pixels.to(device))
+            if config["heatmaps"]:
+                found, heat = with_heatmaps(classifier.backbone, normalised)
+            else:
+                found = classifier(normalised)
         if config["heatmaps"]:
-            heat = lay_out(heat, classifier.backbone, normalised.shape[-1]).cpu().numpy()
+            heat = lay_out(heat, classifier.backbone, preprocess.size).cpu().numpy()
             for row, path in enumerate(names):
                 file = run / "overlays" / f"{len(paths) + row + 1:05d}_{_plain(path)}.jpg"
                 write_overlay(file, path, heat[row], preprocess, found[row].sigmoid().item())

@@ -13,7 +13,6 @@ from fractatlas.evaluation.bootstrap import draws, interval
 
 BINS = 15  # of the calibration error
 SPECIFICITY = 0.9  # at which ``sensitivity_at_90_specificity`` is read
-LOWER_IS_BETTER = ("brier", "calibration_error")
 
 
 def evaluate(table: pd.DataFrame, threshold: float = 0.5, weights: np.ndarray | None = None) -> dict[str, Any]:

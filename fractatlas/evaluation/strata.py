@@ -10,16 +10,16 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
 
+from fractatlas.data.catalogue import BODY_PARTS, VIEWS
+from fractatlas.data.groups import BODY
 from fractatlas.evaluation.bootstrap import draws, interval
 from fractatlas.evaluation.localisation import SHORTER_SIDE, SIZES
 from fractatlas.evaluation.metrics import ranking, resampled
 
 FEW = 10  # fractured, or not fractured, images below which a row is marked
-BODY_PARTS = ("hand", "leg", "hip", "shoulder")
-VIEWS = ("frontal", "lateral", "oblique")
 LARGE = 512  # pixels of the shorter side; FracAtlas' images are far from it on either side
 FILE = ("width", "height", "bytes", "junk", "orientation", "mode")
-RECORD = (*BODY_PARTS, "mixed", "multiscan", *VIEWS)
+RECORD = (*BODY_PARTS, "multiscan", *VIEWS)
 
 
 def stratify(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> pd.DataFrame:
@@ -100,7 +100,7 @@ def box_sizes(table: pd.DataFrame, boxes: Mapping[str, np.ndarray]) -> pd.Series
 def _attributes(table: pd.DataFrame) -> dict[str, pd.Series]:
     """For each attribute that the table can tell, every image's stratum, categorical; missing where it has none."""
     found = {}
-    for attribute, names in (("body part", BODY_PARTS), ("view", VIEWS)):
+    for attribute, names in (("body part", BODY), ("view", VIEWS)):
         if {*names} <= {*table}:
             flags = table[list(names)].fillna(0).astype(float)
             one = flags.idxmax(axis=1).where(flags.sum(axis=1) == 1, "several").where(flags.sum(axis=1) > 0)

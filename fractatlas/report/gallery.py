@@ -43,7 +43,7 @@ def pictures(
     """Draw every image of ``table``: its radiograph, the boxes of its fractures and, where there is one, its heatmap.
 
     Args:
-        table: ``image_id, path, label, probability`` and, where known, ``body part`` columns; one row per picture.
+        table: ``image_id, path, label, probability``, one row per picture.
         root: the data folder; an image that is no longer there is left out.
         boxes: for each fractured image id, (n, 4) left, top, right, bottom in pixels.
         heatmaps: scaled to its own hottest point each.
