@@ -1,6 +1,7 @@
 """Phantoms in the published layout, real radiographs where they are, and runs without a command line."""
 
 import os
+import signal
 from pathlib import Path
 
 import pandas as pd
@@ -11,6 +12,8 @@ from fractatlas.config import TrainConfig, check
 from fractatlas.data import phantom
 from fractatlas.data.catalogue import read_catalogue
 
+# A suite that a shell started in the background ignores Ctrl-C, and so would every command that it tests.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 REPOSITORY = Path(__file__).parents[1]
 # A network of a few thousand weights on images of 64 pixels: enough for everything but accuracy.
 SMALL = (
