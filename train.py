@@ -1,5 +1,7 @@
 """Fine-tune a network on radiographs: ``python train.py model=densenet``, any key of ``conf/`` as ``key=value``."""
 
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig
 
@@ -12,11 +14,12 @@ def main(config: DictConfig) -> float:
     """Train one network; the best checkpoint's value of ``monitor``, for a sweeper to optimise."""
     with one_line_errors(TrainConfig):
         plain = check(config, TrainConfig)
-        from fractatlas.training.run import (
-            train,  # only now, so that a mistake is answered before torch is loaded
-        )
+        # Only now, so that a mistake is answered before torch is loaded.
+        from fractatlas.training.resume import stoppable
+        from fractatlas.training.run import train
 
-        return train(plain)
+        with stoppable(Path(plain["paths"]["output_dir"])):
+            return train(plain)
 
 
 if __name__ == "__main__":

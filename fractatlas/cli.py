@@ -102,8 +102,6 @@ def _resume(folder: str, arguments: list[str]) -> list[str]:
     run = Path(folder).absolute()
     if not folder or not (run / ".hydra" / "config.yaml").is_file():
         raise InputError(f"resume={folder}: not a run folder (no .hydra/config.yaml in it)")
-    if not (run / "checkpoints" / "last.ckpt").is_file():
-        raise InputError(f"resume={folder}: no checkpoints/last.ckpt to go on from; start again without resume=")
     if {"-m", "--multirun"} & set(arguments):
         raise InputError(f"resume={folder} is one run: take out -m")
     kept = []

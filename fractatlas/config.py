@@ -289,7 +289,7 @@ class ModelCheckpoint(Strict):
     filename: str
     monitor: Monitor
     mode: Literal["min", "max"]
-    save_last: Literal[True]
+    save_last: Literal[False]
     save_top_k: Literal[1]
     auto_insert_metric_name: bool
     enable_version_counter: bool
@@ -337,10 +337,12 @@ class InputGrid(Strict):
 
 
 @dataclass
-class SaveOnInterrupt(Strict):
-    """``last.ckpt`` on Ctrl-C."""
+class KeepLast(Strict):
+    """How often ``last.ckpt`` is written, beside once an epoch and when the run is stopped."""
 
-    _target_: Literal["fractatlas.training.callbacks.SaveOnInterrupt"]
+    _target_: Literal["fractatlas.training.resume.KeepLast"]
+    every_n_steps: Positive | None
+    every_minutes: Rate | None
 
 
 @dataclass
@@ -348,11 +350,11 @@ class Callbacks(Strict):
     """By their part in a run; ``null`` leaves one out."""
 
     checkpoint: ModelCheckpoint
+    last: KeepLast | None
     learning_rate: LearningRateMonitor | None
     progress_bar: TerminalProgressBar | None
     progress_lines: ProgressLines | None
     input_grid: InputGrid | None
-    interrupt: SaveOnInterrupt | None
     early_stopping: EarlyStopping | None
 
 

@@ -59,6 +59,21 @@ def shared(folder: Path) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Let no second process into the block for the same folder.
+
+    Raises:
+        InputError: one is in it, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise InputError(f"{folder}: another process is writing this run") from None
+
+
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table without its index, floats to the last digit; file names that are not UTF-8 with ``\\udc..``."""
     # Before Python 3.13 a carriage return alone is not quoted, and would end the row.

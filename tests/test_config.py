@@ -89,9 +89,8 @@ def test_resuming_what_is_no_run_folder_is_refused(tmp_path, plus):
 
 @pytest.mark.parametrize("argument", ["model=resnet", "split.seed=1", "optimizer.lr=0.5", "data.batch_size=8", "-m"])
 def test_resuming_with_what_was_not_learnt_with_is_refused(tmp_path, argument):
-    for name in (".hydra/config.yaml", "checkpoints/last.ckpt"):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).touch()
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").touch()
     with pytest.raises(InputError, match=f"take out {argument}"):
         prepare([f"resume={tmp_path}", argument], TrainConfig)
 

@@ -1,10 +1,12 @@
 """The ``LightningDataModule``: a catalogue and a split in, batches out."""
 
 import logging
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import lightning
+import numpy as np
 import pandas as pd
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
@@ -198,9 +200,17 @@ class RadiographDataModule(lightning.LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augment and normalise, on the device."""
         images = batch["image"]
-        if self.trainer and self.trainer.training and not isinstance(self.augment, v2.Identity):
-            images = torch.stack([self.augment(image) for image in images])
+        if self.trainer and self.trainer.training:
+            torch.manual_seed(self._step_seed())
+            if not isinstance(self.augment, v2.Identity):
+                images = torch.stack([self.augment(image) for image in images])
         return batch | {"image": self.preprocess.normalise(images)}
+
+    def _step_seed(self) -> int:
+        """Of a training step's augmentation and dropout: the same, however the run came to this step."""
+        loop = self.trainer.fit_loop
+        place = (self._seed, self._rank, self.trainer.current_epoch, loop.epoch_loop.batch_progress.current.completed)
+        return int(np.random.SeedSequence(place).generate_state(1)[0])
 
     def state_dict(self) -> dict[str, int]:
         """How many batches of the epoch are done, for a checkpoint in its middle."""
@@ -219,6 +229,7 @@ class RadiographDataModule(lightning.LightningDataModule):
             drop_last=drop_last,
             collate_fn=_as_it_is,
             persistent_workers=workers,
+            worker_init_fn=_leave_signals_to_the_parent,
             **self._loading,
         )
 
@@ -233,6 +244,12 @@ class RadiographDataModule(lightning.LightningDataModule):
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A terminal or SLURM asks them, too, to stop, and the step under way still needs them."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _tell(crossings: dict[str, dict[str, int]]) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.aggregation import CatMetric
 from torchmetrics.classification import (
     BinaryAccuracy,
@@ -74,8 +74,27 @@ class Scores(nn.Module):
 
     def reset(self) -> None:
         """Begin a new epoch."""
-        for metric in (self.of_probability, self.loss, self.prevalence, self.rows):
+        for metric in self._metrics().values():
             metric.reset()
+
+    def state(self) -> dict[str, dict[str, Tensor | list[Tensor]]]:
+        """What has been taken in, on all processes together, for a checkpoint in the middle of an epoch."""
+        states = {}
+        for name, metric in self._metrics().items():
+            with metric.sync_context():
+                states[name] = dict(metric.metric_state)
+        return states
+
+    def restore(self, states: dict[str, dict[str, Tensor | list[Tensor]]]) -> None:
+        """Take in what ``state`` gave."""
+        metrics = self._metrics()
+        for name, state in states.items():
+            for key, value in state.items():
+                in_batches = isinstance(metrics[name]._defaults[key], list)
+                setattr(metrics[name], key, [value] if in_batches and isinstance(value, Tensor) else value)
+
+    def _metrics(self) -> dict[str, Metric]:
+        return {**self.of_probability, "loss": self.loss, "prevalence": self.prevalence, "rows": self.rows}
 
 
 class FractureClassifier(lightning.LightningModule):
@@ -149,11 +168,14 @@ class FractureClassifier(lightning.LightningModule):
         """Keep the configuration, from which a checkpoint alone can be rebuilt."""
         checkpoint["config"] = self.config
         checkpoint["history"] = self.history
+        checkpoint["train_scores"] = self.scores["train_scores"].state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the history of a run that is gone on with."""
         if self.trainer.state.fn == TrainerFn.FITTING:
-            self.history = checkpoint.get("history", [])
+            self.history = checkpoint["history"]
+            if self.trainer.is_global_zero:  # which had gathered them from the others
+                self.scores["train_scores"].restore(checkpoint["train_scores"])
 
     def _evaluate(self, part: str, batch: dict[str, Tensor]) -> None:
         logits = self(batch["image"])

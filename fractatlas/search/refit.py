@@ -41,7 +41,7 @@ def refit(study: Path, seeds: int) -> pd.DataFrame:
     for seed, run in runs.items():
         if (run / "metrics.json").is_file():
             continue
-        if (run / "checkpoints" / "last.ckpt").is_file():
+        if (run / ".hydra" / "config.yaml").is_file():
             _run("train.py", f"resume={run}")
         else:
             options = ("experiment=best", f"seed={seed}", "test=false", f"hydra.run.dir={run}")

@@ -1,7 +1,6 @@
 """What a run shows and saves along the way."""
 
 import logging
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -90,7 +89,7 @@ class InputGrid(Callback):
     @torch.no_grad()
     def on_fit_start(self, trainer: lightning.Trainer, classifier: FractureClassifier) -> None:
         """Draw the grid into TensorBoard."""
-        if not trainer.is_global_zero or not trainer.logger:
+        if not trainer.is_global_zero or not trainer.logger or trainer.ckpt_path:  # drawn already, if gone on with
             return
         data = trainer.datamodule
         dataset, boxes = data.dataset("train"), data.boxes("train")
@@ -112,22 +111,6 @@ class InputGrid(Callback):
             seen = draw_bounding_boxes(seen, boxes, colors="yellow")
         frame = torch.tensor([[0, 0, seen.shape[-1] - 1, seen.shape[-2] - 1]])
         return draw_bounding_boxes(seen, frame, labels=[name], colors=colour, width=2)
-
-
-class SaveOnInterrupt(Callback):
-    """On Ctrl-C, save ``last.ckpt`` and say how to go on."""
-
-    def on_exception(
-        self, trainer: lightning.Trainer, classifier: FractureClassifier, exception: BaseException
-    ) -> None:
-        """Save where the run stands; under DDP, where no process can wait for the others, keep the last epoch's."""
-        if not isinstance(exception, KeyboardInterrupt) or not trainer.is_global_zero:
-            return
-        folder = Path(trainer.checkpoint_callback.dirpath)
-        if trainer.world_size == 1 and trainer.state.fn == "fit":
-            trainer.save_checkpoint(folder / "last.ckpt")
-        if (folder / "last.ckpt").is_file():
-            log.info("interrupted; go on with: python train.py %s", shlex.quote(f"resume={folder.parent}"))
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

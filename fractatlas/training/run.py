@@ -5,6 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import lightning
 import pandas as pd
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from omegaconf import OmegaConf
 
@@ -21,7 +23,7 @@ from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.data.splits import recorded_split
 from fractatlas.errors import InputError
 from fractatlas.evaluation import operating_point
-from fractatlas.files import write_csv
+from fractatlas.files import alone, write_csv
 from fractatlas.models.classifier import FractureClassifier
 from fractatlas.models.weights import read_checkpoint
 from fractatlas.training.callbacks import WholeCheckpointIO
@@ -33,6 +35,7 @@ from fractatlas.training.outcome import (
     predict,
     write_outcome,
 )
+from fractatlas.training.resume import newest_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -51,23 +54,31 @@ def train(config: dict[str, Any], callbacks: Sequence[Callback] = ()) -> float:
         The best checkpoint's value of ``monitor``.
 
     Raises:
-        InputError: the data or the weights are not as the configuration says.
+        InputError: the data or the weights are not as the configuration says, or another process is in this folder.
     """
-    started = time.monotonic()
     _quieten()
     run = Path(config["paths"]["output_dir"])
+    with nullcontext() if rank_zero_only.rank else alone(run):
+        return _train(config, callbacks, run)
+
+
+def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path) -> float:
+    started = time.monotonic()
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
-    split, last = build(config["split"]), None
+    split, last, logging_from = build(config["split"]), None, {}
     if config["resume"]:
-        last = run / "checkpoints" / "last.ckpt"
-        checkpoint_config(last)  # refuses a broken one before anything is written
-        split = partial(recorded_split, path=str(run / "split.csv"))
+        if last := newest_checkpoint(run):  # refuses a broken one before anything is written
+            checkpoint_config(last)
+            split = partial(recorded_split, path=str(run / "split.csv"))
+        else:
+            log.info("%s has no checkpoint yet: beginning again", run)
+        logging_from = {"purge_step": read_checkpoint(last)["global_step"] if last else 0}
     data = build_data(config, split=split)
     data.prepare_data()
     data.setup()
     classifier = build_classifier(config)
     callbacks = [*(build(part) for part in config["callbacks"].values() if part), *callbacks]
-    trainer = build_trainer(config, run, callbacks=callbacks, logger=build(config["logger"]))
+    trainer = build_trainer(config, run, callbacks=callbacks, logger=build(config["logger"], **logging_from))
     if trainer.is_global_zero:
         (run / "metrics.json").unlink(missing_ok=True)  # a run that is gone on with is not finished
         write_csv(run / "catalogue.csv", data.catalogue)
@@ -107,7 +118,7 @@ def train(config: dict[str, Any], callbacks: Sequence[Callback] = ()) -> float:
         device = trainer.strategy.root_device
         record = write_outcome(run, record, predictions, classifier, data, device, config["report"], config)
         if trainer.logger:
-            _log_final(trainer.logger, config, record, parts)
+            _log_final(trainer.logger, config, record, parts, trainer.global_step)
         log.info("%s %.4f (epoch %d); all in %s", config["monitor"], best, epoch, run)
     return best
 
@@ -253,7 +264,7 @@ def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _log_final(logger: Any, config: dict[str, Any], record: dict[str, Any], parts: list[str]) -> None:
+def _log_final(logger: Any, config: dict[str, Any], record: dict[str, Any], parts: list[str], step: int) -> None:
     """Hyperparameters with final metrics, and where the network looks."""
     final = {
         f"final/{part}/{name}": value["value"] if isinstance(value, dict) else value
@@ -261,9 +272,9 @@ def _log_final(logger: Any, config: dict[str, Any], record: dict[str, Any], part
         for name, value in record[part].items()
         if name not in ("n", "positives", "threshold") and value is not None
     }
-    logger.log_hyperparams(_hyperparameters(config), final)
+    logger.log_hyperparams(_hyperparameters(config), final, step)
     if config["report"]:
         for part in parts:
             if (grid := heatmap_grid(Path(config["paths"]["output_dir"]), part)) is not None:
-                logger.experiment.add_image(f"heatmaps/{part}", grid, record["monitor"]["epoch"], dataformats="HWC")
+                logger.experiment.add_image(f"heatmaps/{part}", grid, step, dataformats="HWC")
     logger.save()

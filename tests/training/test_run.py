@@ -13,7 +13,6 @@ from fractatlas.config import EvaluateConfig, check
 from fractatlas.errors import InputError
 from fractatlas.evaluation.operating_point import calibrate
 from fractatlas.models.weights import read_checkpoint
-from fractatlas.training.callbacks import SaveOnInterrupt
 from fractatlas.training.run import checkpoint_config, evaluate, train
 
 
@@ -36,7 +35,7 @@ def test_a_run_leaves_what_it_should(finished):
     names = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file() and "tensorboard" not in str(file)}
     assert names == {
         *("catalogue.csv", "split.csv", "predictions.csv", "metrics.json"),
-        *("checkpoints/best.ckpt", "checkpoints/last.ckpt"),
+        *("checkpoints/best.ckpt", "checkpoints/last.ckpt", ".lock"),
         *("heatmaps.npz", "strata.csv", "localisation.csv", "model_card.md", "report.html"),
     }
 
@@ -257,23 +256,6 @@ def test_a_last_batch_of_one_image_does_not_end_a_run(configuration, tmp_path):
     train(configuration(tmp_path, *changes))
     report = json.loads((tmp_path / "metrics.json").read_text())
     assert report["data"]["split"]["train"]["n"] == images
-
-
-def test_an_interrupted_epoch_goes_on_after_its_last_whole_step(configuration, tmp_path, monkeypatch):
-    through, stopped = tmp_path / "through", tmp_path / "stopped"
-    train(configuration(through, "trainer.max_epochs=2", "test=false"))
-
-    def interrupt(self, trainer, classifier, batch, index):
-        if (trainer.current_epoch, index) == (1, 3):
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SaveOnInterrupt, "on_train_batch_start", interrupt)
-        with pytest.raises(SystemExit):
-            train(configuration(stopped, "trainer.max_epochs=2", "test=false"))
-    assert not (stopped / "metrics.json").exists()
-    train(configuration(stopped, "trainer.max_epochs=2", "test=false", f"resume={stopped}"))
-    assert (through / "predictions.csv").read_bytes() == (stopped / "predictions.csv").read_bytes()
 
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(configuration, tmp_path):

@@ -1,0 +1,159 @@
+"""Stopped at any moment, gone on with to the last digit: when ``last.ckpt`` is written, and what it must hold.
+
+A step draws its augmentation and dropout from the seed, the epoch and its place in it (``RadiographDataModule``), the
+order of the images from the seed and the epoch; weights, optimizer, schedule, metrics and history are in the
+checkpoint, and what was logged after it is purged. So a run that was killed ends like one that was not, on a CPU bit
+for bit.
+"""
+
+import logging
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+from fractatlas.errors import InputError
+from fractatlas.models.weights import read_checkpoint
+
+log = logging.getLogger(__name__)
+
+LAST = "last.ckpt"
+STOPPED = 75  # sysexits.h's EX_TEMPFAIL: nothing is wrong, come again
+INTERRUPTED = 130  # what shells give for Ctrl-C
+REQUESTS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM's: a job is cancelled or preempted, or its time is nearly over
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The checkpoint that a run goes on from, ``None`` before its first.
+
+    Raises:
+        InputError: it is broken, or no checkpoint of ours.
+    """
+    last = run / "checkpoints" / LAST
+    if not last.is_file():
+        return None
+    if "loops" not in read_checkpoint(last):
+        raise InputError(f"{last} holds weights alone, nothing to go on from; take it away to begin again")
+    return last
+
+
+@contextmanager
+def stoppable(run: Path) -> Iterator[None]:
+    """End the block where this process is asked to, and say how the run in it is gone on with.
+
+    Raises:
+        SystemExit: with ``INTERRUPTED`` after Ctrl-C, with ``STOPPED`` after SIGTERM or SIGUSR1.
+    """
+
+    def stop(number: int, frame: Any) -> None:
+        raise SystemExit(STOPPED)
+
+    try:
+        with _handlers(stop, REQUESTS):
+            yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        # Lightning turns Ctrl-C into sys.exit(1).
+        status = STOPPED if getattr(error, "code", None) == STOPPED else INTERRUPTED
+        log.info("stopped; go on with: python train.py %s", shlex.quote(f"resume={run}"))
+        raise SystemExit(status) from None
+
+
+class KeepLast(Callback):
+    """Write ``last.ckpt`` between two steps: at every epoch's start, at intervals, when the run is stopped, at its end.
+
+    Ctrl-C, SIGTERM and SIGUSR1 are answered after the step under way (a second Ctrl-C at once), with exit status
+    ``INTERRUPTED`` or ``STOPPED``. The answer during validation comes after it.
+
+    Args:
+        every_n_steps: optimizer steps.
+        every_minutes: since the last time.
+    """
+
+    def __init__(self, every_n_steps: int | None, every_minutes: float | None):
+        self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
+        self._asked: int | None = None
+        self._restore: Callable[[], None] = lambda: None
+
+    def on_train_start(self, trainer: lightning.Trainer, classifier: lightning.LightningModule) -> None:
+        """Listen, and end at once where a run had been stopped early before it was gone on with."""
+        self._saved, self._started_at = time.monotonic(), trainer.global_step
+        self._asked, listening = None, _handlers(self._hear, (signal.SIGINT, *REQUESTS))
+        listening.__enter__()
+        self._restore = lambda: listening.__exit__(None, None, None)
+        trainer.should_stop = any(
+            callback.wait_count >= callback.patience for callback in trainer.early_stopping_callbacks
+        )
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, classifier: lightning.LightningModule, batch: Any, index: int
+    ) -> None:
+        """Save where it is time, and stop where that was asked."""
+        step = trainer.global_step
+        # Lightning counts the step that was interrupted twice, and all that is logged later would be one step late.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = step
+        if index % trainer.accumulate_grad_batches:
+            return
+        asked = trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False)
+        if asked or (step > self._started_at and self._due(trainer, index)):
+            self._save(trainer)
+        if asked:
+            log.info("stopped after step %d", step)
+            raise SystemExit(INTERRUPTED if self._asked == signal.SIGINT else STOPPED)
+
+    def on_train_end(self, trainer: lightning.Trainer, classifier: lightning.LightningModule) -> None:
+        """Save the end, from which what follows the training can be done again."""
+        self._save(trainer)
+        self._restore()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, classifier: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Listen no more."""
+        self._restore()
+
+    def _due(self, trainer: lightning.Trainer, index: int) -> bool:
+        if index == 0 or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+            return True
+        late = self.every_minutes is not None and time.monotonic() - self._saved >= 60 * self.every_minutes
+        return trainer.strategy.broadcast(late) if self.every_minutes and trainer.world_size > 1 else late
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        for logger in trainer.loggers:
+            logger.save()  # so that the logs reach as far as the checkpoint
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        # Saved before the last step of an epoch, a run would go on with the validation, as if the step were done.
+        progress.is_last_batch, last = False, progress.is_last_batch
+        trainer.save_checkpoint(self._file(trainer))
+        progress.is_last_batch = last
+        self._saved = time.monotonic()
+
+    def _file(self, trainer: lightning.Trainer) -> Path:
+        return Path(trainer.checkpoint_callback.dirpath) / LAST
+
+    def _hear(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and self._asked is not None:
+            raise KeyboardInterrupt
+        self._asked = number
+        again = " (Ctrl-C again: at once)" if number == signal.SIGINT else ""
+        log.info("%s: stopping after this step%s", signal.Signals(number).name, again)
+
+
+@contextmanager
+def _handlers(handler: Callable[[int, Any], None], numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
+    """Handle signals in the block, where this thread is the one that may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)

@@ -1,0 +1,179 @@
+"""A run that is stopped anywhere and gone on with ends like one that was not: to the last digit, on a CPU."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from fractatlas.errors import InputError
+from fractatlas.files import alone
+from fractatlas.models.weights import read_checkpoint
+from fractatlas.training.run import train
+
+# Seven steps an epoch; every source of randomness and every state that a checkpoint has to hold.
+RUN = ("trainer.max_epochs=3", "trainer.log_every_n_steps=1", "augment=light", "model.dropout=0.5", "scheduler=cosine",
+       "optimizer.lr=0.01", "callbacks.last.every_n_steps=2")  # fmt: skip
+
+
+KILLS = int(os.environ.get("FRACTATLAS_KILLS", 5))
+
+
+class Killed(BaseException):
+    """Nothing in the run may catch it."""
+
+
+class KillAt(Callback):
+    """End the run at the n-th call of a hook."""
+
+    def __init__(self, hook: str, call: int):
+        def count(*_: object) -> None:
+            self.calls += 1
+            if self.calls == call:
+                raise Killed
+
+        self.calls = 0
+        setattr(self, hook, count)
+
+
+def outcome(run: Path) -> dict:
+    """All that a run says, without the time that it took."""
+    report = json.loads((run / "metrics.json").read_text())
+    del report["timing"]
+    logs = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
+    last, best = (read_checkpoint(run / "checkpoints" / f"{name}.ckpt") for name in ("last", "best"))
+    return {
+        "metrics": report,
+        "predictions": (run / "predictions.csv").read_text(),
+        "curves": {tag: [(event.step, event.value) for event in logs.Scalars(tag)] for tag in logs.Tags()["scalars"]},
+        "images": {tag: [event.step for event in logs.Images(tag)] for tag in logs.Tags()["images"]},
+        "weights": [last["state_dict"], best["state_dict"], last["optimizer_states"], last["lr_schedulers"]],
+    }
+
+
+def assert_equal(one: dict, other: dict) -> None:
+    for name in ("metrics", "predictions", "curves", "images"):
+        assert one[name] == other[name], name
+    assert plain(one["weights"]) == plain(other["weights"])
+
+
+def plain(value: object) -> object:
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items()}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+@pytest.fixture(scope="module")
+def through(configuration, tmp_path_factory):
+    run = tmp_path_factory.mktemp("through")
+    train(configuration(run, *RUN))
+    return outcome(run)
+
+
+@pytest.mark.parametrize(
+    ("hook", "call"),
+    [
+        ("on_train_batch_start", 1),  # before there is a checkpoint
+        ("on_train_batch_start", 6),
+        ("on_train_batch_end", 7),  # after the last step of an epoch, before its validation
+        ("on_validation_batch_end", 1),
+        ("on_validation_end", 2),  # the best checkpoint is not yet written
+        ("on_train_epoch_end", 1),  # the best one is, and the last is older
+        ("on_train_batch_start", 8),  # a checkpoint was written at the epoch's start
+        ("on_save_checkpoint", 4),
+        ("on_train_batch_end", 14),
+        ("on_train_batch_end", 21),
+        ("on_train_end", 1),
+        ("on_test_batch_end", 1),  # after the training
+    ],
+)
+def test_killed_anywhere_it_ends_the_same(configuration, through, tmp_path, hook, call):
+    with pytest.raises(Killed):
+        train(configuration(tmp_path, *RUN), [KillAt(hook, call)])
+    assert not (tmp_path / "metrics.json").exists()
+    train(configuration(tmp_path, *RUN, f"resume={tmp_path}"))
+    assert_equal(outcome(tmp_path), through)
+
+
+def test_killed_at_every_second_step_it_ends_the_same(configuration, through, tmp_path):
+    resumed = ()
+    for _ in range(20):
+        try:
+            train(configuration(tmp_path, *RUN, *resumed), [KillAt("on_train_batch_end", 3)])
+        except Killed:
+            resumed = (f"resume={tmp_path}",)
+        else:
+            break
+    assert_equal(outcome(tmp_path), through)
+
+
+def run_apart(config: dict) -> None:
+    torch.set_num_threads(1)
+    train(config)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_the_same(configuration, tmp_path):
+    # A server that has imported everything, so that the runs are killed while training and not while importing.
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["fractatlas.training.run"])
+
+    def start(run: Path, *changes: str) -> multiprocessing.Process:
+        process = processes.Process(target=run_apart, args=(configuration(run, *RUN, *changes),))
+        process.start()
+        return process
+
+    whole = start(tmp_path / "whole")
+    started = time.monotonic()
+    whole.join()
+    seconds = time.monotonic() - started
+    expected, moments, killed = outcome(tmp_path / "whole"), random.Random(0), 0
+    for number in range(KILLS):
+        run = tmp_path / str(number)
+        process = start(run)
+        process.join(moments.uniform(0, seconds))
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        if not (run / "metrics.json").exists():
+            again = start(run, f"resume={run}")
+            again.join()
+            assert again.exitcode == 0
+        assert_equal(outcome(run), expected)
+    assert killed > KILLS / 2
+
+
+def test_two_processes_do_not_write_one_run(configuration, tmp_path):
+    with alone(tmp_path), pytest.raises(InputError, match="another process is writing this run"):
+        train(configuration(tmp_path, *RUN))
+    assert [file.name for file in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_run_that_had_stopped_early_trains_no_further(configuration, tmp_path):
+    changes = ("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "trainer.max_epochs=6", "test=false",
+               "callbacks.early_stopping.min_delta=0.5", "optimizer.lr=1e-12")  # fmt: skip
+    through, killed = tmp_path / "through", tmp_path / "killed"
+    train(configuration(through, *changes))
+    with pytest.raises(Killed):
+        train(configuration(killed, *changes), [KillAt("on_train_end", 1)])
+    train(configuration(killed, *changes, f"resume={killed}"))
+    assert_equal(outcome(killed), outcome(through))
+
+
+def test_a_checkpoint_in_the_middle_of_gathered_gradients_is_put_off(configuration, tmp_path):
+    changes = (*RUN, "trainer.accumulate_grad_batches=3", "callbacks.last.every_n_steps=1")
+    through, killed = tmp_path / "through", tmp_path / "killed"
+    train(configuration(through, *changes))
+    with pytest.raises(Killed):
+        train(configuration(killed, *changes), [KillAt("on_train_batch_end", 12)])
+    train(configuration(killed, *changes, f"resume={killed}"))
+    assert_equal(outcome(killed), outcome(through))
