@@ -15,7 +15,7 @@ STUDY_fracatlas := $(DENSENET)_fracatlas
 STUDY_phantom := densenet_tiny_phantom
 STUDY ?= $(STUDY_$(DATA))
 
-.PHONY: help setup lock demo data baseline search report tensorboard test lint bench clean
+.PHONY: help setup lock demo data baseline search report tensorboard test faults lint bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ tensorboard: setup  ## Open the logs
 
 test: setup  ## The test suite
 	$(RUN) -m pytest $(ARGS)
+
+faults: setup  ## Kills, hostile files and a fuzz campaign at full length; writes tests/README.md
+	FRACTATLAS_KILLS=50 FRACTATLAS_FUZZ=100000 $(RUN) -m pytest -m fault --timeout 3600 --fault-table tests/README.md $(ARGS)
 
 lint: setup  ## Style and common mistakes
 	$(RUN) -m ruff check .

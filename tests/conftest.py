@@ -14,12 +14,54 @@ from fractatlas.data.catalogue import read_catalogue
 
 # A suite that a shell started in the background ignores Ctrl-C, and so would every command that it tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+_tried = pytest.StashKey[dict]()
 REPOSITORY = Path(__file__).parents[1]
 # A network of a few thousand weights on images of 64 pixels: enough for everything but accuracy.
 SMALL = (
     "data=phantom", "model=densenet", "model.variant=densenet_tiny", "model.weights=null", "trainer=cpu",
     "preprocess.resize=64", "preprocess.crop=64", "data.batch_size=16", "data.num_workers=0", "report=false",
 )  # fmt: skip
+
+
+FAULTS = """# What was tried
+
+`make faults` runs every test marked `fault` and writes this table. *Tried* counts kills, inputs or cases.
+
+| fault or input | tried | outcome |
+|---|--:|---|
+"""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fault-table", type=Path, help="write what the tests marked `fault` tried")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_tried] = {}
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    report = (yield).get_result()
+    marker = item.get_closest_marker("fault")
+    if marker and (report.when == "call" or report.failed or report.skipped):
+        what, outcome = marker.args
+        counted = dict(report.user_properties).get("tried", 1)
+        rows = item.config.stash[_tried].setdefault((what, outcome), {"passed": 0, "failed": 0, "skipped": 0})
+        rows[report.outcome] += counted
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not (file := session.config.getoption("--fault-table")):
+        return
+    lines = [
+        f"| {what} | {sum(counts.values())} | "
+        + (f"**{counts['failed']} FAILED**; " if counts["failed"] else "")
+        + (f"{counts['skipped']} not tried here; " if counts["skipped"] else "")
+        + f"{outcome} |"
+        for (what, outcome), counts in sorted(session.config.stash[_tried].items())
+    ]
+    file.write_text(FAULTS + "\n".join(lines) + "\n", encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -68,6 +68,7 @@ def test_help_and_mistakes_are_answered_without_loading_torch(folder, arguments)
     assert result.stdout.endswith("HEAVY []\n")
 
 
+@pytest.mark.fault("train.py with a mistake in its arguments", "one line, nothing written")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -152,6 +153,7 @@ def test_finished_runs_are_shown_side_by_side(run, folder):
     assert "no finished run" in refused(subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=60))
 
 
+@pytest.mark.fault("Ctrl-C, SIGTERM, SIGUSR1 while training", "last.ckpt, status 130 or 75, goes on")
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
 def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(folder, phantoms, tmp_path, number, status):
     arguments = [*SMALL, f"data.root={phantoms}", "trainer.max_epochs=40", "data.num_workers=2", "data.cache=false",

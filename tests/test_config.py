@@ -35,6 +35,7 @@ def test_the_tuned_experiment_is_the_studys_best_configuration():
     assert config["monitor"] == config["callbacks"]["checkpoint"]["monitor"] == "val/accuracy"
 
 
+@pytest.mark.fault("wrong value of a key", "refused in one line, nothing read")
 @pytest.mark.parametrize(
     ("override", "says"),
     [

@@ -105,6 +105,10 @@ def test_without_an_operating_point_the_threshold_is_one_half(checkpoint, phanto
     assert (table["prediction"] == (table["probability"] >= 0.5)).all()
 
 
+@pytest.mark.fault(
+    "predict.py on a folder with broken, deep, inverted and enormous files",
+    "the good predicted, the bad listed, status 2",
+)
 def test_a_folder_with_hostile_files_is_done_to_its_end(checkpoint, phantoms, catalogue, tmp_path):
     folder = tmp_path / "in ö"
     folder.mkdir()
@@ -144,6 +148,7 @@ def test_a_folder_with_hostile_files_is_done_to_its_end(checkpoint, phantoms, ca
     assert probability["IM0001"] == pytest.approx(probability["rgba.png"], abs=1e-6)
 
 
+@pytest.mark.fault("predict.py with a mistake in its arguments", "one line, nothing written")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -173,6 +178,7 @@ def test_what_an_earlier_call_left_does_not_stay(checkpoint, phantoms, catalogue
     assert not (tmp_path / "errors.csv").exists()
 
 
+@pytest.mark.fault("hostile file names (quotes, newlines, not UTF-8, formulas)", "back out of the table as they are")
 def test_any_name_comes_back_out_of_the_table(checkpoint, phantoms, catalogue, tmp_path):
     source = phantoms / catalogue.loc[catalogue["excluded"] == "", "path"].iloc[0]
     folder = tmp_path / "in"
@@ -222,6 +228,7 @@ def test_an_unreadable_image_takes_its_place_in_the_order(tmp_path):
     assert [isinstance(image, UnreadableError) for _, image in found] == [True, True, False]
 
 
+@pytest.mark.fault("Ctrl-C while predicting", "no half table")
 def test_ctrl_c_leaves_no_table(checkpoint, phantoms, tmp_path):
     folder = tmp_path / "in"
     shutil.copytree(phantoms / "images", folder)

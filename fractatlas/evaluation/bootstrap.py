@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -31,8 +32,13 @@ def draws(groups: Sequence[Any] | pd.Series, resamples: int = RESAMPLES, seed: i
     return np.vstack([np.ones(len(codes)), drawn]).astype(np.float64)
 
 
-def interval(values: np.ndarray) -> dict[str, float] | None:
+def interval(values: np.ndarray, trials: int | None = None) -> dict[str, float] | None:
     """Give the first of ``values``, with the 95 % percentile interval of the finite ones among the others.
+
+    Args:
+        values: the value, then those of the resamples.
+        trials: of how many groups the value is a share, if it is one. Where all of them went one way no resample
+            can differ, and the interval is the exact one of Clopper and Pearson, Biometrika 26:404, 1934.
 
     Returns:
         ``value, low, high``; ``None`` where the value is not finite.
@@ -42,4 +48,6 @@ def interval(values: np.ndarray) -> dict[str, float] | None:
         return None
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail]) if len(resampled) else (value, value)
+    if trials and value in (0, 1):
+        low, high = binomtest(int(value) * trials, trials).proportion_ci(CONFIDENCE)
     return {"value": float(value), "low": float(low), "high": float(high)}

@@ -183,14 +183,18 @@ def summarise(table: pd.DataFrame, groups: Mapping[str, Any], seed: int = 0) -> 
     columns = {name: table[name].to_numpy(np.float64) for name in table if name not in ("image_id", "box_size")}
     for one, other in DIFFERENCES:
         columns[f"{one}_minus_{other.partition('_')[2]}"] = columns[one] - columns[other]
-    weights = draws([groups[name] for name in table["image_id"]], seed=seed) if len(table) else np.ones((1, 0))
+    group = np.array([groups[name] for name in table["image_id"]], dtype=object)
+    weights = draws(group, seed=seed) if len(table) else np.ones((1, 0))
     size = table["box_size"].to_numpy(np.float64)
     kept = {"all": size >= 0} | {name: (size >= low) & (size < high) for name, (low, high) in SIZES.items()}
     with np.errstate(invalid="ignore"):  # 0 / 0 where no image of this size was drawn
         return {
             name: {"n": int(rows.sum())}
             | {
-                column: interval(weights[:, rows] @ values[rows] / weights[:, rows].sum(axis=1))
+                column: interval(
+                    weights[:, rows] @ values[rows] / weights[:, rows].sum(axis=1),
+                    len(set(group[rows])) if column in ("hit", "hit_centre") else None,
+                )
                 for column, values in columns.items()
             }
             for name, rows in kept.items()

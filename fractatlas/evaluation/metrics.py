@@ -35,8 +35,17 @@ def evaluate(table: pd.DataFrame, threshold: float = 0.5, weights: np.ndarray | 
         "positives": positives,
         "majority_rate": max(positives, len(table) - positives) / len(table),
         "threshold": threshold,
-        **{name: interval(values) for name, values in resampled(table, threshold, weights).items()},
+        **intervals(table, threshold, weights),
     }
+
+
+def intervals(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> dict[str, dict[str, float] | None]:
+    """Every metric with its ``interval`` over the rows of ``weights`` (b, n)."""
+    fractured, positive = table["label"] == 1, table["probability"] >= threshold
+    shares_of = {"accuracy": fractured | ~fractured, "sensitivity": fractured, "specificity": ~fractured,
+                 "ppv": positive, "npv": ~positive}  # fmt: skip
+    trials = {name: table.loc[rows, "group"].nunique() for name, rows in shares_of.items()}
+    return {name: interval(values, trials.get(name)) for name, values in resampled(table, threshold, weights).items()}
 
 
 def resampled(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from fractatlas.data.catalogue import BODY_PARTS, VIEWS
 from fractatlas.data.groups import BODY
 from fractatlas.evaluation.bootstrap import draws, interval
 from fractatlas.evaluation.localisation import SHORTER_SIDE, SIZES
-from fractatlas.evaluation.metrics import ranking, resampled
+from fractatlas.evaluation.metrics import intervals, ranking
 
 FEW = 10  # fractured, or not fractured, images below which a row is marked
 LARGE = 512  # pixels of the shorter side; FracAtlas' images are far from it on either side
@@ -125,7 +125,7 @@ def _row(
     n, positives = len(part), int(part["label"].sum())
     row = {"attribute": attribute, "stratum": stratum, "n": n, "positives": positives}
     row["few"] = min(positives, n - positives) < FEW
-    for name, values in resampled(part, threshold, weights[:, chosen]).items():
-        score = interval(values) or dict.fromkeys(("value", "low", "high"), np.nan)
+    for name, score in intervals(part, threshold, weights[:, chosen]).items():
+        score = score or dict.fromkeys(("value", "low", "high"), np.nan)
         row |= {name: score["value"], f"{name}_low": score["low"], f"{name}_high": score["high"]}
     return row

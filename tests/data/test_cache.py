@@ -94,6 +94,7 @@ def test_what_a_build_left_unlisted_is_overwritten(tmp_path, phantoms, images):
     assert file.stat().st_size == len(set(images["content"])) * 64 * 64
 
 
+@pytest.mark.fault("spoilt cache", "made anew")
 @pytest.mark.parametrize("spoil", ["short", "gone"])
 def test_a_spoilt_cache_is_made_anew(tmp_path, phantoms, images, spoil):
     opened(tmp_path, phantoms, images)
@@ -102,6 +103,7 @@ def test_a_spoilt_cache_is_made_anew(tmp_path, phantoms, images, spoil):
     assert torch.equal(opened(tmp_path, phantoms, images)([9]), Decoder(phantoms, images["path"], SMALL)([9]))
 
 
+@pytest.mark.fault("disk that fills up while caching", "told, space given back")
 def test_a_full_disk_is_answered_in_two_lines_and_gets_its_space_back(tmp_path, phantoms, images, monkeypatch):
     opened(tmp_path, phantoms, images[:20])
     (file,) = tmp_path.glob("*/pixels.bin")
@@ -160,6 +162,7 @@ def builder(tmp_path, phantoms, images):
     return make
 
 
+@pytest.mark.fault("cache built by several processes at once", "built once")
 def test_processes_that_start_together_build_it_once(tmp_path, images, builder):
     decoded = multiprocessing.Value("i", 0)
     processes = [builder(tmp_path, decoded) for _ in range(4)]
@@ -169,6 +172,7 @@ def test_processes_that_start_together_build_it_once(tmp_path, images, builder):
     assert decoded.value == images["content"].nunique()
 
 
+@pytest.mark.fault("cache build killed, started again", "the pixels of the files")
 def test_a_build_that_is_killed_at_any_moment_is_finished_by_the_next(tmp_path, phantoms, images, builder):
     generator, every = random.Random(0), range(len(images))
     expected = Decoder(phantoms, images["path"], SMALL)(every)

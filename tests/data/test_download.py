@@ -377,6 +377,7 @@ def packed(file: Path, *members: tuple[str, bytes, dict]) -> Path:
     return file
 
 
+@pytest.mark.fault("archive that leaves its folder, links, bombs", "refused, nothing written")
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
     ("name", "content", "changes", "says"),
@@ -465,6 +466,7 @@ def test_too_small_a_disk_is_told_before_anything_is_written(serve, published, r
     assert_nothing(root)
 
 
+@pytest.mark.fault("disk that fills up while unpacking", "one line, no half folder")
 @pytest.mark.parametrize("full", [".zip.part", "IMG0000020.jpg", MANIFEST])
 def test_a_disk_that_fills_up_leaves_no_half_folder(serve, published, root, monkeypatch, full):
     class Full:
@@ -517,6 +519,7 @@ def test_two_runs_at_once_fetch_once(serve, published, root, capsys):
     assert_whole(root)
 
 
+@pytest.mark.fault("download killed, started again", "the whole data folder")
 @pytest.mark.parametrize(
     ("event", "name"),
     [

@@ -80,6 +80,7 @@ def test_the_content_says_what_a_file_is_and_not_its_name(tmp_path, name):
     assert (read((tmp_path / name).rename(tmp_path / "a.jpg")) == PIXELS).all()
 
 
+@pytest.mark.fault("palette, alpha, CMYK", "read as grey")
 @pytest.mark.parametrize("mode", ["P", "LA", "RGBA", "CMYK", "RGB"])
 def test_every_kind_of_colour_becomes_grey(tmp_path, mode):
     Image.fromarray(PIXELS).convert(mode).save(tmp_path / "a.tif")
@@ -112,6 +113,7 @@ def test_where_white_is_zero_in_a_tiff_it_is_white(tmp_path):
     assert (read(tmp_path / "a.tif") == PIXELS).all()
 
 
+@pytest.mark.fault("TIFF of NaN", "refused with its reason")
 def test_floats_are_stretched_and_what_is_no_number_is_refused(tmp_path):
     values = PIXELS / np.float32(3) - 7
     Image.fromarray(values).save(tmp_path / "a.tif")
@@ -122,6 +124,7 @@ def test_floats_are_stretched_and_what_is_no_number_is_refused(tmp_path):
         read(tmp_path / "b.tif")
 
 
+@pytest.mark.fault("animation, several pages", "refused with its reason")
 def test_several_images_in_one_file_are_refused(tmp_path):
     several = {"save_all": True, "append_images": [Image.fromarray(NOISE)]}
     for name in ("a.gif", "a.tif", "a.png"):
@@ -132,6 +135,7 @@ def test_several_images_in_one_file_are_refused(tmp_path):
         read(dicom(tmp_path / "a.dcm", np.concatenate([PIXELS, NOISE]), NumberOfFrames=2, Rows=60))
 
 
+@pytest.mark.fault("truncated image of each format", "refused with its reason")
 @pytest.mark.parametrize("share", [0.02, 0.5, 0.95, 0.98])
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp", "a.jp2", "a.dcm"])
 def test_a_truncated_file_is_refused(tmp_path, name, share):
@@ -147,6 +151,7 @@ def test_a_truncated_file_is_refused(tmp_path, name, share):
         read(tmp_path / name)
 
 
+@pytest.mark.fault("no image, empty, broken header", "refused with its reason")
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -165,6 +170,7 @@ def test_what_is_no_image_is_refused_with_its_reason(tmp_path, content, says):
         read(tmp_path / "b.jpg")
 
 
+@pytest.mark.fault("image above the limit of pixels", "refused before it is decoded")
 def test_an_enormous_image_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(inspection.Image.Image, "convert", None)
     with pytest.raises(UnreadableError, match="20000 x 20000 pixels is above the limit of 100,000,000"):

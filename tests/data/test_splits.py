@@ -216,6 +216,7 @@ def test_a_recorded_split_is_read_back(tmp_path):
     assert recorded_split(images(500), path=str(tmp_path / "split.csv")).equals(split)
 
 
+@pytest.mark.fault("broken split file", "refused, and the line says where")
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -39,3 +39,11 @@ def test_what_is_undefined_has_no_interval_and_undefined_resamples_do_not_count(
     assert interval(np.array([np.nan, 1.0, 2.0])) is None
     assert interval(np.array([1.5, 1.0, np.nan, 1.0])) == {"value": 1.5, "low": 1.0, "high": 1.0}
     assert interval(np.array([1.5, np.nan])) == {"value": 1.5, "low": 1.5, "high": 1.5}
+
+
+def test_where_all_went_one_way_the_interval_is_the_exact_one():
+    none = interval(np.zeros(2001), trials=14)
+    assert (none["value"], none["low"]) == (0, 0)
+    assert none["high"] == pytest.approx(1 - 0.025 ** (1 / 14))
+    every = interval(np.ones(2001), trials=14)
+    assert (every["low"], every["high"]) == (pytest.approx(0.025 ** (1 / 14)), 1)

@@ -28,6 +28,7 @@ def test_a_spreadsheets_file_is_read(file):
     assert table["image_id"].tolist() == ["007"]
 
 
+@pytest.mark.fault("broken table of predictions", "refused, and the line says where")
 @pytest.mark.parametrize(
     ("text", "says"),
     [

@@ -74,6 +74,7 @@ class Payload:
         return (open, (str(self.target), "w"))
 
 
+@pytest.mark.fault("weights file with code in its pickle", "refused, not run")
 @pytest.mark.parametrize("save", [torch.save, lambda content, file: file.write_bytes(pickle.dumps(content))])
 def test_code_in_a_weights_file_is_refused_and_not_run(tmp_path, save):
     save({"a": Payload(tmp_path / "ran")}, tmp_path / "evil.pth")
@@ -82,6 +83,7 @@ def test_code_in_a_weights_file_is_refused_and_not_run(tmp_path, save):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.fault("weights of another architecture", "refused in one line")
 def test_other_weights_are_refused(tmp_path):
     torch.save(trunk(tiny(None)), tmp_path / "dense.pth")
     with pytest.raises(InputError, match="none of its .* tensors belongs to a resnet_tiny"):
@@ -90,6 +92,7 @@ def test_other_weights_are_refused(tmp_path):
         densenet("densenet121", weights=str(tmp_path / "dense.pth"), **REST)
 
 
+@pytest.mark.fault("broken weights file", "refused in one line")
 @pytest.mark.parametrize("content", [b"", b"junk", b"no weights", b"PK\x03\x04 half a zip"])
 def test_what_is_no_weights_file_is_refused(tmp_path, content):
     (tmp_path / "w.pth").write_bytes(content)

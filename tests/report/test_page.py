@@ -60,6 +60,7 @@ def test_always_no_cannot_be_told_from_the_majority(run, tmp_path):
     assert "cannot be told from it" in text
 
 
+@pytest.mark.fault("hostile ids and paths on the page", "escaped")
 def test_a_hostile_name_is_only_text(run, tmp_path):
     evidence = gather(run / "predictions.csv")
     evidence.record["task_name"] = name = "<script>alert(1)</script>"

@@ -50,6 +50,7 @@ def server():
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.fault("four searching processes on PostgreSQL, two killed", "every trial accounted for")
 @pytest.mark.slow
 def test_four_workers_two_of_them_killed(server, tmp_path, phantoms):
     arguments = [f"hydra.sweeper.storage='{server}'", "hydra.sweeper.lease=6", "hydra.sweeper.n_trials=20"]

@@ -208,6 +208,7 @@ def test_mistakes_are_answered_before_the_data_are_looked_at(tmp_path, phantoms,
     assert not list(tmp_path.glob("logs/search/*/0"))
 
 
+@pytest.mark.fault("trials that diverge, raise, run out of memory", "recorded with the reason, the search goes on")
 def test_failed_trials_are_recorded_and_the_search_goes_on(tmp_path, phantoms):
     fail = {1: "raise", 3: "memory", 4: "nan"}
     status, said = sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=6", fake={"fail": fail})
@@ -242,6 +243,7 @@ def test_an_interrupted_trial_is_done_again(tmp_path, phantoms):
     ended(tmp_path)
 
 
+@pytest.mark.fault("search killed with -9, started again", "15 finished trials, none twice")
 @pytest.mark.slow
 def test_kills_at_random_moments(tmp_path, phantoms):
     draw = random.Random(0)

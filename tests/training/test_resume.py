@@ -79,6 +79,10 @@ def through(configuration, tmp_path_factory):
     return outcome(run)
 
 
+@pytest.mark.fault(
+    "training ended at a hook (step, validation, checkpointing, scoring), resumed",
+    "bit for bit the outcome of the uninterrupted run",
+)
 @pytest.mark.parametrize(
     ("hook", "call"),
     [
@@ -104,6 +108,9 @@ def test_killed_anywhere_it_ends_the_same(configuration, through, tmp_path, hook
     assert_equal(outcome(tmp_path), through)
 
 
+@pytest.mark.fault(
+    "training ended at every third step, resumed each time", "bit for bit the outcome of the uninterrupted run"
+)
 def test_killed_at_every_second_step_it_ends_the_same(configuration, through, tmp_path):
     resumed = ()
     for _ in range(20):
@@ -121,8 +128,11 @@ def run_apart(config: dict) -> None:
     train(config)
 
 
+@pytest.mark.fault(
+    "training killed with -9 at a random moment, resumed", "bit for bit the outcome of the uninterrupted run"
+)
 @pytest.mark.slow
-def test_killed_at_random_moments_it_ends_the_same(configuration, tmp_path):
+def test_killed_at_random_moments_it_ends_the_same(configuration, tmp_path, record_property):
     # A server that has imported everything, so that the runs are killed while training and not while importing.
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["fractatlas.training.run"])
@@ -150,14 +160,17 @@ def test_killed_at_random_moments_it_ends_the_same(configuration, tmp_path):
             assert again.exitcode == 0
         assert_equal(outcome(run), expected)
     assert killed > KILLS / 2
+    record_property("tried", killed)
 
 
+@pytest.mark.fault("two processes, one run folder", "the second refused in one line")
 def test_two_processes_do_not_write_one_run(configuration, tmp_path):
     with alone(tmp_path), pytest.raises(InputError, match="another process is writing this run"):
         train(configuration(tmp_path, *RUN))
     assert [file.name for file in tmp_path.iterdir()] == [".lock"]
 
 
+@pytest.mark.fault("training ended after an early stop, resumed", "bit for bit the outcome of the uninterrupted run")
 def test_a_run_that_had_stopped_early_trains_no_further(configuration, tmp_path):
     changes = ("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "trainer.max_epochs=6", "test=false",
                "callbacks.early_stopping.min_delta=0.5", "optimizer.lr=1e-12")  # fmt: skip

@@ -157,6 +157,7 @@ def test_another_data_folder_is_never_filled_with_phantoms(configuration, tmp_pa
     assert not (tmp_path / "nowhere").exists()
 
 
+@pytest.mark.fault("foreign or broken checkpoint", "refused in one line")
 def test_what_is_no_checkpoint_of_ours_is_refused(finished, tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(InputError, match="is not a checkpoint of this project"):
@@ -178,6 +179,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(finished, tmp_path):
         rescored(run, tmp_path, "test", ckpt=str(other))
 
 
+@pytest.mark.fault("checkpoint whose configuration names os.system", "refused, not run")
 def test_a_checkpoint_cannot_name_what_is_run(finished, tmp_path):
     run, _, _ = finished
     content = read_checkpoint(run / "checkpoints" / "best.ckpt")
@@ -234,6 +236,7 @@ def test_a_run_that_is_gone_on_with_keeps_its_split(configuration, tmp_path):
     assert (tmp_path / "split.csv").read_bytes() == before
 
 
+@pytest.mark.fault("foreign or broken checkpoint", "refused in one line")
 def test_a_broken_checkpoint_is_refused_before_the_finished_run_is_touched(configuration, tmp_path):
     train(configuration(tmp_path, "trainer.max_epochs=1", "test=false"))
     before = {file: file.read_bytes() for file in tmp_path.glob("*.*")}
@@ -243,6 +246,7 @@ def test_a_broken_checkpoint_is_refused_before_the_finished_run_is_touched(confi
     assert {file: file.read_bytes() for file in tmp_path.glob("*.*")} == before
 
 
+@pytest.mark.fault("training that diverges", "one line, no metrics.json")
 def test_a_run_that_diverges_says_so_and_does_not_finish(configuration, tmp_path):
     with pytest.raises(InputError, match="training diverged: some .* logits are not finite; lower optimizer.lr"):
         train(configuration(tmp_path, "optimizer.lr=1e30", "test=false"))
