@@ -1,5 +1,6 @@
 """What a command line needs around Hydra: values taken literally, mistakes answered in one line."""
 
+import logging
 import os
 import re
 import sys
@@ -25,6 +26,7 @@ def command_line(schema: type) -> Iterator[None]:
     Args:
         schema: the configuration's dataclass, for the names that a misspelt key may have meant.
     """
+    logging.raiseExceptions = False  # a log that cannot be written is no reason for a traceback at every line
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its exceptions on instead of printing and exiting
     Plugins.instance().register(StudySweeper)  # Hydra finds by itself only what lies in hydra_plugins
     with one_line_errors(schema):
@@ -46,7 +48,7 @@ def one_line_errors(schema: type) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {_explain(error, schema)}")
     except OSError as error:
-        sys.exit(f"error: {error.strerror or error}: {error.filename or 'no file named'}")
+        sys.exit(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
     except KeyboardInterrupt:
         sys.exit("interrupted: nothing half written, nothing to resume")
 

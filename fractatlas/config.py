@@ -504,9 +504,9 @@ class SearchConfig(Strict):
 SCHEMAS = {name for name, value in globals().items() if dataclasses.is_dataclass(value)}
 
 
-def mode_of(monitor: str) -> str:
+def mode_of(monitor: Any) -> str:
     """Whether ``monitor`` is better when small (``min``: a loss) or when large (``max``: all else)."""
-    return "min" if monitor.endswith("loss") else "max"
+    return "min" if str(monitor).endswith("loss") else "max"
 
 
 OmegaConf.register_resolver("mode", mode_of, replace=True)

@@ -20,7 +20,11 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path``, and rename it to ``path`` if the block ends well."""
+    """Give a temporary name beside ``path``, and rename it to ``path`` if the block ends well.
+
+    Raises:
+        OSError: with ``path`` as its ``filename``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -29,6 +33,10 @@ def whole(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~_umask())
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        if error.filename in (None, name):
+            error.filename = str(path)  # which says more to who reads it than a name that is gone
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

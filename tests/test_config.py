@@ -1,9 +1,14 @@
+import copy
+import functools
+import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 
 from fractatlas.cli import prepare
 from fractatlas.config import TrainConfig, check, known_keys, mode_of, unknown_key
@@ -100,3 +105,40 @@ def test_a_flag_of_hydra_may_be_followed_by_its_value():
     assert prepare(["--config-dir", "logs/a b", "experiment=best", "--cfg", "job", "-m"], TrainConfig) == [
         "--config-dir=logs/a b", "experiment=best", "--cfg=job", "-m"
     ]  # fmt: skip
+
+
+def choices() -> Iterator[tuple[str, str]]:
+    for folder in sorted(CONF.iterdir()):
+        if folder.is_dir() and folder.name not in ("hydra", "hparams_search", "paths"):
+            yield from ((folder.name, file.stem) for file in sorted(folder.glob("*.yaml")))
+
+
+def leaves(part: dict, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in part.items():
+        yield from leaves(value, (*at, key)) if isinstance(value, dict) and value else [(*at, key)]
+
+
+def with_value(config: dict, path: tuple[str, ...], value: object) -> DictConfig:
+    changed = copy.deepcopy(config)
+    functools.reduce(dict.__getitem__, path[:-1], changed)[path[-1]] = value
+    return OmegaConf.create(changed)
+
+
+@pytest.mark.fault("every key of every choice, misspelt, or with a list, a dict, NaN, infinity, a huge negative number",
+                   "refused, one line for each wrong key, nothing read")  # fmt: skip
+@pytest.mark.parametrize(("group", "choice"), list(choices()))
+def test_every_key_refuses_what_it_cannot_be(group, choice, record_property):
+    config = composed(f"{group}={choice}", *(["split.path=split.csv"] if choice == "manifest" else []))
+    tried = 0
+    for path in leaves(config):
+        if choice != "default" and path[0] != group:
+            continue  # each key once, not with every choice of the other groups
+        key = ".".join(path)
+        with pytest.raises(InputError, match=f"unknown key '{re.escape(key)}x'"):
+            check(with_value(config, (*path[:-1], f"{path[-1]}x"), 1), TrainConfig)
+        for wrong in ({"a": 1}, [[1]], math.nan, math.inf, -1e300):
+            tried += 1
+            with pytest.raises(InputError) as raised:
+                check(with_value(config, path, wrong), TrainConfig)
+            assert all(path[0] in line for line in str(raised.value).split("\n")), key
+    record_property("tried", tried + tried // 5)

@@ -19,6 +19,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
+from fractatlas.data.decoding import DecoderDiedError, decode_apart
 from fractatlas.data.inspection import decode
 
 MAX_PIXELS = 100_000_000  # a chest radiograph has 10 to 20 million; decoding takes some bytes for each
@@ -136,7 +137,9 @@ def _read_dicom(content: bytes) -> Image.Image:
             raise UnreadableError("truncated")
     with _one_large if dataset.Columns * dataset.Rows > LARGE else nullcontext():
         try:
-            pixels = dataset.pixel_array  # YBR comes as RGB
+            pixels = decode_apart(content) if syntax.is_encapsulated else dataset.pixel_array  # YBR comes as RGB
+        except DecoderDiedError:
+            raise UnreadableError(f"broken: its decoder crashes ({syntax.name})") from None
         except RuntimeError:  # lists what every decoder said
             raise UnreadableError(f"cannot be decoded: {syntax.name}") from None
         if dataset.PhotometricInterpretation == "PALETTE COLOR":

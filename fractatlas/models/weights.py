@@ -1,5 +1,6 @@
-"""Pretrained weights: found, downloaded, checked, and loaded without running what a pickle may hold."""
+"""Pretrained weights and checkpoints: found, downloaded, checked, and loaded without running what a pickle may hold."""
 
+import io
 import logging
 import pickle
 import re
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from fractatlas.errors import InputError
+from fractatlas.files import whole
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +94,19 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{file} holds a {type(content).__name__}, not a dict of tensors")
     return content
+
+
+def write_checkpoint(file: Path, content: dict[str, Any]) -> None:
+    """Save with PyTorch, whole or not at all.
+
+    Raises:
+        OSError: there is no room, or no right to write there.
+    """
+    # By way of memory: what PyTorch says of a full disk is about positions in a zip file.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with whole(file) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def _state_dict(file: Path) -> dict[str, Tensor]:

@@ -13,8 +13,8 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torchvision import tv_tensors
 from torchvision.utils import draw_bounding_boxes, make_grid
 
-from fractatlas.files import whole
 from fractatlas.models.classifier import FractureClassifier
+from fractatlas.models.weights import write_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -118,5 +118,4 @@ class WholeCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write under another name, then rename."""
-        with whole(Path(path)) as temporary:
-            torch.save(checkpoint, temporary)
+        write_checkpoint(Path(path), checkpoint)

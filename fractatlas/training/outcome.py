@@ -17,10 +17,10 @@ from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.data.splits import PARTS
 from fractatlas.errors import InputError
 from fractatlas.evaluation import metrics, operating_point
-from fractatlas.files import whole, write_csv, write_json
+from fractatlas.files import write_csv, write_json
 from fractatlas.models.classifier import FractureClassifier
 from fractatlas.models.heatmaps import part_heatmaps, write_heatmaps
-from fractatlas.models.weights import read_checkpoint
+from fractatlas.models.weights import read_checkpoint, write_checkpoint
 from fractatlas.report import gallery, page
 from fractatlas.report.evidence import gather
 
@@ -105,8 +105,7 @@ def checkpoint_operating_point(checkpoint: Path) -> dict[str, Any]:
 
 def keep_operating_point(point: dict[str, Any], checkpoint: Path) -> None:
     """Write an operating point into a checkpoint, whole or not at all."""
-    with whole(checkpoint) as temporary:
-        torch.save(read_checkpoint(checkpoint) | {"operating_point": point}, temporary)
+    write_checkpoint(checkpoint, read_checkpoint(checkpoint) | {"operating_point": point})
 
 
 def heatmap_grid(run: Path, part: str) -> np.ndarray | None:

@@ -4,7 +4,9 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -23,6 +25,7 @@ RUN = ("trainer.max_epochs=3", "trainer.log_every_n_steps=1", "augment=light", "
        "optimizer.lr=0.01", "callbacks.last.every_n_steps=2")  # fmt: skip
 
 
+SAME = "bit for bit the outcome of the uninterrupted run"
 KILLS = int(os.environ.get("FRACTATLAS_KILLS", 5))
 
 
@@ -170,7 +173,7 @@ def test_two_processes_do_not_write_one_run(configuration, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == [".lock"]
 
 
-@pytest.mark.fault("training ended after an early stop, resumed", "bit for bit the outcome of the uninterrupted run")
+@pytest.mark.fault("training ended after an early stop, resumed", SAME)
 def test_a_run_that_had_stopped_early_trains_no_further(configuration, tmp_path):
     changes = ("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "trainer.max_epochs=6", "test=false",
                "callbacks.early_stopping.min_delta=0.5", "optimizer.lr=1e-12")  # fmt: skip
@@ -190,3 +193,49 @@ def test_a_checkpoint_in_the_middle_of_gathered_gradients_is_put_off(configurati
         train(configuration(killed, *changes), [KillAt("on_train_batch_end", 12)])
     train(configuration(killed, *changes, f"resume={killed}"))
     assert_equal(outcome(killed), outcome(through))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own, of 2.7 MB: two checkpoints of these runs fit, a third does not."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2700k", "tmpfs", str(folder)], capture_output=True)
+    if made.returncode:
+        pytest.skip(f"cannot mount a small disk here ({made.stderr.decode().strip()})")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.fault("disk full while checkpointing, given room, resumed", "one line, nothing half written; " + SAME)
+def test_a_full_disk_costs_nothing_but_the_time(configuration, through, small_disk):
+    run = small_disk / "run"
+    with pytest.raises(OSError, match="No space left on device") as raised:
+        train(configuration(run, *RUN))
+    assert raised.value.filename in (str(run / "checkpoints" / name) for name in ("last.ckpt", "best.ckpt"))
+    left = {file.name for file in (run / "checkpoints").iterdir()}
+    assert left <= {"last.ckpt", "best.ckpt"}
+    assert "last.ckpt" in left
+    assert not (run / "metrics.json").exists()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    train(configuration(run, *RUN, f"resume={run}"))
+    assert_equal(outcome(run), through)
+
+
+@pytest.mark.fault("data folder gone while training, back, resumed", "the file named; " + SAME)
+def test_images_that_vanish_end_the_run_and_no_more(configuration, phantoms, tmp_path):
+    data, run, through = tmp_path / "data", tmp_path / "run", tmp_path / "through"
+    shutil.copytree(phantoms, data)
+    changes = (*RUN, "data.cache=false", f"data.root={data}")
+    train(configuration(through, *changes))
+
+    class Vanish(Callback):
+        def on_train_batch_end(self, trainer, classifier, outputs, batch, index):
+            if trainer.current_epoch == 1 and data.exists():
+                data.rename(tmp_path / "away")
+
+    with pytest.raises((OSError, InputError), match=r"IMG\d+"):
+        train(configuration(run, *changes), [Vanish()])
+    (tmp_path / "away").rename(data)
+    train(configuration(run, *changes, f"resume={run}"))
+    assert_equal(outcome(run), outcome(through))
