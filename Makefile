@@ -15,7 +15,7 @@ STUDY_fracatlas := $(DENSENET)_fracatlas
 STUDY_phantom := densenet_tiny_phantom
 STUDY ?= $(STUDY_$(DATA))
 
-.PHONY: help setup lock demo data baseline search report tensorboard test faults lint bench clean
+.PHONY: help setup lock demo data baseline search report tensorboard test faults dependencies lint bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,10 @@ test: setup  ## The test suite
 
 faults: setup  ## Kills, hostile files and a fuzz campaign at full length; writes tests/README.md
 	FRACTATLAS_KILLS=50 FRACTATLAS_FUZZ=100000 $(RUN) -m pytest -m fault --timeout 3600 --fault-table tests/README.md $(ARGS)
+
+dependencies: setup  ## Known vulnerabilities of the pinned packages (asks PyPI), and their licences
+	.venv/bin/uv tool run pip-audit --requirement requirements.txt --disable-pip
+	.venv/bin/uv tool run pip-licenses --python $(RUN) --order license --fail-on "GNU General Public License v3 (GPLv3);GPL-3.0-only;GPL-3.0-or-later;GPL-2.0-only;AGPL-3.0-only;AGPL-3.0-or-later"
 
 lint: setup  ## Style and common mistakes
 	$(RUN) -m ruff check .

@@ -234,3 +234,15 @@ def test_the_demo_learns(family, tmp_path):
     assert result.returncode == 0, result.stderr
     (file,) = tmp_path.glob("logs/*/runs/*/metrics.json")
     assert json.loads(file.read_text())["test"]["auroc"]["value"] >= 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.fault("two runs started in the same second", "a folder each")
+def test_two_runs_of_one_second_have_a_folder_each(phantoms, tmp_path):
+    line = [sys.executable, str(REPOSITORY / "train.py"), *SMALL, f"data.root={phantoms}", "test=false",
+            "trainer.max_epochs=1"]  # fmt: skip
+    both = [subprocess.Popen(line, cwd=tmp_path, env=PLAIN, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=300) for process in both] == [0, 0]
+    runs = list((tmp_path / "logs" / "train" / "runs").iterdir())
+    assert len(runs) == 2
+    assert len({(run / "predictions.csv").read_bytes() for run in runs}) == 1

@@ -12,6 +12,8 @@ from scipy.stats import binomtest
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+CELLS = 40_000_000  # images times resamples; of more images there are fewer resamples, but never under FEWEST
+FEWEST = 100
 
 
 def draws(groups: Sequence[Any] | pd.Series, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -19,7 +21,7 @@ def draws(groups: Sequence[Any] | pd.Series, resamples: int = RESAMPLES, seed: i
 
     Args:
         groups: for each of n images, whom it is drawn together with.
-        resamples: how often.
+        resamples: how often; less often above ``CELLS / resamples`` images, which are tables beyond this data set.
         seed: another seed, other draws.
 
     Returns:
@@ -27,6 +29,7 @@ def draws(groups: Sequence[Any] | pd.Series, resamples: int = RESAMPLES, seed: i
     """
     codes = pd.factorize(np.asarray(groups, dtype=object))[0]
     count = codes.max() + 1
+    resamples = min(resamples, max(FEWEST, CELLS // len(codes)))
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(count, np.full(count, 1 / count), size=resamples)[:, codes]
     return np.vstack([np.ones(len(codes)), drawn]).astype(np.float64)

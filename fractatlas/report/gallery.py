@@ -44,7 +44,7 @@ def pictures(
 
     Args:
         table: ``image_id, path, label, probability``, one row per picture.
-        root: the data folder; an image that is no longer there is left out.
+        root: the data folder; an image that is no longer there, or not in the catalogue, is left out.
         boxes: for each fractured image id, (n, 4) left, top, right, bottom in pixels.
         heatmaps: scaled to its own hottest point each.
 
@@ -54,7 +54,7 @@ def pictures(
     where = {} if heatmaps is None else {name: row for row, name in enumerate(heatmaps.image_id.tolist())}
     drawn = []
     for row in table.itertuples():
-        if not (root / row.path).is_file():
+        if not isinstance(row.path, str) or not (root / row.path).is_file():
             continue
         image = decode((root / row.path).read_bytes())
         scale = SIDE / min(image.size)

@@ -127,6 +127,7 @@ def test_a_whole_cache_is_read_without_its_lock(tmp_path, phantoms, images, monk
     opened(tmp_path, phantoms, images[:20])
 
 
+@pytest.mark.fault("image that vanishes or changes while it is being read", "the file named")
 def test_a_file_that_vanished_or_changed_is_named(tmp_path, phantoms, images):
     for contents, paths, says in (
         (["0" * 32], images["path"][:1], "changed while it was read"),

@@ -505,6 +505,7 @@ def test_a_disk_that_fills_up_leaves_no_half_folder(serve, published, root, monk
     assert_whole(root)
 
 
+@pytest.mark.fault("two downloads at once", "fetched once")
 def test_two_runs_at_once_fetch_once(serve, published, root, capsys):
     address = serve(pause=0.02)
     said = []

@@ -2,6 +2,7 @@ import pandas as pd
 import pytest
 
 from fractatlas.errors import InputError
+from fractatlas.evaluation.bootstrap import FEWEST, draws
 from fractatlas.evaluation.predictions import join, read_predictions
 
 
@@ -53,3 +54,13 @@ def test_the_catalogue_gives_groups_where_the_predictions_have_none(file):
     joined = join(table, catalogue)
     assert joined["group"].tolist() == ["a", "a", "c"]
     assert joined["hand"].tolist()[:2] == [1, 0]
+
+
+@pytest.mark.fault("predictions.csv of a million rows", "read, and scored on fewer resamples")
+def test_a_million_rows_are_scored_on_fewer_resamples(file):
+    rows = 1_000_000
+    table = read_predictions(
+        file("image_id,label,probability\n" + "\n".join(f"{n},{n % 2},{n % 7 / 7:.2f}" for n in range(rows)))
+    )
+    assert len(table) == rows
+    assert draws(table["group"]).shape == (FEWEST + 1, rows)

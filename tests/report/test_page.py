@@ -1,5 +1,7 @@
 import base64
 import re
+import shutil
+import subprocess
 
 import pandas as pd
 import pytest
@@ -85,3 +87,30 @@ def test_the_checklist_has_an_answer_to_all_42_items(written):
     rows = re.findall(r"^\| (\d+) \| (.+) \| (.+) \|$", (written[0] / "model_card.md").read_text(), re.MULTILINE)
     assert [int(number) for number, _, _ in rows] == list(range(1, 43))
     assert all(answer.strip() for _, _, answer in rows)
+
+
+@pytest.mark.fault("page with hostile ids in Chromium", "nothing runs, nothing is fetched")
+def test_a_browser_runs_nothing_of_a_hostile_name(run, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no Chromium: apt-get install chromium")
+    evidence = gather(run / "predictions.csv")
+    hostile = (
+        "<img src=x onerror=\"document.title='ran'\">", "<script>document.title='ran'</script>",
+        "'\"><svg onload=document.title='ran'>", "javascript:document.title='ran'", "{{ 7 * 7 }}",
+    )  # fmt: skip
+    names = evidence.catalogue["image_id"].tolist()
+    renamed = {name: f"{hostile[row % len(hostile)]}{name}" for row, name in enumerate(names)}
+    for table in (evidence.catalogue, evidence.predictions):
+        table["image_id"] = table["image_id"].map(renamed)
+    evidence.boxes, evidence.heatmaps = {}, None
+    evidence.record["task_name"] = hostile[0]
+    page.write(tmp_path, evidence)
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path}/profile")  # fmt: skip
+    line = [browser, *flags, "--virtual-time-budget=2000", "--dump-dom", (tmp_path / "report.html").as_uri()]
+    shown = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "<title>ran" not in shown
+    assert "&lt;script&gt;" in shown
+    assert not re.search(r"<(script|svg|img src=.?x)", shown)
+    assert "49" not in re.findall(r"<figcaption>[^<]*<br>([^<]*)", shown)

@@ -260,6 +260,7 @@ def test_kills_at_random_moments(tmp_path, phantoms):
     ended(tmp_path)
 
 
+@pytest.mark.fault("two searches on one study at once", "every trial once")
 def test_processes_share_a_study_without_doing_a_point_twice(tmp_path, phantoms):
     # Six points in all: everything has to be proposed, nothing twice.
     fixed = ["optimizer.lr=1e-3", "optimizer.weight_decay=1e-3", "data.batch_size=32", "trainer.max_epochs=2"]
