@@ -58,8 +58,9 @@ report: setup  ## Runs against each other on one page (RUNS="logs/baseline_resne
 tensorboard: setup  ## Open the logs
 	.venv/bin/tensorboard --logdir logs
 
-test: setup  ## The test suite
-	$(RUN) -m pytest $(ARGS)
+# One thread each: with more, the files that run side by side would wait for one another.
+test: setup  ## The test suite, a file per core at a time
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 faults: setup  ## Kills, hostile files and a fuzz campaign at full length; writes tests/README.md
 	FRACTATLAS_KILLS=50 FRACTATLAS_FUZZ=100000 $(RUN) -m pytest -m fault --timeout 3600 --fault-table tests/README.md $(ARGS)
