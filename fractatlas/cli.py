@@ -79,7 +79,8 @@ def prepare(arguments: Sequence[str], schema: type) -> list[str]:
         if key in groups and value in ("", "null"):
             raise InputError(f"{argument}: name one of the choices that --help lists")
         if key.lstrip("+") == "resume" and value != "null":
-            folder = value
+            # In quotes where Lightning starts a second process with what this function gave the first.
+            folder = OverridesParser.create().parse_override(argument).value() if _in_quotes(value) else value
     paths = set() if {"-m", "--multirun"} & set(arguments) else typed_paths(schema)
     quoted = [_quote(argument, paths) for argument in arguments]
     return quoted if folder is None else _resume(folder, quoted)
@@ -119,14 +120,16 @@ def _resume(folder: str, arguments: list[str]) -> list[str]:
             )
         elif key != "resume":
             kept.append(argument)
-    typed_in = OmegaConf.load(run / ".hydra" / "hydra.yaml").hydra.runtime.cwd
+    hydra = OmegaConf.load(run / ".hydra" / "hydra.yaml").hydra
+    lines = hydra.job_logging.formatters.simple
     return [
         f"--config-path={run / '.hydra'}",
         "--config-name=config",
         _literal("resume", str(run)),
-        _literal("paths.root", typed_in),
+        _literal("paths.root", hydra.runtime.cwd),
         _literal("hydra.run.dir", str(run)),
         "hydra.output_subdir=null",
+        *(_literal(f"++hydra.job_logging.formatters.simple.{name}", value) for name, value in lines.items()),
         *kept,
     ]
 
@@ -142,10 +145,14 @@ def _quote(argument: str, paths: set[str]) -> str:
         parsed = None
     if key.lstrip("+") in paths:
         # In quotes already: for Hydra by the user's hand, or by ours, where Lightning starts a second process.
-        if parsed and value[:1] in ("'", '"') and value[-1] == value[0] and not parsed.is_sweep_override():
+        if parsed and _in_quotes(value) and not parsed.is_sweep_override():
             return argument
         return _literal(key, _path(value))
     return argument if parsed else _literal(key, value)
+
+
+def _in_quotes(value: str) -> bool:
+    return len(value) > 1 and value[0] in ("'", '"') and value[-1] == value[0]
 
 
 def _path(value: str) -> str:

@@ -246,3 +246,24 @@ def test_two_runs_of_one_second_have_a_folder_each(phantoms, tmp_path):
     runs = list((tmp_path / "logs" / "train" / "runs").iterdir())
     assert len(runs) == 2
     assert len({(run / "predictions.csv").read_bytes() for run in runs}) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.fault("SIGTERM while two processes train, resumed", "bit for bit the outcome of the uninterrupted run")
+def test_a_run_on_two_devices_is_stopped_and_goes_on(phantoms, tmp_path):
+    arguments = [*SMALL, "trainer=ddp_cpu", f"data.root={phantoms}", "trainer.max_epochs=3", "test=false"]
+    through, stopped = tmp_path / "through", tmp_path / "stopped's"
+    assert command("train.py", *arguments, f"hydra.run.dir={through}", folder=tmp_path).returncode == 0
+    with subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "train.py"), *arguments, f"hydra.run.dir={stopped}"],
+        cwd=tmp_path, env=PLAIN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        for line in process.stdout:
+            if "epoch 2/3 step 2" in line:
+                process.terminate()
+    assert process.returncode == 75
+    result = command("train.py", f"resume={stopped}", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    reports = [json.loads((run / "metrics.json").read_text()) | {"timing": None} for run in (through, stopped)]
+    assert reports[0] == reports[1]
+    assert (through / "predictions.csv").read_bytes() == (stopped / "predictions.csv").read_bytes()

@@ -62,6 +62,8 @@ class Scores(nn.Module):
         """Every metric by its name."""
         values = self.of_probability.compute()
         values["balanced_accuracy"] = (values["sensitivity"] + values["specificity"]) / 2
+        # No better than chance; torchmetrics gives an always equal answer a small value of either sign.
+        values["mcc"] = torch.where(values["balanced_accuracy"] == 0.5, 0.0, values["mcc"])
         values["loss"] = self.loss.compute()
         prevalence = self.prevalence.compute()
         values["majority_rate"] = torch.maximum(prevalence, 1 - prevalence)

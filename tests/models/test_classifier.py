@@ -33,6 +33,13 @@ def test_logged_metrics_are_scikit_learns_over_the_whole_epoch():
     assert torch.equal(scores.predictions(), torch.stack([torch.arange(203.0), logits], dim=1))
 
 
+def test_always_the_same_answer_has_no_correlation():
+    scores = Scores()
+    batch = {"label": torch.tensor([0.0, 0.0, 1.0]), "index": torch.arange(3)}
+    scores.update(batch, torch.tensor([-2.0, -3.0, -1.0]), torch.tensor(0.1))
+    assert scores.compute()["mcc"] == 0
+
+
 def test_a_new_epoch_begins_empty():
     scores = Scores()
     for labels in ([0.0, 1.0], [1.0, 0.0]):
