@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from fractatlas.cli import command_line, one_line_errors
 from fractatlas.config import TrainConfig, check
+from fractatlas.signals import stoppable
 
 
 @hydra.main(config_path="conf", config_name="train")
@@ -15,7 +16,6 @@ def main(config: DictConfig) -> float:
     with one_line_errors(TrainConfig):
         plain = check(config, TrainConfig)
         # Only now, so that a mistake is answered before torch is loaded.
-        from fractatlas.training.resume import stoppable
         from fractatlas.training.run import train
 
         with stoppable(Path(plain["paths"]["output_dir"])):
@@ -23,5 +23,5 @@ def main(config: DictConfig) -> float:
 
 
 if __name__ == "__main__":
-    with command_line(TrainConfig):
+    with stoppable(), command_line(TrainConfig):
         main()

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fractatlas.config import parts, typed_paths, unknown_key
 from fractatlas.errors import InputError
 from fractatlas.search.sweeper import StudySweeper
+from fractatlas.signals import INTERRUPTED
 
 
 @contextmanager
@@ -47,10 +48,13 @@ def one_line_errors(schema: type) -> Iterator[None]:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {_explain(error, schema)}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whoever read has enough
     except OSError as error:
         sys.exit(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
     except KeyboardInterrupt:
-        sys.exit("interrupted: nothing half written, nothing to resume")
+        print("interrupted: nothing half written, nothing to resume", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 CONF = Path(__file__).parents[1] / "conf"

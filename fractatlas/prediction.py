@@ -55,8 +55,8 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     """
     _quieten()
     run, checkpoint = Path(config["paths"]["output_dir"]), Path(config["ckpt"])
-    _tell(inputs)
     trained = checkpoint_config(checkpoint)
+    _tell(inputs)
     preprocess, classifier = build(trained["preprocess"]), load_classifier(trained, checkpoint)
     trainer = build_trainer(config, run, callbacks=[], logger=False, enable_progress_bar=False)
     if trainer.world_size > 1:
@@ -64,6 +64,8 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     device, precision = trainer.strategy.root_device, trainer.precision_plugin
     for name in ("predictions.csv", "errors.csv"):
         (run / name).unlink(missing_ok=True)  # of an earlier call
+    for drawn in (run / "overlays").glob(f"{'[0-9]' * 5}_*.jpg"):
+        drawn.unlink()
 
     errors, paths, logits = dict(inputs.errors), [], []
     classifier.to(device).eval()

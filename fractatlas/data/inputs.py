@@ -5,7 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from fractatlas.data.reading import DICOM_HEADER, is_dicom
 from fractatlas.errors import InputError
@@ -81,15 +81,16 @@ def _add(found: Inputs, path: str, every: bool) -> None:
 
 
 def _files(folder: str, errors: dict[str, str]) -> Iterator[str]:
-    """Every file below ``folder`` that is not hidden; links to folders are followed, each folder once."""
+    """Every file below ``folder`` that is not hidden; links to folders are followed, each once, but not further up."""
 
     def failed(error: OSError) -> None:
         errors[error.filename] = error.strerror
 
+    above = {(status.st_dev, status.st_ino) for status in map(os.stat, Path(folder).resolve().parents)}
     seen = set()
     for where, folders, names in os.walk(folder, onerror=failed, followlinks=True):
         status = os.stat(where)
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in seen | above:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))

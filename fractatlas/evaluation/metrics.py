@@ -73,12 +73,14 @@ def at_threshold(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray)
         weights: (b, n).
 
     Returns:
-        Each metric, (b,); NaN where it is 0 / 0, but for F1 and MCC, which are 0 there as is the convention.
+        Each metric, (b,); NaN where it is 0 / 0. F1 and MCC are NaN only where there is but one class; of a decision
+        that is always the same they are 0, as is the convention.
     """
     fractured, positive = labels == 1, predicted.astype(bool)
     tp, fn = weights @ (fractured & positive), weights @ (fractured & ~positive)
     fp, tn = weights @ (~fractured & positive), weights @ (~fractured & ~positive)
     sensitivity, specificity = tp / (tp + fn), tn / (tn + fp)
+    both = np.where((tp + fn > 0) & (tn + fp > 0), 1, np.nan)
     return {
         "accuracy": (tp + tn) / (tp + tn + fp + fn),
         "balanced_accuracy": (sensitivity + specificity) / 2,
@@ -86,8 +88,8 @@ def at_threshold(labels: np.ndarray, predicted: np.ndarray, weights: np.ndarray)
         "specificity": specificity,
         "ppv": tp / (tp + fp),
         "npv": tn / (tn + fn),
-        "f1": np.nan_to_num(2 * tp / (2 * tp + fp + fn)),
-        "mcc": np.nan_to_num((tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))),
+        "f1": both * np.nan_to_num(2 * tp / (2 * tp + fp + fn)),
+        "mcc": both * np.nan_to_num((tp * tn - fp * fn) / np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))),
     }
 
 
@@ -115,7 +117,7 @@ def ranking(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> dict
     allowed = false <= (1 - SPECIFICITY) * others[:, None] * (1 + 1e-9)
     return {
         "auroc": (positives * (above + negatives / 2)).sum(axis=1) / (fractured * others),
-        "average_precision": (positives * precision).sum(axis=1) / fractured,
+        "average_precision": (positives * precision).sum(axis=1) / np.where(others > 0, fractured, 0),
         "sensitivity_at_90_specificity": np.where(allowed, found, 0).max(axis=1) / np.where(others > 0, fractured, 0),
     }
 

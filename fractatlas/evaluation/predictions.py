@@ -25,7 +25,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not a readable table of predictions: {error}") from None
     if missing := [name for name in NEEDED if name not in table]:
-        raise InputError(f"{path} lacks the column {', '.join(missing)}; predictions have {','.join(NEEDED)}")
+        form = " separated by commas" if len(table.columns) == 1 else ""
+        raise InputError(f"{path} lacks the column {', '.join(missing)}; predictions have {','.join(NEEDED)}{form}")
     if table.empty:
         raise InputError(f"{path} has no rows")
     for name, allowed in (("label", "0 or 1"), ("probability", "a number from 0 to 1"),

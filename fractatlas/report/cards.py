@@ -1,12 +1,16 @@
 """What travels with a model: a model card, and the answers to a reporting checklist, filled from the run itself."""
 
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from fractatlas.evaluation.assessment import Part
 from fractatlas.report.evidence import Evidence
 
 AUTHOR = "For the author of the report."
 UNKNOWN = "Not known from the predictions alone."
+GENERATED = "Generated phantoms: no patient, no radiologist; good for trying the pipeline only."
 
 
 def model_card(evidence: Evidence, parts: list[Part]) -> list[tuple[str, str]]:
@@ -14,7 +18,7 @@ def model_card(evidence: Evidence, parts: list[Part]) -> list[tuple[str, str]]:
     record, config = evidence.record, evidence.config
     last = parts[-1]
     return [
-        ("Model", f"{_network(evidence)} One logit; its sigmoid is the probability of a fracture."),
+        ("Model", f"{_network(evidence)} One logit; its sigmoid is the probability." if config else _network(evidence)),
         ("Intended use", "Research on methods that detect fractures in musculoskeletal radiographs, and teaching. "
          "Not a medical device: no regulator has seen it, and no decision about a patient may rest on it."),
         ("Out of scope", "Diagnosis or triage; children's growth plates, body parts and projections that the training "
@@ -25,8 +29,9 @@ def model_card(evidence: Evidence, parts: list[Part]) -> list[tuple[str, str]]:
         ("Where it fails", _weakest(last)),
         ("Where it looks", _pointing(last) + " A heatmap says what raised the score; it is no reasoning."),
         ("Shortcuts", _shortcuts(last)),
-        ("Limits", "One data set of one country, labels of its authors, no patient ids (groups are inferred), no "
-         "external test, no comparison with readers. Unreadable and truncated files are left out."),
+        ("Limits", _of_the_data(
+            evidence, "One data set of one country, labels of its authors, no patient ids (groups are inferred), no "
+            "external test, no comparison with readers. Unreadable and truncated files are left out.")),
         ("Training", _training(config) if config else UNKNOWN),
         ("Versions", ", ".join(f"{name} {value}" for name, value in record.get("versions", {}).items()) or UNKNOWN),
     ]  # fmt: skip
@@ -40,27 +45,28 @@ def claim(evidence: Evidence, parts: list[Part]) -> list[tuple[int, str, str]]:
     """
     config, last = evidence.config, parts[-1]
     versions = ", ".join(f"{name} {value}" for name, value in evidence.record.get("versions", {}).items())
+    data, run = partial(_of_the_data, evidence), partial(_of_a_run, evidence)
     answers = [
         ("Title names the method", f"Deep learning, binary classification of radiographs ({_network(evidence)})"),
         ("Structured abstract", AUTHOR),
         ("Background and clinical role", AUTHOR),
         ("Objectives", "Tell radiographs with a fracture from those without; measure how far that can be believed."),
-        ("Prospective or retrospective", "Retrospective, on a public data set."),
+        ("Prospective or retrospective", data("Retrospective, on a public data set.")),
         ("Goal of the study", "Feasibility and method comparison; no claim of clinical use."),
         ("Data sources", _data(evidence)),
-        ("Eligibility", "All images of the data set, but those that catalogue.csv names as excluded: "
-         + (_excluded(evidence) or "none.")),
+        ("Eligibility", run("All images of the data set, but those that catalogue.csv names as excluded: "
+                            + (_excluded(evidence) or "none."))),
         ("Preprocessing", _values(config, "preprocess") if config else UNKNOWN),
-        ("Selection of subsets", "None beyond the exclusions."),
-        ("Data elements", "catalogue.csv: label, body part, view, hardware, size, boxes, of every image."),
-        ("De-identification", "By the publishers of the data set; no patient ids are in it."),
-        ("Missing data", "Images that cannot be decoded whole are excluded, not imputed."),
-        ("Reference standard", "Label of the data set where at least two of table, folder and box agree."),
-        ("Why this standard", "It is the only one published; no follow-up or CT is there."),
-        ("Annotators", "As the publishers say: two radiologists, checked by an orthopaedic surgeon "
-         "(Abedeen et al., Scientific Data 10:521, 2023)."),
-        ("Annotation tools", "As the publishers say; boxes are read from their COCO file."),
-        ("Variability of annotators", "Not published."),
+        ("Selection of subsets", run("None beyond the exclusions.")),
+        ("Data elements", run("catalogue.csv: label, body part, view, hardware, size, boxes, of every image.")),
+        ("De-identification", data("By the publishers of the data set; no patient ids are in it.")),
+        ("Missing data", run("Images that cannot be decoded whole are excluded, not imputed.")),
+        ("Reference standard", data("Label of the data set where at least two of table, folder and box agree.")),
+        ("Why this standard", data("It is the only one published; no follow-up or CT is there.")),
+        ("Annotators", data("As the publishers say: two radiologists, checked by an orthopaedic surgeon "
+         "(Abedeen et al., Scientific Data 10:521, 2023).")),
+        ("Annotation tools", data("As the publishers say; boxes are read from their COCO file.")),
+        ("Variability of annotators", data("Not published.")),
         ("Sample size", "All images there are; intervals show what that allows. " + _count(last)),
         ("Assignment to partitions", _partition(evidence)),
         ("Level of disjointness", _crossings(evidence)),
@@ -69,22 +75,23 @@ def claim(evidence: Evidence, parts: list[Part]) -> list[tuple[int, str, str]]:
         ("Initialisation", _weights(evidence)),
         ("Training", _training(config) if config else UNKNOWN),
         ("Choice of the final model", _choice(evidence)),
-        ("Ensembling", "None."),
+        ("Ensembling", run("None.")),
         ("Metrics", "Accuracy beside the majority rate, balanced accuracy, AUROC, average precision, F1, MCC, "
          "sensitivity, specificity, PPV, NPV, sensitivity at 90 % specificity, Brier score, calibration error."),
-        ("Uncertainty", "95 % percentile intervals of 2,000 bootstrap samples of groups."),
+        ("Uncertainty", "95 % percentile intervals of 2,000 bootstrap samples of groups, of images where no groups are "
+         "known; exact ones (Clopper and Pearson) of shares without an exception."),
         ("Robustness", "Every metric by body part, view, hardware, scans, image size and box size: strata.csv."),
         ("Explainability", _pointing(last)),
-        ("External validation", "None."),
+        ("External validation", run("None.")),
         ("Flow of images", f"{_data(evidence)} Excluded: {_excluded(evidence) or 'none.'}"),
-        ("Characteristics of each partition", _sizes(evidence) + " Age and sex are not published."),
+        ("Characteristics of each partition", _sizes(evidence) + data("Age and sex are not published.")),
         ("Performance on all partitions", " ".join(_performance(part) for part in parts)),
         ("Diagnostic accuracy", _performance(last)),
         ("Failure analysis", _weakest(last) + " The most confident mistakes are shown in report.html."),
-        ("Limitations", "One public data set, inferred groups, published labels without follow-up, no readers."),
+        ("Limitations", data("One public data set, inferred groups, published labels without follow-up, no readers.")),
         ("Implications", "None for practice. " + AUTHOR),
         ("Registration", AUTHOR),
-        ("Protocol", "The configuration that the run keeps (.hydra/config.yaml)."),
+        ("Protocol", run("The configuration that the run keeps (.hydra/config.yaml).")),
         ("Funding", AUTHOR),
     ]  # fmt: skip
     return [(number, topic, answer) for number, (topic, answer) in enumerate(answers, start=1)]
@@ -98,6 +105,17 @@ def as_markdown(card: list[tuple[str, str]], items: list[tuple[int, str, str]]) 
     lines += ["# CLAIM checklist", "", "| item | topic | answer |", "| --- | --- | --- |"]
     lines += [f"| {number} | {topic} | {answer.replace('|', '/')} |" for number, topic, answer in items]
     return "\n".join(lines) + "\n"
+
+
+def _of_the_data(evidence: Evidence, answer: str) -> str:
+    """What is so of FracAtlas, and of nothing else that a network may be trained on or a system be scored on."""
+    if evidence.config and evidence.config["data"].get("prepare"):
+        return GENERATED
+    return _of_a_run(evidence, answer)
+
+
+def _of_a_run(evidence: Evidence, answer: str) -> str:
+    return answer if evidence.config else UNKNOWN
 
 
 def _network(evidence: Evidence) -> str:
@@ -120,7 +138,8 @@ def _excluded(evidence: Evidence) -> str:
 
 def _sizes(evidence: Evidence) -> str:
     split = evidence.record.get("data", {}).get("split", {})
-    return "; ".join(f"{part}: {row['n']} images, {row['positives']} fractured" for part, row in split.items()) + "."
+    sizes = (f"{part}: {row['n']} images, {row['positives']} fractured" for part, row in split.items())
+    return "; ".join(sizes) + (". " if split else "")
 
 
 def _partition(evidence: Evidence) -> str:
@@ -157,9 +176,12 @@ def _choice(evidence: Evidence) -> str:
 
 def _decision(evidence: Evidence) -> str:
     point = evidence.record["operating_point"]
+    rule = f"Fractured from a probability of {point['threshold']:.4f} on"
+    if not evidence.config:
+        return f"{rule}."
     return (
-        f"Fractured from a probability of {point['threshold']:.4f} on (rule: {point['rule']}), settled on the "
-        f"validation part and frozen; calibrated probabilities divide the logit by {point['temperature']:.3f}."
+        f"{rule} (rule: {point['rule']}), settled on the validation part and frozen; calibrated probabilities divide "
+        f"the logit by {point['temperature']:.3f}."
     )
 
 
@@ -222,4 +244,6 @@ def _shortcuts(part: Part) -> str:
 
 
 def _score(row: Any, name: str) -> str:
+    if not np.isfinite(row[name]):
+        return "undefined"
     return f"{row[name]:.3f} [{row[name + '_low']:.2f}, {row[name + '_high']:.2f}]"

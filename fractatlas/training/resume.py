@@ -7,12 +7,9 @@ for bit.
 """
 
 import logging
-import shlex
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +18,12 @@ from lightning.pytorch.callbacks import Callback
 
 from fractatlas.errors import InputError
 from fractatlas.models.weights import read_checkpoint
+from fractatlas.signals import INTERRUPTED, REQUESTS, STOPPED, handlers
 
 log = logging.getLogger(__name__)
 
 LAST = "last.ckpt"
-STOPPED = 75  # sysexits.h's EX_TEMPFAIL: nothing is wrong, come again
-INTERRUPTED = 130  # what shells give for Ctrl-C
-REQUESTS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM's: a job is cancelled or preempted, or its time is nearly over
+PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")  # in the state of a ModelCheckpoint
 
 
 def newest_checkpoint(run: Path) -> Path | None:
@@ -39,30 +35,13 @@ def newest_checkpoint(run: Path) -> Path | None:
     last = run / "checkpoints" / LAST
     if not last.is_file():
         return None
-    if "loops" not in read_checkpoint(last):
-        raise InputError(f"{last} holds weights alone, nothing to go on from; take it away to begin again")
-    return last
-
-
-@contextmanager
-def stoppable(run: Path) -> Iterator[None]:
-    """End the block where this process is asked to, and say how the run in it is gone on with.
-
-    Raises:
-        SystemExit: with ``INTERRUPTED`` after Ctrl-C, with ``STOPPED`` after SIGTERM or SIGUSR1.
-    """
-
-    def stop(number: int, frame: Any) -> None:
-        raise SystemExit(STOPPED)
-
     try:
-        with _handlers(stop, REQUESTS):
-            yield
-    except (KeyboardInterrupt, SystemExit) as error:
-        # Lightning turns Ctrl-C into sys.exit(1).
-        status = STOPPED if getattr(error, "code", None) == STOPPED else INTERRUPTED
-        log.info("stopped; go on with: python train.py %s", shlex.quote(f"resume={run}"))
-        raise SystemExit(status) from None
+        content = read_checkpoint(last)
+    except InputError as error:
+        raise InputError(f"{error}: take it away to begin again") from None
+    if "loops" not in content:
+        raise InputError(f"{last} holds weights alone, nothing to go on from: take it away to begin again")
+    return last
 
 
 class KeepLast(Callback):
@@ -81,10 +60,21 @@ class KeepLast(Callback):
         self._asked: int | None = None
         self._restore: Callable[[], None] = lambda: None
 
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, classifier: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Know the best checkpoint again where the run folder has moved; Lightning would begin anew to look for it."""
+        folder = Path(trainer.checkpoint_callback.dirpath)
+        for state in checkpoint["callbacks"].values():
+            if "best_model_path" in state:
+                here = {name: str(folder / Path(path).name) for name, path in state.items() if name in PATHS and path}
+                best = {str(folder / Path(path).name): score for path, score in state["best_k_models"].items()}
+                state.update(here, dirpath=str(folder), best_k_models=best)
+
     def on_train_start(self, trainer: lightning.Trainer, classifier: lightning.LightningModule) -> None:
         """Listen, and end at once where a run had been stopped early before it was gone on with."""
         self._saved, self._started_at = time.monotonic(), trainer.global_step
-        self._asked, listening = None, _handlers(self._hear, (signal.SIGINT, *REQUESTS))
+        self._asked, listening = None, handlers(self._hear, (signal.SIGINT, *REQUESTS))
         listening.__enter__()
         self._restore = lambda: listening.__exit__(None, None, None)
         trainer.should_stop = any(
@@ -142,18 +132,4 @@ class KeepLast(Callback):
             raise KeyboardInterrupt
         self._asked = number
         again = " (Ctrl-C again: at once)" if number == signal.SIGINT else ""
-        log.info("%s: stopping after this step%s", signal.Signals(number).name, again)
-
-
-@contextmanager
-def _handlers(handler: Callable[[int, Any], None], numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
-    """Handle signals in the block, where this thread is the one that may."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, former in before.items():
-            signal.signal(number, former)
+        log.info("%s: stopping before the next step%s", signal.Signals(number).name, again)

@@ -114,3 +114,15 @@ def test_a_browser_runs_nothing_of_a_hostile_name(run, tmp_path):
     assert "&lt;script&gt;" in shown
     assert not re.search(r"<(script|svg|img src=.?x)", shown)
     assert "49" not in re.findall(r"<figcaption>[^<]*<br>([^<]*)", shown)
+
+
+def test_what_predictions_alone_cannot_tell_is_not_told(run, tmp_path):
+    pd.read_csv(run / "predictions.csv")[["image_id", "label", "probability"]].head(1).to_csv(tmp_path / "one.csv")
+    record = {"task_name": "theirs", "operating_point": {"rule": "fixed", "threshold": 0.5, "temperature": 1.0}}
+    page.write(tmp_path, gather(tmp_path / "one.csv", record))
+    text = (tmp_path / "model_card.md").read_text()
+    assert "nan" not in re.findall(r"\w+", text)
+    assert "undefined" in text
+    for told in ("radiologist", "settled on the validation part", "One logit", "public data set", "Ensembling | None"):
+        assert told not in text
+    assert "settled on the validation part" not in (tmp_path / "report.html").read_text()

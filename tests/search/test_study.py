@@ -86,7 +86,7 @@ def test_the_winner_is_an_experiment(tmp_path, phantoms):
     assert config["data"]["root"] == str(phantoms)
     assert config["model"]["variant"] == "densenet_tiny"
     assert config["test"] is True
-    assert config["callbacks"]["interrupt"]
+    assert config["callbacks"]["last"]
 
 
 def test_the_same_command_goes_on_until_the_total(tmp_path, phantoms):

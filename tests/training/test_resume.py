@@ -239,3 +239,18 @@ def test_images_that_vanish_end_the_run_and_no_more(configuration, phantoms, tmp
     (tmp_path / "away").rename(data)
     train(configuration(run, *changes, f"resume={run}"))
     assert_equal(outcome(run), outcome(through))
+
+
+@pytest.mark.fault("run folder moved after a kill, or copied when finished, resumed", SAME)
+@pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_train_batch_end", None])
+def test_a_run_folder_may_move(configuration, through, tmp_path, hook):
+    before, after = tmp_path / "before", tmp_path / "after"
+    if hook:
+        with pytest.raises(Killed):
+            train(configuration(before, *RUN), [KillAt(hook, {"on_train_epoch_end": 2}.get(hook, 19))])
+        before.rename(after)
+    else:
+        train(configuration(before, *RUN))
+        shutil.copytree(before, after)
+    train(configuration(after, *RUN, f"resume={after}"))
+    assert_equal(outcome(after), through)
