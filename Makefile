@@ -62,8 +62,8 @@ tensorboard: setup  ## Open the logs
 test: setup  ## The test suite, a file per core at a time
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
-faults: setup  ## Kills, hostile files and a fuzz campaign at full length; writes tests/README.md
-	FRACTATLAS_KILLS=50 FRACTATLAS_FUZZ=100000 $(RUN) -m pytest -m fault --timeout 3600 --fault-table tests/README.md $(ARGS)
+faults:  ## Kills, hostile files and a fuzz campaign at full length; writes tests/README.md
+	FRACTATLAS_KILLS=50 FRACTATLAS_FUZZ=100000 $(MAKE) test ARGS="-m fault --timeout 3600 --fault-table tests/README.md $(ARGS)"
 
 dependencies: setup  ## Known vulnerabilities of the pinned packages (asks PyPI), and their licences
 	.venv/bin/uv tool run pip-audit --requirement requirements.txt --disable-pip

@@ -14,7 +14,6 @@ from fractatlas.data.catalogue import read_catalogue
 
 # A suite that a shell started in the background ignores Ctrl-C, and so would every command that it tests.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-_tried = pytest.StashKey[dict]()
 REPOSITORY = Path(__file__).parents[1]
 # A network of a few thousand weights on images of 64 pixels: enough for everything but accuracy.
 SMALL = (
@@ -36,32 +35,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fault-table", type=Path, help="write what the tests marked `fault` tried")
 
 
+class FaultTable:
+    """What the tests marked ``fault`` tried, gathered from the processes that ran them."""
+
+    def __init__(self, file: Path):
+        self.file, self.rows = file, {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        properties = dict(report.user_properties)
+        if "fault" in properties and (report.when == "call" or not report.passed):
+            counts = self.rows.setdefault(tuple(properties["fault"]), {"passed": 0, "failed": 0, "skipped": 0})
+            counts[report.outcome] += properties.get("tried", 1)
+
+    def pytest_sessionfinish(self) -> None:
+        lines = [
+            f"| {what} | {sum(counts.values()):,} | "
+            + (f"**{counts['failed']} FAILED**; " if counts["failed"] else "")
+            + (f"{counts['skipped']} not tried here; " if counts["skipped"] else "")
+            + f"{outcome} |"
+            for (what, outcome), counts in sorted(self.rows.items())
+        ]
+        self.file.write_text(FAULTS + "\n".join(lines) + "\n", encoding="utf-8")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_tried] = {}
+    if (file := config.getoption("--fault-table")) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(FaultTable(file))
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item):
-    report = (yield).get_result()
-    marker = item.get_closest_marker("fault")
-    if marker and (report.when == "call" or report.failed or report.skipped):
-        what, outcome = marker.args
-        counted = dict(report.user_properties).get("tried", 1)
-        rows = item.config.stash[_tried].setdefault((what, outcome), {"passed": 0, "failed": 0, "skipped": 0})
-        rows[report.outcome] += counted
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if not (file := session.config.getoption("--fault-table")):
-        return
-    lines = [
-        f"| {what} | {sum(counts.values())} | "
-        + (f"**{counts['failed']} FAILED**; " if counts["failed"] else "")
-        + (f"{counts['skipped']} not tried here; " if counts["skipped"] else "")
-        + f"{outcome} |"
-        for (what, outcome), counts in sorted(session.config.stash[_tried].items())
-    ]
-    file.write_text(FAULTS + "\n".join(lines) + "\n", encoding="utf-8")
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if marker := item.get_closest_marker("fault"):
+        item.user_properties.append(("fault", marker.args))
 
 
 @pytest.fixture(scope="session")
