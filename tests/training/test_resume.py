@@ -84,7 +84,7 @@ def through(configuration, tmp_path_factory):
 
 @pytest.mark.fault(
     "training ended at a hook (step, validation, checkpointing, scoring), resumed",
-    "bit for bit the outcome of the uninterrupted run",
+    SAME,
 )
 @pytest.mark.parametrize(
     ("hook", "call"),
@@ -111,9 +111,7 @@ def test_killed_anywhere_it_ends_the_same(configuration, through, tmp_path, hook
     assert_equal(outcome(tmp_path), through)
 
 
-@pytest.mark.fault(
-    "training ended at every third step, resumed each time", "bit for bit the outcome of the uninterrupted run"
-)
+@pytest.mark.fault("training ended at every third step, resumed each time", SAME)
 def test_killed_at_every_second_step_it_ends_the_same(configuration, through, tmp_path):
     resumed = ()
     for _ in range(20):
@@ -131,9 +129,7 @@ def run_apart(config: dict) -> None:
     train(config)
 
 
-@pytest.mark.fault(
-    "training killed with -9 at a random moment, resumed", "bit for bit the outcome of the uninterrupted run"
-)
+@pytest.mark.fault("training killed with -9 at a random moment, resumed", SAME)
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_the_same(configuration, tmp_path, record_property):
     # A server that has imported everything, so that the runs are killed while training and not while importing.
