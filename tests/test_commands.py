@@ -81,6 +81,7 @@ def test_help_and_mistakes_are_answered_without_loading_torch(folder, arguments)
         (["data.batch_size=0"], "data.batch_size=0: should be greater than or equal to 1"),
         (["data.batch_size=many"], "data.batch_size=many: should be a valid integer"),
         (["resume=nowhere"], "resume=nowhere: not a run folder"),
+        (["hydra.run.dir=/sys/run"], "/sys/run"),  # where nobody can write, root neither
         ([*SMALL, "data.root=phantoms", "trainer=gpu"], "trainer: "),
     ],
 )

@@ -20,7 +20,11 @@ from fractatlas.progress import track
 log = logging.getLogger(__name__)
 
 ORIENTATION = 0x0112  # the EXIF tag
+MAX_PIXELS = 100_000_000  # a chest radiograph has 10 to 20 million; decoding takes some bytes for each
+MAX_SIDE = 30_000  # pixels; a long-leg film has about 15,000
 VERSION = 1  # of what ``inspect`` finds; another one forgets what was remembered
+
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit tells neither width nor height; ``too_large`` stands in for it
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ def inspect(content: bytes) -> Inspection:
         with Image.open(io.BytesIO(content)) as image:
             mode, orientation = image.mode, image.getexif().get(ORIENTATION, 1)
         upright = decode(content)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a broken file can make a decoder fail in any way
         return Inspection(key, size, "truncated" if "truncated" in str(error) else "unreadable")
     small = np.asarray(upright.resize((17, 16), Image.Resampling.LANCZOS), dtype=np.int16)
     return Inspection(
@@ -112,11 +116,22 @@ def decode(content: bytes) -> Image.Image:
     colours that it would give.
 
     Raises:
-        OSError: the file is unreadable or truncated.
+        OSError: the file is unreadable, truncated or ``too_large``.
     """
     with Image.open(io.BytesIO(content)) as image:
+        if reason := too_large(*image.size):
+            raise OSError(reason)
         image.draft("L", image.size)
         return ImageOps.exif_transpose(image).convert("L")
+
+
+def too_large(width: int, height: int) -> str:
+    """Why an image of this size is not decoded; empty where it is."""
+    if max(width, height) > MAX_SIDE:
+        return f"{width} x {height} pixels is above the limit of {MAX_SIDE:,} pixels a side"
+    if width * height > MAX_PIXELS:
+        return f"{width} x {height} pixels is above the limit of {MAX_PIXELS:,} pixels"
+    return ""
 
 
 def content_key(content: bytes) -> str:

@@ -20,9 +20,8 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, apply
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from fractatlas.data.decoding import DecoderDiedError, decode_apart
-from fractatlas.data.inspection import decode
+from fractatlas.data.inspection import decode, too_large
 
-MAX_PIXELS = 100_000_000  # a chest radiograph has 10 to 20 million; decoding takes some bytes for each
 MAX_BYTES = 2**30
 LARGE = 20_000_000  # pixels from which on images are decoded one at a time, whatever the number of threads
 RANGE = 0.1  # per cent of the pixels that may lie beyond either end of a stretched range
@@ -33,7 +32,6 @@ CUT_SHORT = ("runcated", "less than expected", "not enough image data", "broken 
              "but only got", "could not create decoder object")  # fmt: skip
 DICOM_HEADER = 132  # bytes after which a DICOM file is recognised
 
-Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit tells neither width nor height; ``_refuse_large`` stands in for it
 _one_large = threading.Lock()
 
 
@@ -51,7 +49,7 @@ def read_radiograph(file: Path) -> Image.Image:
       (8 bits stay as they are, padding does not count); MONOCHROME1 inverted.
 
     Args:
-        file: to read; only the header, where its image is larger than ``MAX_PIXELS``.
+        file: to read; only the header, where its image is ``too_large``.
 
     Returns:
         Mode ``L``.
@@ -222,8 +220,8 @@ def _grey_levels(values: np.ndarray, black: float, white: float, inverted: bool 
 
 
 def _refuse_large(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise UnreadableError(f"{width} x {height} pixels is above the limit of {MAX_PIXELS:,} pixels")
+    if reason := too_large(width, height):
+        raise UnreadableError(reason)
 
 
 def _line(text: object) -> str:

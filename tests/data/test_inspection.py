@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from fractatlas.data import inspection
-from fractatlas.data.inspection import decode, inspect, inspect_all
+from fractatlas.data.inspection import decode, inspect, inspect_all, too_large
+from tests import fuzz
 
 
 @pytest.fixture
@@ -100,3 +101,20 @@ def test_a_spoilt_memory_is_made_anew(saved, tmp_path):
     for spoilt in ("", "content,bytes\nx,many\n", "\x00\xff"):
         store.write_text(spoilt)
         assert inspect_all(tmp_path, ["a.png"], tmp_path / "memory").equals(before)
+
+
+@pytest.mark.fault("mutated JPEG and PNG in a data folder", "excluded as truncated or unreadable")
+def test_what_is_mutated_is_told_and_never_ends_the_look(record_property):
+    contents = fuzz.seeds()
+    for number in range(400):
+        found = inspect(fuzz.mutant(number, contents))
+        assert found.error in ("", "truncated", "unreadable")
+        assert bool(found.error) == (found.width == 0)
+    record_property("tried", 400)
+
+
+def test_an_image_beyond_the_limits_is_not_decoded():
+    header = b"P5 60000 100 255\n"
+    assert inspect(header + bytes(60000 * 100)).error == "unreadable"
+    assert too_large(30_000, 3_000) == ""
+    assert "a side" in too_large(60_000, 100)
