@@ -125,7 +125,7 @@ def _resume(folder: str, arguments: list[str]) -> list[str]:
         elif key != "resume":
             kept.append(argument)
     hydra = OmegaConf.load(run / ".hydra" / "hydra.yaml").hydra
-    lines = hydra.job_logging.formatters.simple
+    lines = OmegaConf.select(hydra, "job_logging.formatters.simple", default={})  # there are none without logs
     return [
         f"--config-path={run / '.hydra'}",
         "--config-name=config",

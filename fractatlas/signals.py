@@ -1,13 +1,15 @@
 """What a process does when it is asked to stop: exit statuses, and handlers for a while."""
 
+import logging
 import shlex
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 STOPPED = 75  # sysexits.h's EX_TEMPFAIL: nothing is wrong, come again
 INTERRUPTED = 130  # what shells give for Ctrl-C
@@ -33,7 +35,7 @@ def stoppable(run: Path | None = None) -> Iterator[None]:
             raise
         # Lightning turns Ctrl-C into sys.exit(1).
         status = STOPPED if getattr(error, "code", None) == STOPPED else INTERRUPTED
-        print(f"stopped; go on with: python train.py {shlex.quote(f'resume={run}')}", file=sys.stderr)
+        log.info("stopped; go on with: python train.py %s", shlex.quote(f"resume={run}"))
         raise SystemExit(status) from None
 
 

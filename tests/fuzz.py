@@ -23,17 +23,8 @@ from pydicom.data import get_testdata_file
 from fractatlas.data.reading import UnreadableError, read_radiograph
 
 SECONDS, GIGABYTES = 20, 4  # for one input; for a process, above what it takes to begin
-EXTREMES = (
-    b"\0",
-    b"\xff",
-    b"\x7f",
-    b"\x80",
-    b"\0\0",
-    b"\xff\xff",
-    b"\0\0\0\0",
-    b"\xff\xff\xff\xff",
-    b"\x7f\xff\xff\xff",
-)
+EXTREMES = (b"\0", b"\xff", b"\x7f", b"\x80", b"\0\0", b"\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\xff",
+            b"\x7f\xff\xff\xff")  # fmt: skip
 DICOM = ("CT_small.dcm", "MR_small.dcm", "MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm",
          "MR_small_RLE.dcm", "MR_small_bigendian.dcm", "SC_rgb_jpeg_dcmtk.dcm", "SC_rgb_small_odd.dcm",
          "examples_palette.dcm", "JPGExtended.dcm", "no_meta.dcm")  # fmt: skip
@@ -105,7 +96,7 @@ def work(start: int, stop: int, connection) -> None:
     """Read mutants ``start`` to ``stop``, telling each number before it is tried."""
     contents = seeds()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C libraries and pydicom have much to say of such files
-    limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTES * 2**30,) * 2)
     with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +113,7 @@ def work(start: int, stop: int, connection) -> None:
             except BaseException:
                 answer = f"fault: {traceback.format_exc()}"
             connection.send((answer, number))
-    connection.send(("peak", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - limit) / 2**30))
+    connection.send(("peak", (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before) / 2**30))
 
 
 def mutant(number: int, contents: list[bytes]) -> bytes:

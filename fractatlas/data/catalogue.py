@@ -25,7 +25,7 @@ VIEWS = ("frontal", "lateral", "oblique")
 COLUMNS = (*BODY_PARTS, "hardware", "multiscan", "fractured", "fracture_count", *VIEWS)
 GROUPS = ("duplicates", "study", "group")
 CONTRADICTION = "duplicate with the opposite label"
-MAX_SIDE = 1_000_000  # pixels; a box beyond is no box
+FARTHEST = 1_000_000  # pixels; a box beyond is no box
 COCO = Path("Annotations/COCO JSON/COCO_fracture_masks.json")
 
 
@@ -110,7 +110,7 @@ def read_boxes(root: Path) -> dict[str, np.ndarray]:
         boxes: dict[str, list] = {}
         for annotation in coco["annotations"]:
             left, top, width, height = (float(value) for value in annotation["bbox"])
-            if not all(-MAX_SIDE < value < MAX_SIDE for value in (left, top, width, height)) or min(width, height) < 0:
+            if not all(-FARTHEST < value < FARTHEST for value in (left, top, width, height)) or min(width, height) < 0:
                 raise ValueError(f"bbox {annotation['bbox']}")
             boxes.setdefault(str(names[annotation["image_id"]]), []).append([left, top, left + width, top + height])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:

@@ -42,7 +42,7 @@ def evaluate(table: pd.DataFrame, threshold: float = 0.5, weights: np.ndarray | 
 def intervals(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> dict[str, dict[str, float] | None]:
     """Every metric with its ``interval`` over the rows of ``weights`` (b, n)."""
     fractured, positive = table["label"] == 1, table["probability"] >= threshold
-    shares_of = {"accuracy": fractured | ~fractured, "sensitivity": fractured, "specificity": ~fractured,
+    shares_of = {"accuracy": slice(None), "sensitivity": fractured, "specificity": ~fractured,
                  "ppv": positive, "npv": ~positive}  # fmt: skip
     trials = {name: table.loc[rows, "group"].nunique() for name, rows in shares_of.items()}
     return {name: interval(values, trials.get(name)) for name, values in resampled(table, threshold, weights).items()}

@@ -9,7 +9,7 @@ for bit.
 import logging
 import signal
 import time
-from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +26,22 @@ LAST = "last.ckpt"
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")  # in the state of a ModelCheckpoint
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint that a run goes on from, ``None`` before its first.
+def newest_checkpoint(run: Path) -> tuple[Path | None, int]:
+    """The checkpoint that a run goes on from, and the step that it stands before; ``None, 0`` where there is none yet.
 
     Raises:
         InputError: it is broken, or no checkpoint of ours.
     """
     last = run / "checkpoints" / LAST
     if not last.is_file():
-        return None
+        return None, 0
     try:
         content = read_checkpoint(last)
     except InputError as error:
         raise InputError(f"{error}: take it away to begin again") from None
-    if "loops" not in content:
-        raise InputError(f"{last} holds weights alone, nothing to go on from: take it away to begin again")
-    return last
+    if not {"config", "loops", "history", "train_scores"} <= content.keys():
+        raise InputError(f"{last} is not a checkpoint that a run can go on from: take it away to begin again")
+    return last, content["global_step"]
 
 
 class KeepLast(Callback):
@@ -58,7 +58,7 @@ class KeepLast(Callback):
     def __init__(self, every_n_steps: int | None, every_minutes: float | None):
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
         self._asked: int | None = None
-        self._restore: Callable[[], None] = lambda: None
+        self._listening = ExitStack()
 
     def on_load_checkpoint(
         self, trainer: lightning.Trainer, classifier: lightning.LightningModule, checkpoint: dict[str, Any]
@@ -74,9 +74,8 @@ class KeepLast(Callback):
     def on_train_start(self, trainer: lightning.Trainer, classifier: lightning.LightningModule) -> None:
         """Listen, and end at once where a run had been stopped early before it was gone on with."""
         self._saved, self._started_at = time.monotonic(), trainer.global_step
-        self._asked, listening = None, handlers(self._hear, (signal.SIGINT, *REQUESTS))
-        listening.__enter__()
-        self._restore = lambda: listening.__exit__(None, None, None)
+        self._asked = None
+        self._listening.enter_context(handlers(self._hear, (signal.SIGINT, *REQUESTS)))
         trainer.should_stop = any(
             callback.wait_count >= callback.patience for callback in trainer.early_stopping_callbacks
         )
@@ -100,19 +99,20 @@ class KeepLast(Callback):
     def on_train_end(self, trainer: lightning.Trainer, classifier: lightning.LightningModule) -> None:
         """Save the end, from which what follows the training can be done again."""
         self._save(trainer)
-        self._restore()
+        self._listening.close()
 
     def on_exception(
         self, trainer: lightning.Trainer, classifier: lightning.LightningModule, exception: BaseException
     ) -> None:
         """Listen no more."""
-        self._restore()
+        self._listening.close()
 
     def _due(self, trainer: lightning.Trainer, index: int) -> bool:
         if index == 0 or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             return True
-        late = self.every_minutes is not None and time.monotonic() - self._saved >= 60 * self.every_minutes
-        return trainer.strategy.broadcast(late) if self.every_minutes and trainer.world_size > 1 else late
+        if not self.every_minutes:
+            return False
+        return trainer.strategy.broadcast(time.monotonic() - self._saved >= 60 * self.every_minutes)
 
     def _save(self, trainer: lightning.Trainer) -> None:
         for logger in trainer.loggers:

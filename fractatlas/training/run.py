@@ -67,12 +67,12 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path) -> 
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     split, last, logging_from = build(config["split"]), None, {}
     if config["resume"]:
-        if last := newest_checkpoint(run):  # refuses a broken one before anything is written
-            checkpoint_config(last)
+        last, step = newest_checkpoint(run)  # refuses a broken one before anything is written
+        if last:
             split = partial(recorded_split, path=str(run / "split.csv"))
         else:
             log.info("%s has no checkpoint yet: beginning again", run)
-        logging_from = {"purge_step": read_checkpoint(last)["global_step"] if last else 0}
+        logging_from = {"purge_step": step}
     data = build_data(config, split=split)
     data.prepare_data()
     data.setup()

@@ -112,7 +112,7 @@ def test_killed_anywhere_it_ends_the_same(configuration, through, tmp_path, hook
 
 
 @pytest.mark.fault("training ended at every third step, resumed each time", SAME)
-def test_killed_at_every_second_step_it_ends_the_same(configuration, through, tmp_path):
+def test_killed_at_every_third_step_it_ends_the_same(configuration, through, tmp_path):
     resumed = ()
     for _ in range(20):
         try:
@@ -122,6 +122,16 @@ def test_killed_at_every_second_step_it_ends_the_same(configuration, through, tm
         else:
             break
     assert_equal(outcome(tmp_path), through)
+
+
+def assert_ends_the_same(configuration, folder: Path, changes: tuple[str, ...], kill: KillAt) -> None:
+    """Once through, once killed and gone on with."""
+    through, killed = folder / "through", folder / "killed"
+    train(configuration(through, *changes))
+    with pytest.raises(Killed):
+        train(configuration(killed, *changes), [kill])
+    train(configuration(killed, *changes, f"resume={killed}"))
+    assert_equal(outcome(killed), outcome(through))
 
 
 def run_apart(config: dict) -> None:
@@ -173,22 +183,12 @@ def test_two_processes_do_not_write_one_run(configuration, tmp_path):
 def test_a_run_that_had_stopped_early_trains_no_further(configuration, tmp_path):
     changes = ("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "trainer.max_epochs=6", "test=false",
                "callbacks.early_stopping.min_delta=0.5", "optimizer.lr=1e-12")  # fmt: skip
-    through, killed = tmp_path / "through", tmp_path / "killed"
-    train(configuration(through, *changes))
-    with pytest.raises(Killed):
-        train(configuration(killed, *changes), [KillAt("on_train_end", 1)])
-    train(configuration(killed, *changes, f"resume={killed}"))
-    assert_equal(outcome(killed), outcome(through))
+    assert_ends_the_same(configuration, tmp_path, changes, KillAt("on_train_end", 1))
 
 
 def test_a_checkpoint_in_the_middle_of_gathered_gradients_is_put_off(configuration, tmp_path):
     changes = (*RUN, "trainer.accumulate_grad_batches=3", "callbacks.last.every_n_steps=1")
-    through, killed = tmp_path / "through", tmp_path / "killed"
-    train(configuration(through, *changes))
-    with pytest.raises(Killed):
-        train(configuration(killed, *changes), [KillAt("on_train_batch_end", 12)])
-    train(configuration(killed, *changes, f"resume={killed}"))
-    assert_equal(outcome(killed), outcome(through))
+    assert_ends_the_same(configuration, tmp_path, changes, KillAt("on_train_batch_end", 12))
 
 
 @pytest.fixture

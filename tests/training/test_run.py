@@ -243,7 +243,11 @@ def test_a_run_that_is_gone_on_with_keeps_its_split(configuration, tmp_path):
 def test_a_broken_checkpoint_is_refused_before_the_finished_run_is_touched(configuration, tmp_path):
     train(configuration(tmp_path, "trainer.max_epochs=1", "test=false"))
     before = {file: file.read_bytes() for file in tmp_path.glob("*.*")}
-    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"junk")
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    torch.save({"loops": {}, "state_dict": {}}, last)
+    with pytest.raises(InputError, match="is not a checkpoint that a run can go on from: take it away"):
+        train(configuration(tmp_path, "trainer.max_epochs=2", "test=false", f"resume={tmp_path}"))
+    last.write_bytes(b"junk")
     with pytest.raises(InputError, match="is not a PyTorch file"):
         train(configuration(tmp_path, "trainer.max_epochs=2", "test=false", f"resume={tmp_path}"))
     assert {file: file.read_bytes() for file in tmp_path.glob("*.*")} == before
