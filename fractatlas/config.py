@@ -147,6 +147,8 @@ class Backbone(Strict):
     weights_dir: str
     dropout: Annotated[float, Ge(0), Lt(1)]
     freeze: Literal["none", "trunk"] | Annotated[int, Interval(ge=0, le=5)]
+    stage_decay: Annotated[float, Interval(gt=0, le=1)]
+    mirror: bool
     channels_last: bool
 
 
@@ -346,6 +348,14 @@ class KeepLast(Strict):
 
 
 @dataclass
+class WeightAveraging(Strict):
+    """Validate, keep and score a moving average of the weights."""
+
+    _target_: Literal["lightning.pytorch.callbacks.EMAWeightAveraging"]
+    decay: Proportion
+
+
+@dataclass
 class Callbacks(Strict):
     """By their part in a run; ``null`` leaves one out."""
 
@@ -355,6 +365,7 @@ class Callbacks(Strict):
     progress_bar: TerminalProgressBar | None
     progress_lines: ProgressLines | None
     input_grid: InputGrid | None
+    average: WeightAveraging | None
     early_stopping: EarlyStopping | None
 
 

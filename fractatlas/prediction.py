@@ -23,7 +23,7 @@ from fractatlas.evaluation import operating_point
 from fractatlas.evaluation.localisation import place
 from fractatlas.files import whole, write_csv
 from fractatlas.models.classifier import FractureClassifier
-from fractatlas.models.heatmaps import lay_out, with_heatmaps
+from fractatlas.models.heatmaps import with_heatmaps
 from fractatlas.models.weights import read_checkpoint
 from fractatlas.progress import track
 from fractatlas.report.overlays import overlay
@@ -79,10 +79,9 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
             else:
                 found = classifier(normalised)
         if config["heatmaps"]:
-            heat = lay_out(heat, classifier.backbone, preprocess.size).cpu().numpy()
             for row, path in enumerate(names):
                 file = run / "overlays" / f"{len(paths) + row + 1:05d}_{_plain(path)}.jpg"
-                write_overlay(file, path, heat[row], preprocess, found[row].sigmoid().item())
+                write_overlay(file, path, heat[row].cpu().numpy(), preprocess, found[row].sigmoid().item())
         paths += names
         logits.append(found.double().cpu())
     table = _table(paths, torch.cat(logits) if logits else torch.zeros(0), read_checkpoint(checkpoint))

@@ -1,6 +1,6 @@
 """The ``LightningModule``: a backbone, a loss, an optimizer and a schedule, handed in ready."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -108,7 +108,7 @@ class FractureClassifier(lightning.LightningModule):
     Args:
         backbone: images to logits.
         loss: logits (n,) and labels (n,) to a scalar.
-        optimizer: parameters to an optimizer.
+        optimizer: groups of parameters to an optimizer.
         scheduler: an optimizer and the total number of steps to a schedule.
         config: the run's plain configuration, kept in every checkpoint.
     """
@@ -117,7 +117,7 @@ class FractureClassifier(lightning.LightningModule):
         self,
         backbone: Backbone,
         loss: nn.Module,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        optimizer: Callable[[list[dict[str, Any]]], Optimizer],
         scheduler: Callable[[Optimizer, int], LRScheduler],
         config: dict[str, Any],
     ):
@@ -129,8 +129,10 @@ class FractureClassifier(lightning.LightningModule):
         self.history: list[dict[str, float]] = []  # of every epoch, training and validation
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """Optimise what is not frozen."""
-        optimizer = self._make_optimizer([p for p in self.parameters() if p.requires_grad])
+        """Optimise what is not frozen, each stage at its own share of the learning rate."""
+        optimizer = self._make_optimizer(self.backbone.parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] *= group["scale"]
         scheduler = self._make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

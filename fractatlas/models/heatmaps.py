@@ -21,10 +21,21 @@ CELL = 4  # pixels of the network's input for a cell of the maps that are handed
 
 
 def with_heatmaps(backbone: Backbone, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Map normalised images, float (n, 3, size, size), to logits (n,) and heat as ``lay_out`` gives it.
+
+    Where the backbone looks at the mirror image, too, heat is the mean of the two, as the logit is.
+    """
+    logits, heats = activation_maps(backbone, images)
+    seen = [lay_out(heat, backbone, images.shape[-1]) for heat in heats]
+    return logits, seen[0] if len(seen) == 1 else (seen[0] + seen[1].flip(-1)) / 2
+
+
+def activation_maps(backbone: Backbone, images: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Map normalised images, float (n, 3, h, w), to logits (n,) and heat float32 (n, h / 32, w / 32).
 
     Heat is ``relu(sum over c of w_c A_c)``: what each cell of the last feature maps adds to the logit, where it adds.
-    Its cells do not tile the image; see ``lay_out``.
+    Its cells do not tile the image; see ``lay_out``. There is one for the image and, where the backbone looks at it,
+    one for its mirror image.
     """
     last = backbone.network.get_submodule(list(backbone.stages.values())[-1][-1])
     caught: list[Tensor] = []
@@ -34,9 +45,8 @@ def with_heatmaps(backbone: Backbone, images: Tensor) -> tuple[Tensor, Tensor]:
     finally:
         hook.remove()
     # Both trunks end in a ReLU. DenseNet's comes after its last module, and in place, so that it may be done or not.
-    maps = caught[0].relu().float()
     weights = backbone.network.get_submodule(backbone.head_name)[-1].weight[0].float()
-    return logits, torch.einsum("nchw,c->nhw", maps, weights).relu()
+    return logits, [torch.einsum("nchw,c->nhw", maps.relu().float(), weights).relu() for maps in caught]
 
 
 def receptive_grid(backbone: Backbone) -> tuple[float, float]:
@@ -61,7 +71,7 @@ def _side(value: int | tuple[int, int]) -> int:
 
 
 def lay_out(heat: Tensor, backbone: Backbone, size: int) -> Tensor:
-    """Give heat of ``with_heatmaps``, (n, h, w), on cells that tile the ``size`` x ``size`` pixels of the input.
+    """Give heat of ``activation_maps``, (n, h, w), on cells that tile the ``size`` x ``size`` pixels of the input.
 
     Returns:
         float32 (n, size / CELL, size / CELL), bilinear between the middles of the receptive fields.
@@ -98,9 +108,7 @@ def part_heatmaps(
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     try:
         for batch in batches:
-            images = normalise(batch["image"].to(device))
-            logits, heat = with_heatmaps(backbone, images)
-            heat = lay_out(heat, backbone, images.shape[-1])
+            logits, heat = with_heatmaps(backbone, normalise(batch["image"].to(device)))
             found.append((batch["index"].cpu(), logits.float().cpu(), heat.cpu()))
     finally:
         backbone.train(mode)

@@ -2,17 +2,15 @@
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 
-import fractatlas
 from fractatlas.errors import InputError
 from fractatlas.files import whole, write_csv
+from fractatlas.search.runs import score_test, train
 
-SCRIPTS = Path(fractatlas.__file__).parents[1]
 SCORES = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity")
 
 
@@ -39,17 +37,9 @@ def refit(study: Path, seeds: int) -> pd.DataFrame:
         temporary.write_text(text, encoding="utf-8")
     runs = {seed: folder / f"seed_{seed}" for seed in range(seeds)}
     for seed, run in runs.items():
-        if (run / "metrics.json").is_file():
-            continue
-        if (run / ".hydra" / "config.yaml").is_file():
-            _run("train.py", f"resume={run}")
-        else:
-            options = ("experiment=best", f"seed={seed}", "test=false", f"hydra.run.dir={run}")
-            _run("train.py", f"--config-dir={study}", *options)
+        train(run, f"--config-dir={study}", "experiment=best", f"seed={seed}")
     for run in runs.values():
-        if not (run / "test" / "metrics.json").is_file():
-            checkpoint = run / "checkpoints" / "best.ckpt"
-            _run("evaluate.py", f"ckpt={checkpoint}", "split_part=test", f"hydra.run.dir={run / 'test'}")
+        score_test(run)
     table = pd.DataFrame([_row(seed, run) for seed, run in runs.items()])
     write_csv(folder / "test.csv", table)
     with whole(folder / "test.md") as temporary:
@@ -79,12 +69,6 @@ def _row(seed: int, run: Path) -> dict[str, float]:
         score = score or dict.fromkeys(("value", "low", "high"), float("nan"))
         row |= {name: score["value"], f"{name}_low": score["low"], f"{name}_high": score["high"]}
     return row
-
-
-def _run(script: str, *arguments: str) -> None:
-    ended = subprocess.run([sys.executable, str(SCRIPTS / script), *arguments], check=False).returncode
-    if ended:
-        raise InputError(f"{script} {' '.join(arguments)} ended with status {ended}; the same command goes on")
 
 
 def main() -> None:

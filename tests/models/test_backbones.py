@@ -3,7 +3,7 @@ import torch
 
 from fractatlas.models.backbones import DENSENETS, RESNETS, densenet, resnet
 
-REST = {"weights": None, "weights_dir": "", "dropout": 0.0, "channels_last": True}
+REST = {"weights": None, "weights_dir": "", "dropout": 0.0, "stage_decay": 1.0, "mirror": False, "channels_last": True}
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,27 @@ def test_channels_last_changes_memory_and_no_value():
     images = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(last(images), first(images), rtol=1e-4, atol=1e-4)
     assert last.network.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("family", "variant"), [(densenet, "densenet_tiny"), (resnet, "resnet_tiny")])
+def test_every_weight_learns_at_the_rate_of_its_stage(family, variant):
+    network = family(variant, freeze=1, **(REST | {"stage_decay": 0.5}))
+    groups = network.parameter_groups()
+    assert {group["name"]: group["scale"] for group in groups} == {
+        "head": 1.0, **{name: 0.5**depth for depth, name in enumerate(reversed(list(network.stages)[1:]), start=1)},
+    }  # fmt: skip
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in network.parameters() if p.requires_grad)
+
+
+def test_a_mirror_makes_an_image_and_its_mirror_image_score_alike_but_only_when_scoring():
+    torch.manual_seed(0)
+    network = resnet("resnet_tiny", freeze="none", **(REST | {"mirror": True}))
+    images = torch.randn(3, 3, 64, 64)
+    network.eval()
+    torch.testing.assert_close(network(images), network(images.flip(-1)))
+    network.mirror, both = False, network(images)
+    torch.testing.assert_close(both, (network(images) + network(images.flip(-1))) / 2)
+    network.mirror = True
+    network.train()
+    assert not torch.allclose(network(images), network(images.flip(-1)))

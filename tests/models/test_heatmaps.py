@@ -11,11 +11,19 @@ from fractatlas.config import TrainConfig, check
 from fractatlas.data.transforms import resize_and_crop
 from fractatlas.evaluation.localisation import read_heatmaps
 from fractatlas.models.backbones import densenet, resnet
-from fractatlas.models.heatmaps import CELL, lay_out, part_heatmaps, receptive_grid, with_heatmaps, write_heatmaps
+from fractatlas.models.heatmaps import (
+    CELL,
+    activation_maps,
+    lay_out,
+    part_heatmaps,
+    receptive_grid,
+    with_heatmaps,
+    write_heatmaps,
+)
 from fractatlas.training.run import train
 from tests.conftest import REPOSITORY
 
-REST = {"weights": None, "weights_dir": "", "dropout": 0.5, "freeze": "none"}
+REST = {"weights": None, "weights_dir": "", "dropout": 0.5, "freeze": "none", "stage_decay": 1.0, "mirror": False}
 PREPROCESS = resize_and_crop(resize=64, crop=64, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 
 
@@ -36,7 +44,7 @@ def backbone(request):
 
 def test_a_heatmap_is_grad_cam_up_to_the_number_of_cells(backbone):
     images = torch.randn(3, 3, 96, 128)
-    logits, heat = with_heatmaps(backbone, images)
+    logits, (heat,) = activation_maps(backbone, images)
     maps = last_maps(backbone.network, images).detach().requires_grad_()
     head = backbone.network.get_submodule(backbone.head_name)
     literal = head(maps.mean(dim=(2, 3))).squeeze(1)
@@ -56,7 +64,7 @@ def test_a_resnets_heatmap_is_captums():
     theirs = captum.LayerGradCam(lambda x: backbone(x)[:, None], backbone.network.layer4).attribute(
         images, target=0, relu_attributions=True
     )
-    torch.testing.assert_close(with_heatmaps(backbone, images)[1], theirs[:, 0].detach() * 9, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(activation_maps(backbone, images)[1][0], theirs[:, 0].detach() * 9, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("cell", [(5, 6), (8, 7)])
@@ -91,6 +99,15 @@ def test_the_logit_is_as_without_a_heatmap_and_no_hook_stays(backbone):
     images = torch.randn(2, 3, 64, 64)
     assert torch.equal(with_heatmaps(backbone, images)[0], backbone(images))
     assert not any(module._forward_hooks for module in backbone.modules())
+
+
+def test_heat_of_a_backbone_that_looks_in_a_mirror_too_is_the_mean_of_both(backbone):
+    images = torch.randn(2, 3, 64, 64)
+    alone, mirrored = with_heatmaps(backbone, images), with_heatmaps(backbone, images.flip(-1))
+    backbone.mirror = True
+    logits, heat = with_heatmaps(backbone, images)
+    torch.testing.assert_close(logits, (alone[0] + mirrored[0]) / 2)
+    torch.testing.assert_close(heat, (alone[1] + mirrored[1].flip(-1)) / 2)
 
 
 def test_a_part_is_scored_in_evaluation_mode_and_the_mode_comes_back(backbone):

@@ -10,7 +10,14 @@ from fractatlas.models import weights as module
 from fractatlas.models.backbones import densenet, resnet
 from fractatlas.models.weights import read_checkpoint
 
-REST = {"weights_dir": "", "dropout": 0.0, "freeze": "none", "channels_last": False}
+REST = {
+    "weights_dir": "",
+    "dropout": 0.0,
+    "freeze": "none",
+    "stage_decay": 1.0,
+    "mirror": False,
+    "channels_last": False,
+}
 
 
 def tiny(weights, **changes):

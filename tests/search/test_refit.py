@@ -7,7 +7,7 @@ import pytest
 
 from fractatlas.errors import InputError
 from fractatlas.evaluation import metrics
-from fractatlas.search import refit
+from fractatlas.search import refit, runs
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def commands(monkeypatch) -> list[tuple]:
         part = "test" if script == "evaluate.py" else "val"
         (folder / "metrics.json").write_text(json.dumps({part: metrics.evaluate(table)}))
 
-    monkeypatch.setattr(refit, "_run", run)
+    monkeypatch.setattr(runs, "_run", run)
     return ran
 
 

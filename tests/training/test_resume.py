@@ -22,7 +22,9 @@ from fractatlas.training.run import train
 
 # Seven steps an epoch; every source of randomness and every state that a checkpoint has to hold.
 RUN = ("trainer.max_epochs=3", "trainer.log_every_n_steps=1", "augment=light", "model.dropout=0.5", "scheduler=cosine",
-       "optimizer.lr=0.01", "callbacks.last.every_n_steps=2")  # fmt: skip
+       "optimizer.lr=0.01", "callbacks=averaged", "model.stage_decay=0.5",
+       "callbacks.last.every_n_steps=2",
+       )  # fmt: skip
 
 
 SAME = "bit for bit the outcome of the uninterrupted run"
