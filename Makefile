@@ -15,10 +15,10 @@ STUDY_fracatlas := $(DENSENET)_fracatlas
 STUDY_phantom := densenet_tiny_phantom
 STUDY ?= $(STUDY_$(DATA))
 
-.PHONY: help setup lock demo data baseline search report tensorboard test faults dependencies lint bench clean
+.PHONY: help setup lock demo data baseline search full-results report tensorboard test faults dependencies lint bench clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/.ready  ## Create .venv with the pinned dependencies; nothing to do when they are there
 
@@ -51,6 +51,16 @@ baseline: setup  ## Step 1 of the study on FracAtlas (RESNET=resnet50 DENSENET=d
 search: setup  ## Step 2: 15 trials, the winner again over SEEDS=3 seeds, the test part once (DATA=phantom STUDY=name)
 	$(RUN) train.py -m hparams_search=optuna $(SEARCHED_$(DATA)) hydra.sweeper.study_name=$(STUDY) $(ARGS)
 	$(RUN) -m fractatlas.search.refit logs/search/$(STUDY) --seeds $(SEEDS)
+
+full-results: setup  ## Every table of experiments/ at full size, three seeds each: hours on a GPU; again: goes on
+	$(RUN) -m fractatlas.search.plan experiments/01_baseline/full.yaml
+	$(MAKE) search DENSENET=densenet169
+	$(RUN) -m fractatlas.training.probe --out experiments/03_stronger/probe \
+	    "model.variant=densenet169 preprocess=study" \
+	    "model.variant=densenet169 preprocess=letterbox preprocess.size=320" \
+	    "model.variant=densenet169 preprocess=letterbox preprocess.size=448"
+	$(RUN) -m fractatlas.search.plan experiments/03_stronger/full.yaml
+	.venv/bin/jupyter-execute --inplace notebooks/02_results.ipynb
 
 report: setup  ## Runs against each other on one page (RUNS="logs/baseline_resnet logs/baseline_densenet")
 	$(RUN) -m fractatlas.report.compare $(RUNS) $(ARGS)
