@@ -10,6 +10,7 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_a_notebook_runs(file, phantoms, tmp_path, monkeypatch):
     monkeypatch.setenv("FRACATLAS_ROOT", str(phantoms))
+    monkeypatch.setenv("FRACATLAS_EXPERIMENTS", str(REPOSITORY / "experiments"))
     notebook = nbformat.read(file, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert all(cell.get("execution_count") for cell in notebook.cells if cell.cell_type == "code")
