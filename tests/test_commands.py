@@ -186,6 +186,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(folder, phantom
     assert (run / "metrics.json").is_file()
 
 
+@pytest.mark.slow
 def test_two_processes_score_a_checkpoint_as_one_does(run, folder):
     """An odd number of images does not divide by two: a padded one would be counted twice."""
     arguments = [f"ckpt={run}/checkpoints/best.ckpt", "split_part=train"]

@@ -149,6 +149,7 @@ def test_every_run_of_a_committed_plan_composes(file):
             check(compose("train", [*options, "paths.root=.", "paths.output_dir=."]), TrainConfig)
 
 
+@pytest.mark.slow
 def test_a_plan_on_phantoms_from_command_to_table(phantoms, tmp_path, monkeypatch):
     small = [*SMALL, f"data.root={phantoms}", "trainer.max_epochs=1"]
     file = tmp_path / "small.yaml"

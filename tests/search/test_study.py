@@ -48,6 +48,7 @@ def ended(folder: Path) -> None:
     assert len(points(complete)) == len(complete)
 
 
+@pytest.mark.slow
 def test_the_study_s_search_as_it_is_typed(tmp_path, phantoms):
     status, said = sweep(tmp_path, phantoms, fake=QUICK)
     assert status == 0, said
@@ -106,6 +107,7 @@ def test_the_same_command_goes_on_until_the_total(tmp_path, phantoms):
     assert trials_of(tmp_path).equals(after)
 
 
+@pytest.mark.slow
 def test_a_search_in_pieces_draws_what_one_in_one_piece_draws(tmp_path, phantoms):
     for name, pieces in (("whole", (8,)), ("pieces", (3, 6, 8))):
         (tmp_path / name).mkdir()
