@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 # before it was DRAWN has no point that could be done again.
 REASON, DISCARDED, LEASED, DRAWN, REDO_OF = "reason", "discarded", "leased", "drawn", "redo_of"
 ATTEMPTS = 5
+STUCK = 20  # trials; where half of the last of them repeated a point, the next one is drawn uniformly
 
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used")
@@ -71,7 +72,8 @@ class OwnStream(BaseSampler):
     """A sampler that draws every point from a random stream of its own: of the seed and how many were drawn before.
 
     A search that is started again therefore neither repeats its first draws nor leaves one out, and processes with one
-    seed do not propose the same points.
+    seed do not propose the same points. Where most points of a finite space are had, a model-based sampler proposes the
+    best of them for ever; uniform draws find the rest.
 
     Args:
         make: the sampler of a seed.
@@ -86,8 +88,9 @@ class OwnStream(BaseSampler):
         """Begin the trial's stream."""
         earlier = study.get_trials(deepcopy=False)[: trial.number]
         drawn = sum(DRAWN in other.user_attrs and REDO_OF not in other.user_attrs for other in earlier)
-        stream = np.random.SeedSequence([self._seed, drawn]).generate_state(1)
-        self._sampler = self._make(int(stream[0]))
+        stream = int(np.random.SeedSequence([self._seed, drawn]).generate_state(1)[0])
+        repeated = sum(DISCARDED in other.user_attrs for other in earlier[-STUCK:])
+        self._sampler = RandomSampler(stream) if repeated >= STUCK // 2 else self._make(stream)
         self._sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -175,6 +178,12 @@ def discard(study: optuna.Study, trial: optuna.Trial, why: str) -> None:
 def is_shown(trial: FrozenTrial) -> bool:
     """Whether a trial has a row in the table: it has a point, and was not taken back."""
     return DRAWN in trial.user_attrs and DISCARDED not in trial.user_attrs
+
+
+def is_drawn(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> bool:
+    """Whether all of a trial's point can be seen. A storage reads parameters first and attributes after them, so that
+    a trial that another process is drawing may be DRAWN and lack a part of its point."""
+    return DRAWN in trial.user_attrs and trial.params.keys() >= space.keys()
 
 
 def counts(trial: FrozenTrial) -> bool:

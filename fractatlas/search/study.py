@@ -226,7 +226,7 @@ class StudySweeperImpl:
             drawing = [
                 other.number
                 for other in earlier
-                if other.state == TrialState.RUNNING and storage.DRAWN not in other.user_attrs
+                if other.state == TrialState.RUNNING and not storage.is_drawn(other, self.space)
             ]
             if not drawing:
                 return earlier

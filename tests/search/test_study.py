@@ -276,6 +276,17 @@ def test_processes_share_a_study_without_doing_a_point_twice(tmp_path, phantoms)
     assert len(set(trials[["optimizer", "dropout"]].itertuples(index=False))) == 6
 
 
+def test_a_finite_space_is_searched_to_its_last_point(tmp_path, phantoms):
+    # With this seed TPE alone proposes one of five points for ever.
+    fixed = ["optimizer.lr=1e-3", "optimizer.weight_decay=1e-3", "data.batch_size=32", "trainer.max_epochs=2", "seed=0"]
+    status, said = sweep(tmp_path, phantoms, *fixed, "hydra.sweeper.n_trials=7", fake=QUICK)
+    assert status == 1
+    assert "the search space is exhausted" in said
+    trials = trials_of(tmp_path)
+    assert list(trials["state"]) == ["complete"] * 6
+    ended(tmp_path)
+
+
 def test_a_slow_trial_is_not_taken_for_dead(tmp_path, phantoms):
     arguments = ["hydra.sweeper.n_trials=2", "hydra.sweeper.lease=2"]
     slow = start(tmp_path, phantoms, *arguments, fake={"seconds": 6})

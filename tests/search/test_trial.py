@@ -77,3 +77,22 @@ def test_every_point_is_drawn_from_its_own_stream():
     assert len(set(draws(0, 6))) == 6
     assert draws(0, 3) != draws(1, 3)
     assert draws(0, 6, accidents=True) == draws(0, 6)
+
+
+def test_a_trial_is_drawn_when_its_whole_point_can_be_seen():
+    # Read between two of its parameters and after its attribute, as another process of the search may read it.
+    axis = optuna.distributions.FloatDistribution(0, 1)
+    space = {"lr": axis, "dropout": axis}
+    seen = {"lr": 0.1, "dropout": 0.5}
+
+    def trial(drawn: bool, *names: str) -> optuna.trial.FrozenTrial:
+        return optuna.trial.create_trial(
+            state=optuna.trial.TrialState.RUNNING,
+            params={name: seen[name] for name in names},
+            distributions=dict.fromkeys(names, axis),
+            user_attrs={storage.DRAWN: True} if drawn else {},
+        )
+
+    assert storage.is_drawn(trial(True, "lr", "dropout"), space)
+    assert not storage.is_drawn(trial(True, "lr"), space)
+    assert not storage.is_drawn(trial(False, "lr", "dropout"), space)
