@@ -14,7 +14,7 @@ from fractatlas.training.run import build, train
 from tests.test_commands import command
 
 
-@pytest.mark.parametrize("family", ["densenet", "resnet"])
+@pytest.mark.parametrize("family", ["densenet", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_train_evaluate_predict_and_onnx_agree(configuration, phantoms, tmp_path, family):
     run = tmp_path / "run"
     config = configuration(run, "trainer.max_epochs=1", f"model={family}", f"model.variant={family}_tiny")

@@ -155,7 +155,14 @@ def test_finished_runs_are_shown_side_by_side(run, folder):
 
 
 @pytest.mark.fault("Ctrl-C, SIGTERM, SIGUSR1 while training", "last.ckpt, status 130 or 75, goes on")
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 75, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 75, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(folder, phantoms, tmp_path, number, status):
     arguments = [*SMALL, f"data.root={phantoms}", "trainer.max_epochs=40", "data.num_workers=2", "data.cache=false",
                  "test=false"]  # fmt: skip

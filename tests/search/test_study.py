@@ -73,7 +73,7 @@ def test_the_study_s_search_as_it_is_typed(tmp_path, phantoms):
 
 
 def test_the_winner_is_an_experiment(tmp_path, phantoms):
-    status, said = sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=4", fake=QUICK)
+    status, said = sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=3", fake=QUICK)
     assert status == 0, said
     trials = trials_of(tmp_path)
     best = trials.loc[trials["val accuracy"].idxmax()]
@@ -298,7 +298,7 @@ def test_a_slow_trial_is_not_taken_for_dead(tmp_path, phantoms):
     assert list(trials_of(tmp_path)["state"]) == ["complete", "complete"]
 
 
-@pytest.mark.parametrize("sampler", ["gp", "random", "qmc"])
+@pytest.mark.parametrize("sampler", ["gp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("random", "qmc"))])
 def test_other_samplers_by_one_override(tmp_path, phantoms, sampler):
     status, said = sweep(tmp_path, phantoms, f"hydra/sweeper/sampler={sampler}", "hydra.sweeper.n_trials=7", fake=QUICK)
     assert status == 0, said
