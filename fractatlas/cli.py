@@ -7,14 +7,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fractatlas.config import parts, typed_paths, unknown_key
+from fractatlas.config import TrainConfig, check, parts, typed_paths, unknown_key
 from fractatlas.errors import InputError
 from fractatlas.search.sweeper import StudySweeper
 from fractatlas.signals import INTERRUPTED
@@ -88,6 +90,20 @@ def prepare(arguments: Sequence[str], schema: type) -> list[str]:
     paths = set() if {"-m", "--multirun"} & set(arguments) else typed_paths(schema)
     quoted = [_quote(argument, paths) for argument in arguments]
     return quoted if folder is None else _resume(folder, quoted)
+
+
+def composed(options: Sequence[str]) -> dict[str, Any]:
+    """The checked configuration of ``train.py`` with these options, plain; its folders are those of here.
+
+    Raises:
+        InputError: an option cannot be meant.
+    """
+    try:
+        with initialize_config_dir(str(CONF)):
+            overrides = [*prepare(options, TrainConfig), "paths.root=.", "paths.output_dir=."]
+            return check(compose("train", overrides), TrainConfig)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_explain(error, TrainConfig)) from None
 
 
 def _joined(arguments: Sequence[str]) -> Iterator[str]:
@@ -180,6 +196,8 @@ def _explain(error: Exception, schema: type) -> str:
     ):
         ours = [choice for choice in match[3].split() if (CONF / match[1] / f"{choice}.yaml").is_file()]
         return f"{match[1]}={match[2]}: no such choice; there are {', '.join(ours or match[3].split())}"
+    if match := re.match(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{match[1]}: one value, or -m for a run with each; in quotes where the comma belongs to it"
     if text.startswith("Missing mandatory value"):
         return f"{error.full_key} needs a value: {error.full_key}=..."
     return " ".join(text.split("\n")[0].split())

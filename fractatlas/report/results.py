@@ -20,8 +20,10 @@ from fractatlas.report.figures import COLOURS, STYLE
 from fractatlas.report.table import STUDY
 
 SCORES = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity", "brier")
-# AUROC on FracAtlas that others report for splits without copies: a DenseNet-121 at 224 px, a ConvNeXt-T at 384 px.
+# AUROC on FracAtlas that others report, on test images of their own from splits without copies: the model cards of
+# FractureLens (DenseNet-121, 224 px) and of fracture-detection-model (ConvNeXt-T, 384 px).
 PUBLISHED = {"DenseNet-121": 0.912, "ConvNeXt-T": 0.937}
+ENSEMBLE = ", ensemble of "
 
 
 def recipe(name: str, runs: Sequence[Path]) -> list[dict[str, Any]]:
@@ -33,10 +35,11 @@ def recipe(name: str, runs: Sequence[Path]) -> list[dict[str, Any]]:
 
     Returns:
         A row for ``val`` and one for ``test``: ``recipe, model, split, input, part, seeds, n, positives,
-        majority_rate, study`` (its accuracy, 0 for none) and ``commit``; each of ``SCORES`` with the 95 % interval of
-        the mean (over bootstrap samples of groups, the same for all seeds) and the standard deviation over the seeds
-        (``_low, _high, _sd``); ``hit`` and ``hit_centre`` of the pointing game where there are heatmaps. Several seeds
-        are followed by their ensemble: the mean probability, with the threshold settled again on validation.
+        majority_rate, study`` (its accuracy on its random split, 0 for none) and ``commit``; each of ``SCORES`` with
+        the 95 % interval of the mean (over bootstrap samples of groups, the same for all seeds) and the standard
+        deviation over the seeds (``_low, _high, _sd``); ``hit`` and ``hit_centre`` of the pointing game where there are
+        heatmaps. Several seeds are followed by their ensemble: the mean probability, with the threshold settled again
+        on validation.
     """
     parts = {"val": [gather(run / "predictions.csv") for run in runs]}
     parts["test"] = [gather(run / "test" / "predictions.csv", config=one.config)
@@ -52,7 +55,7 @@ def recipe(name: str, runs: Sequence[Path]) -> list[dict[str, Any]]:
         settled = operating_point.settle(validation, instantiate(rule, _execution_whitelist_=ALLOWED), rule["_target_"])
         for part, seeds in parts.items():
             table = _mean([_table(seed, part) for seed in seeds])
-            rows.append(_row(f"{name}, ensemble of {len(runs)}", part, seeds, [table], [settled["threshold"]]))
+            rows.append(_row(f"{name}{ENSEMBLE}{len(runs)}", part, seeds, [table], [settled["threshold"]]))
     return rows
 
 
@@ -82,6 +85,22 @@ def step(name: str, runs: Sequence[Path], before: Sequence[Path]) -> dict[str, A
         row |= comparison.difference_columns(found, ("auroc", "average_precision"))
         row["kept"] = bool(row["auroc_difference"] >= 0)
     return row
+
+
+def merged(file: Path, names: Sequence[str], found: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
+    """A table as it is so far: the rows ``found`` now, and for the other names those that the file has already.
+
+    Args:
+        file: ``recipes.csv`` or ``steps.csv``; it need not exist.
+        names: of all recipes or steps, in order.
+        found: rows by name.
+    """
+    table = pd.DataFrame(columns=["recipe"])
+    if file.is_file():
+        table = pd.read_csv(file, dtype={"recipe": str, "commit": str})
+    of = table["recipe"].str.partition(ENSEMBLE)[0] if len(table) else table["recipe"]
+    rows = [found.get(name, table[of == name].to_dict("records")) for name in names]
+    return pd.DataFrame([row for several in rows for row in several])
 
 
 def write_recipes(out: Path, table: pd.DataFrame) -> None:
@@ -144,7 +163,8 @@ def steps_markdown(table: pd.DataFrame) -> str:
 
 
 NOTE = (
-    "Means over seeds, in brackets 95 % bootstrap intervals over groups of images; ± standard deviation over seeds.\n"
+    "Means over seeds; in brackets 95 % bootstrap intervals over groups of images, and p values of the same samples, "
+    "for these seeds: how far seeds differ is in the ± alone, their standard deviation.\n"
 )
 
 
@@ -154,17 +174,18 @@ def _row(
     weights, first, config = draws(tables[0]["group"]), tables[0], seeds[0].config
     values = comparison.seed_means(tables, thresholds, weights)
     positives = int(first["label"].sum())
+    split = config["split"]["_target_"].rpartition(".")[2].removesuffix("_split")
     row = {
         "recipe": name,
         "model": seeds[0].record["model"],
-        "split": config["split"]["_target_"].rpartition(".")[2].removesuffix("_split"),
+        "split": split,
         "input": _input(config["preprocess"]),
         "part": part,
         "seeds": len(seeds),
         "n": len(first),
         "positives": positives,
         "majority_rate": max(positives, len(first) - positives) / len(first),
-        "study": STUDY.get(config["task_name"], {}).get(part, 0.0),
+        "study": STUDY.get(config["task_name"], {}).get(part, 0.0) if split == "random" else 0.0,
         "commit": " ".join(sorted({seed.record["versions"]["commit"] for seed in seeds})),
     }
     single = metrics.intervals(first, thresholds[0], weights) if len(tables) == 1 else {}

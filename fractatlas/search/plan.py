@@ -1,30 +1,34 @@
-"""The runs of an experiment and its table: ``python -m fractatlas.search.plan experiments/01_baseline/cpu.yaml``.
+"""The runs of an experiment and its table: ``python -m fractatlas.search.plan experiments/01_baseline/full.yaml``.
 
 A plan has ``seeds``, ``common`` (options of ``train.py`` for every run), and either or both of
 
-- ``recipes``, a name and options each: trained under every seed, then the test part scored, all seeds in one pass;
+- ``recipes``, a name and options each: trained under every seed; only then is the test part scored, once a seed;
 - ``steps``, likewise, each on top of the ones before it that were kept. A step is kept unless the mean validation AUROC
   over the seeds is lower with it. The test part is not read.
 
 Runs lie in ``logs/plans/<experiment>/<plan>/<name>/seed_<n>`` and are gone on with where they were left. Tables and
-figures are written beside the plan, into ``<experiment>/<plan>/``, and again after every recipe and step.
+figures are written beside the plan, into ``<experiment>/<plan>/``, and again after every recipe and step; rows of
+recipes and steps that are not there yet, or not asked for, stay as they are.
 """
 
 import argparse
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 import yaml
+from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
+from fractatlas.cli import composed
 from fractatlas.config import Count, Strict
 from fractatlas.errors import InputError
 from fractatlas.report import results
 from fractatlas.search.runs import score_test, train
+from fractatlas.signals import INTERRUPTED
 
 
 @dataclass
@@ -39,6 +43,19 @@ class Plan(Strict):
     def __post_init__(self):
         if not self.seeds or not (self.recipes or self.steps):
             raise ValueError("a plan needs a seed, and a recipe or a step")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("a seed is there twice")
+        folders: dict[str, str] = {}
+        for name in [*self.steps, *self.recipes]:
+            if not folder_of(name) or (other := folders.setdefault(folder_of(name), name)) != name:
+                raise ValueError(f"{name!r}: needs a letter or digit" if not folder_of(name) else
+                                 f"{name!r} and {other!r} would share a folder")  # fmt: skip
+        if both := self.steps.keys() & self.recipes.keys():
+            raise ValueError(f"{min(both)!r} is a step and a recipe: give them two names")
+        for option in [*self.common, *(option for options in [*self.steps.values(), *self.recipes.values()]
+                                       for option in options)]:  # fmt: skip
+            if option.startswith(("-", "hydra.", "seed=", "test=", "resume=")):
+                raise ValueError(f"{option}: is the plan's to say, not an option's")
 
 
 def read_plan(path: Path) -> Plan:
@@ -48,44 +65,71 @@ def read_plan(path: Path) -> Plan:
         InputError: the file is no plan.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # OmegaConf's reader, because it refuses a name that is there twice.
+        content = OmegaConf.to_container(OmegaConf.load(path))
         return TypeAdapter(Plan).validate_python({"common": [], "recipes": {}, "steps": {}} | content)
     except (OSError, UnicodeDecodeError, TypeError, yaml.YAMLError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not YAML with seeds, recipes, steps"
-        raise InputError(f"{path}: {reason}") from None
+        mark = getattr(error, "problem_mark", None)
+        reason = f"line {mark.line + 1}: {error.problem}" if mark else getattr(error, "strerror", None)
+        raise InputError(f"{path}: {reason or 'not YAML with seeds, recipes, steps'}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        where, said = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        if first["type"] == "unexpected_keyword_argument":
+            said = f"unknown key; a plan has {', '.join(field.name for field in fields(Plan))}"
+        raise InputError(": ".join(filter(None, [str(path), where, said]))) from None
 
 
-def carry_out(plan: Plan, out: Path, logs: Path) -> None:
+def check_options(plan: Plan) -> None:
+    """Compose every run of a plan, each step on top of all before it, before any of them is trained.
+
+    Raises:
+        InputError: an option cannot be meant; names the recipe or step.
+    """
+    kept: list[str] = []
+    runs = {name: combine(plan.common, options) for name, options in plan.recipes.items()}
+    for name, options in plan.steps.items():
+        kept = combine(kept, options)
+        runs[name] = combine(plan.common, kept)
+    for name, options in runs.items():
+        try:
+            composed(options)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+
+
+def carry_out(plan: Plan, out: Path, logs: Path, only: Collection[str] = ()) -> None:
     """Train, score and tabulate all that a plan lists.
 
     Args:
         plan: of ``read_plan``.
         out: the folder for ``recipes.csv, recipes.md``, ``steps.csv, steps.md`` and the figures.
         logs: the folder for the runs.
+        only: the names of recipes, and of steps with those that they stand on; none for all.
 
     Raises:
         InputError: a run failed, or was begun with other settings.
+        SystemExit: this process was asked to stop.
     """
     kept: list[str] = []
     before: list[Path] = []
-    rows = []
-    for name, options in plan.steps.items():
+    found: dict[str, list[dict[str, Any]]] = {}
+    steps = list(plan.steps.items())
+    last = max((number for number, (name, _) in enumerate(steps) if name in only), default=-1) if only else len(steps)
+    for name, options in steps[: last + 1]:
         runs = _train(plan, logs, name, combine(plan.common, kept, options))
         row = results.step(name, runs, before)
         if row["kept"]:
             kept, before = combine(kept, options), runs
-        rows.append(row)
-        results.write_steps(out, pd.DataFrame(rows))
-    rows = []
-    for name, options in plan.recipes.items():
-        runs = _train(plan, logs, name, combine(plan.common, options))
+        found[name] = [row]
+        results.write_steps(out, results.merged(out / "steps.csv", list(plan.steps), found))
+    found = {}
+    for name in [name for name in plan.recipes if name in only or not only]:
+        runs = _train(plan, logs, name, combine(plan.common, plan.recipes[name]))
         for run in runs:
             score_test(run)
-        rows += results.recipe(name, runs)
-        results.write_recipes(out, pd.DataFrame(rows))
+        found[name] = results.recipe(name, runs)
+        results.write_recipes(out, results.merged(out / "recipes.csv", list(plan.recipes), found))
 
 
 def combine(*several: Sequence[str]) -> list[str]:
@@ -98,8 +142,13 @@ def combine(*several: Sequence[str]) -> list[str]:
     return list(merged.values())
 
 
+def folder_of(name: str) -> str:
+    """The folder of a recipe's or step's runs: its name in small letters, digits and underscores."""
+    return re.sub(r"\W+", "_", name).strip("_").lower()
+
+
 def _train(plan: Plan, logs: Path, name: str, options: Sequence[str]) -> list[Path]:
-    runs = [logs / re.sub(r"\W+", "_", name).strip("_").lower() / f"seed_{seed}" for seed in plan.seeds]
+    runs = [logs / folder_of(name) / f"seed_{seed}" for seed in plan.seeds]
     for seed, run in zip(plan.seeds, runs, strict=True):
         train(run, *options, f"seed={seed}")
     return runs
@@ -117,26 +166,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         plan, path = read_plan(options.plan), options.plan.absolute()
-        if options.only:
-            plan = _only(plan, options.only, options.plan)
+        names, only = [*plan.steps, *plan.recipes], options.only or ()
+        if unknown := [name for name in only if name not in names]:
+            raise InputError(f"{options.plan} has no {unknown[0]!r}; it has {', '.join(names)}")
+        check_options(plan)
         out = options.out or path.with_suffix("")
-        carry_out(plan, out, options.logs or Path("logs/plans") / path.parent.name / path.stem)
+        out.mkdir(parents=True, exist_ok=True)
+        carry_out(plan, out, options.logs or Path("logs/plans") / path.parent.name / path.stem, only)
     except InputError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
+        print("interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     for file in sorted(out.glob("*.md")):
         print(file.read_text(encoding="utf-8"))
     print(f"Tables and figures: {out}")
-
-
-def _only(plan: Plan, names: Sequence[str], path: Path) -> Plan:
-    if unknown := [name for name in names if name not in {*plan.recipes, *plan.steps}]:
-        raise InputError(f"{path} has no {unknown[0]!r}; it has {', '.join({**plan.steps, **plan.recipes})}")
-    chosen = {name: options for name, options in plan.recipes.items() if name in names}
-    # A step stands on those before it.
-    last = max((number for number, name in enumerate(plan.steps) if name in names), default=-1)
-    return Plan(plan.seeds, plan.common, chosen, dict(list(plan.steps.items())[: last + 1]))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 import fractatlas
+from fractatlas.cli import prepare
+from fractatlas.config import TrainConfig
 from fractatlas.errors import InputError
+from fractatlas.signals import INTERRUPTED, REQUESTS, STOPPED, handlers
 
 SCRIPTS = Path(fractatlas.__file__).parents[1]
 
@@ -21,20 +26,22 @@ def train(run: Path, *options: str) -> None:
 
     Raises:
         InputError: the folder was begun with other options, or the run failed.
+        SystemExit: as of ``_run``.
     """
-    begun = run / ".hydra" / "overrides.yaml"
-    if begun.is_file():
-        earlier = yaml.safe_load(begun.read_text(encoding="utf-8"))
-        asked = [option for option in (*options, "test=false") if not option.startswith(("hydra.", "--"))]
+    begun = (run / "split.csv").is_file()  # without it nothing but the command was read
+    if begun:
+        earlier = yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+        asked = prepare([*options, "test=false"], TrainConfig)
+        asked = [option for option in asked if not option.startswith(("hydra.", "--"))]
         if sorted(earlier) != sorted(asked):
             differing = " ".join(sorted({*earlier} ^ {*asked}))
             raise InputError(f"{run} was begun with other settings ({differing}); move it away to begin anew")
     if (run / "metrics.json").is_file():
         return
-    if begun.is_file():
-        _run("train.py", f"resume={run}")
+    if begun:
+        _run(run, "train.py", f"resume={run}")
     else:
-        _run("train.py", *options, "test=false", f"hydra.run.dir={run}")
+        _run(run, "train.py", *options, "test=false", f"hydra.run.dir={run}")
 
 
 def score_test(run: Path) -> Path:
@@ -42,14 +49,35 @@ def score_test(run: Path) -> Path:
 
     Raises:
         InputError: that failed.
+        SystemExit: as of ``_run``.
     """
     if not (run / "test" / "metrics.json").is_file():
         checkpoint = run / "checkpoints" / "best.ckpt"
-        _run("evaluate.py", f"ckpt={checkpoint}", "split_part=test", f"hydra.run.dir={run / 'test'}")
+        _run(run, "evaluate.py", f"ckpt={checkpoint}", "split_part=test", f"hydra.run.dir={run / 'test'}")
     return run / "test"
 
 
-def _run(script: str, *arguments: str) -> None:
-    ended = subprocess.run([sys.executable, str(SCRIPTS / script), *arguments], check=False).returncode
-    if ended:
-        raise InputError(f"{script} {' '.join(arguments)} ended with status {ended}; the same command goes on")
+def _run(run: Path, script: str, *arguments: str) -> None:
+    """Run an entry point, and let it end in its own way when this process is asked to stop.
+
+    Raises:
+        InputError: it failed; it has said why.
+        SystemExit: with ``INTERRUPTED`` or ``STOPPED``, once it has ended.
+    """
+    asked: list[int] = []
+
+    def forward(number: int, frame: Any) -> None:
+        asked.append(STOPPED)
+        child.send_signal(number)
+
+    with subprocess.Popen([sys.executable, str(SCRIPTS / script), *arguments]) as child, handlers(forward, REQUESTS):
+        while child.returncode is None:
+            with suppress(KeyboardInterrupt):  # which a terminal has sent to the child, too
+                child.wait()
+                break
+            asked.append(INTERRUPTED)
+    if asked or child.returncode in (INTERRUPTED, STOPPED):
+        print("stopped; the same command goes on", file=sys.stderr)
+        sys.exit(asked[0] if asked else child.returncode)
+    if child.returncode:
+        raise InputError(f"{run}: {script} ended with status {child.returncode}, and says above why; then again")

@@ -1,4 +1,4 @@
-"""What an ImageNet trunk, frozen, tells of fractures: ``python -m fractatlas.training.probe OPTIONS [OPTIONS ...]``.
+"""What a frozen trunk tells of fractures: ``python -m fractatlas.training.probe OPTIONS [OPTIONS ...]``.
 
 One pass of the training and validation parts through the trunk, then logistic regression on its pooled features,
 cross-fitted: every image is scored by a model that was fitted on the groups of the four other fifths. Costs minutes
@@ -7,6 +7,7 @@ where fine-tuning costs hours, and says which input size, crop and pooling are w
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,22 +16,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from fractatlas.cli import CONF
-from fractatlas.config import TrainConfig, check
+from fractatlas.cli import composed
 from fractatlas.errors import InputError
 from fractatlas.evaluation import comparison, metrics
 from fractatlas.files import whole, write_csv
 from fractatlas.models.backbones import Backbone
 from fractatlas.progress import track
+from fractatlas.signals import INTERRUPTED
 from fractatlas.training.run import build, build_data
 
 FOLDS = 5
@@ -150,7 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     found: dict[tuple[str, str], pd.DataFrame] = {}
     try:
-        configs = {options: _composed(options.split()) for options in asked.options}
+        configs = {options: composed(shlex.split(options)) for options in asked.options}
+        asked.out.mkdir(parents=True, exist_ok=True)
         for options, config in configs.items():
             found |= {(options, pooling): table for pooling, table in probe(config).items()}
             table = tabulate(found)
@@ -159,18 +158,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 temporary.write_text(markdown(table), encoding="utf-8")
     except InputError as error:
         sys.exit(f"error: {error}")
-    except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
-        sys.exit("interrupted")
+        print("interrupted; probe.csv holds what was finished", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     print(markdown(table))
     print(f"Cross-fitted over {FOLDS} folds of groups, training and validation parts: {asked.out / 'probe.csv'}")
-
-
-def _composed(options: Sequence[str]) -> dict[str, Any]:
-    with initialize_config_dir(str(CONF)):
-        config = compose("train", overrides=[*options, "paths.root=.", "paths.output_dir=."])
-    return check(config, TrainConfig)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +37,7 @@ def commands(monkeypatch) -> list[tuple]:
     """The commands that were run; each leaves what the real one leaves, better by what ``quality=`` says."""
     ran = []
 
-    def run(script: str, *arguments: str) -> None:
+    def run(run: Path, script: str, *arguments: str) -> None:
         ran.append((script, *arguments))
         options = dict(argument.split("=", 1) for argument in arguments)
         folder = Path(options["hydra.run.dir"])
@@ -44,7 +49,8 @@ def commands(monkeypatch) -> list[tuple]:
         )
         table = pd.DataFrame({"image_id": [f"{part}{n}" for n in range(80)], "group": np.arange(80), "split": part,
                               "label": labels, "probability": probability})  # fmt: skip
-        (folder / ".hydra").mkdir(parents=True)
+        (folder / ".hydra").mkdir(parents=True, exist_ok=True)
+        (folder / "split.csv").touch()
         table.to_csv(folder / "predictions.csv", index=False)
         asked = [argument for argument in arguments if not argument.startswith("hydra.")]
         (folder / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump(asked))
@@ -108,16 +114,90 @@ def test_a_mean_over_seeds_is_the_mean_of_their_scores(written, commands, tmp_pa
     assert both["auroc_high"] - both["auroc_low"] < one["auroc_high"] - one["auroc_low"] + 0.05
 
 
+def test_rows_that_are_not_asked_for_stay_as_they_are(written, commands, tmp_path):
+    steps = {"start": ["quality=0.1"], "better": ["quality=0.3"]}
+    plan = plans.read_plan(written(seeds=[0, 1], recipes={"A": ["x=1"], "B, b": ["x=2"], "C": []}, steps=steps))
+    out, logs = tmp_path / "out", tmp_path / "logs"
+    plans.carry_out(plan, out, logs, only=["B, b"])
+    assert not (out / "steps.csv").exists()
+    assert set(pd.read_csv(out / "recipes.csv")["recipe"]) == {"B, b", "B, b, ensemble of 2"}
+    plans.carry_out(plan, out, logs, only=["C", "start"])
+    assert list(pd.read_csv(out / "steps.csv")["recipe"]) == ["start"]
+    plans.carry_out(plan, out, logs)
+    whole = {file.name: file.read_text() for file in out.glob("*.[cm]*")}
+    count = len(commands)
+    plans.carry_out(plan, out, logs, only=["A", "start"])
+    assert {file.name: file.read_text() for file in out.glob("*.[cm]*")} == whole
+    assert list(pd.read_csv(out / "recipes.csv")["recipe"].str[0].unique()) == ["A", "B", "C"]
+    assert len(commands) == count
+
+
+def test_a_mistake_that_was_mended_is_no_other_setting(written, commands, tmp_path):
+    refused = tmp_path / "logs" / "a" / "seed_0" / ".hydra"  # what a value that the schema refuses leaves
+    refused.mkdir(parents=True)
+    (refused / "overrides.yaml").write_text("[x=0, seed=0, test=false]")
+    plans.carry_out(plans.read_plan(written(seeds=[0], recipes={"A": ["x=1"]})), tmp_path / "out", tmp_path / "logs")
+    assert commands[0][1] == "x=1"
+
+
+@pytest.mark.fault("Ctrl-C or SIGTERM while a plan trains", "the run under way is let stop in its own way")
+@pytest.mark.parametrize(("number", "everyone", "status"), [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 75)])
+def test_a_plan_that_is_asked_to_stop_lets_its_run_stop(tmp_path, number, everyone, status):
+    (tmp_path / "train.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "def stop(number, frame):\n"
+        "    time.sleep(1)\n"  # longer than subprocess.run waits
+        "    pathlib.Path('saved').touch()\n"
+        "    sys.exit({signal.SIGINT: 130, signal.SIGTERM: 75}[number])\n"
+        "for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, stop)\n"
+        "pathlib.Path('begun').touch()\n"
+        "time.sleep(60)\n"
+    )
+    code = (
+        "import pathlib, signal; from fractatlas.search import runs; runs.SCRIPTS = pathlib.Path('.')\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "runs.train(pathlib.Path('run'))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        while not (tmp_path / "begun").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        (os.killpg if everyone else os.kill)(process.pid, number)
+        said = process.stderr.read()
+    assert process.returncode == status
+    assert said == "stopped; the same command goes on\n"
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_trained(written, commands, tmp_path):
+    plan = written(seeds=[0], recipes={"A": []})
+    with pytest.raises(SystemExit, match="Not a directory"):
+        plans.main([str(plan), "--out", str(plan / "out")])
+    assert not commands
+
+
 @pytest.mark.fault("a plan that is none", "refused in one line")
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "not YAML"),
-        ("seeds: [0", "not YAML"),
+        ("", "seeds: Field required"),
+        ("- a", "not YAML"),
+        ("seeds: [0", "line "),
+        ("seeds: [0]\nrecipes: {A: [], A: []}", "duplicate key A"),
+        ("seeds: [0, 0]\nrecipes: {A: []}", "a seed is there twice"),
+        ("seeds: [0]\nrecipes: {a b: [], a-b: []}", "'a-b' and 'a b' would share a folder"),
+        ("seeds: [0]\nrecipes: {'...': []}", "needs a letter or digit"),
+        ("seeds: [0]\nrecipes: {A: []}\nsteps: {A: []}", "is a step and a recipe"),
+        ("seeds: [0]\nrecipes: {A: [test=true]}", "test=true: is the plan's to say"),
+        ("seeds: [0]\nrecipes: {A: ['optimizer.lr=1,2']}", "A: optimizer.lr=1,2: one value, or -m"),
+        ("seeds: [0]\nrecipes: {A: []}\nsteps: {B: [optimizer.lrr=1]}", "B: unknown key 'optimizer.lrr'"),
         ("seeds: []\nrecipes: {A: []}", "needs a seed"),
         ("seeds: [0]", "a recipe or a step"),
         ("seeds: [x]\nrecipes: {A: []}", "seeds.0"),
-        ("seeds: [0]\nrecipe: {A: []}", "recipe: Unexpected keyword"),
+        ("seeds: [0]\nrecipe: {A: []}", "recipe: unknown key; a plan has seeds, common, recipes, steps"),
     ],
 )
 def test_what_is_no_plan_is_refused_in_one_line(tmp_path, text, says, monkeypatch):
@@ -135,18 +215,7 @@ def test_a_recipe_that_is_not_in_the_plan_is_refused_with_those_that_are(written
 
 @pytest.mark.parametrize("file", PLANS, ids=lambda file: f"{file.parent.name}/{file.stem}")
 def test_every_run_of_a_committed_plan_composes(file):
-    from hydra import compose, initialize_config_dir
-
-    from fractatlas.config import TrainConfig, check
-
-    plan, kept = plans.read_plan(file), []
-    asked = [plans.combine(plan.common, options) for options in plan.recipes.values()]
-    for options in plan.steps.values():
-        kept = plans.combine(kept, options)
-        asked.append(plans.combine(plan.common, kept))
-    with initialize_config_dir(str(REPOSITORY / "conf")):
-        for options in asked:
-            check(compose("train", [*options, "paths.root=.", "paths.output_dir=."]), TrainConfig)
+    plans.check_options(plans.read_plan(file))
 
 
 @pytest.mark.slow
