@@ -55,6 +55,8 @@ search: setup  ## Step 2: 15 trials, the winner again over SEEDS=3 seeds, the te
 full-results: setup  ## Every table of experiments/ at full size, three seeds each: hours on a GPU; again: goes on
 	$(RUN) -m fractatlas.search.plan experiments/01_baseline/full.yaml
 	$(MAKE) search DENSENET=densenet169
+	mkdir -p experiments/02_hparam_search/full
+	cp $(addprefix logs/search/densenet169_fracatlas/,trials.csv trials.md refit/test.csv refit/test.md) experiments/02_hparam_search/full
 	$(RUN) -m fractatlas.training.probe --out experiments/03_stronger/probe \
 	    "model.variant=densenet169 preprocess=study" \
 	    "model.variant=densenet169 preprocess=letterbox preprocess.size=320" \
