@@ -12,6 +12,7 @@ recipes and steps that are not there yet, or not asked for, stay as they are.
 """
 
 import argparse
+import itertools
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -21,6 +22,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
 from fractatlas.cli import composed
@@ -45,17 +47,17 @@ class Plan(Strict):
             raise ValueError("a plan needs a seed, and a recipe or a step")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a seed is there twice")
-        folders: dict[str, str] = {}
-        for name in [*self.steps, *self.recipes]:
-            if not folder_of(name) or (other := folders.setdefault(folder_of(name), name)) != name:
-                raise ValueError(f"{name!r}: needs a letter or digit" if not folder_of(name) else
-                                 f"{name!r} and {other!r} would share a folder")  # fmt: skip
         if both := self.steps.keys() & self.recipes.keys():
             raise ValueError(f"{min(both)!r} is a step and a recipe: give them two names")
-        for option in [*self.common, *(option for options in [*self.steps.values(), *self.recipes.values()]
-                                       for option in options)]:  # fmt: skip
+        folders: dict[str, str] = {}
+        for name in [*self.steps, *self.recipes]:
+            if not folder_of(name):
+                raise ValueError(f"{name!r} needs a letter or a digit")
+            if (other := folders.setdefault(folder_of(name), name)) != name:
+                raise ValueError(f"{name!r} and {other!r} would share a folder")
+        for option in itertools.chain(self.common, *self.steps.values(), *self.recipes.values()):
             if option.startswith(("-", "hydra.", "seed=", "test=", "resume=")):
-                raise ValueError(f"{option}: is the plan's to say, not an option's")
+                raise ValueError(f"{option} is the plan's to say, not an option's")
 
 
 def read_plan(path: Path) -> Plan:
@@ -68,7 +70,7 @@ def read_plan(path: Path) -> Plan:
         # OmegaConf's reader, because it refuses a name that is there twice.
         content = OmegaConf.to_container(OmegaConf.load(path))
         return TypeAdapter(Plan).validate_python({"common": [], "recipes": {}, "steps": {}} | content)
-    except (OSError, UnicodeDecodeError, TypeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
         mark = getattr(error, "problem_mark", None)
         reason = f"line {mark.line + 1}: {error.problem}" if mark else getattr(error, "strerror", None)
         raise InputError(f"{path}: {reason or 'not YAML with seeds, recipes, steps'}") from None
