@@ -106,13 +106,13 @@ def merged(file: Path, names: Sequence[str], found: dict[str, list[dict[str, Any
 def write_recipes(out: Path, table: pd.DataFrame) -> None:
     """Write ``recipes.csv``, ``recipes.md`` and ``recipes.png``, each whole."""
     _write(out / "recipes.csv", table, recipes_markdown(table))
-    _draw(out / "recipes.png", table, [f"{row.recipe} ({row.part})" for row in table.itertuples()])
+    _draw(out / "recipes.png", table, [f"{row.recipe} ({row.part})" for row in table.itertuples()], PUBLISHED)
 
 
 def write_steps(out: Path, table: pd.DataFrame) -> None:
     """Write ``steps.csv``, ``steps.md`` and ``steps.png``, each whole."""
     _write(out / "steps.csv", table, steps_markdown(table))
-    _draw(out / "steps.png", table, list(table["recipe"]))
+    _draw(out / "steps.png", table, list(table["recipe"]), {})
 
 
 def recipes_markdown(table: pd.DataFrame) -> str:
@@ -232,7 +232,7 @@ def _write(csv: Path, table: pd.DataFrame, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _draw(path: Path, table: pd.DataFrame, names: Sequence[str]) -> None:
+def _draw(path: Path, table: pd.DataFrame, names: Sequence[str], published: dict[str, float]) -> None:
     """AUROC and average precision of each row with their intervals, beside what others report."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 1.1 + 0.27 * len(table)), layout="constrained")
@@ -246,7 +246,7 @@ def _draw(path: Path, table: pd.DataFrame, names: Sequence[str]) -> None:
                 axes.plot([row[f"{score}_low"], row[f"{score}_high"]], [place, place], color=colour)
                 axes.plot(row[score], place, "o", color=colour, markersize=5)
             if score == "auroc":
-                for name, value in PUBLISHED.items():
+                for name, value in published.items():
                     axes.axvline(value, color="#bc4c00", linestyle=":", linewidth=1, zorder=0)
                     axes.annotate(name, (value, len(table) - 0.4), rotation=30, fontsize=7, color="#bc4c00")
             axes.set(xlabel=title, ylim=(-0.7, len(table) - 0.3))
