@@ -12,7 +12,9 @@ def test_a_notebook_runs(file, phantoms, tmp_path, monkeypatch):
     monkeypatch.setenv("FRACATLAS_ROOT", str(phantoms))
     monkeypatch.setenv("FRACATLAS_EXPERIMENTS", str(REPOSITORY / "experiments"))
     notebook = nbformat.read(file, as_version=4)
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(
+        notebook, timeout=300, startup_timeout=300, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     assert all(cell.get("execution_count") for cell in notebook.cells if cell.cell_type == "code")
 
 
