@@ -16,10 +16,10 @@ from tests.conftest import REPOSITORY, SMALL
 PLAIN = {key: value for key, value in os.environ.items() if not key.startswith("FRACATLAS_")}
 
 
-def command(script: str, *arguments: str, folder: Path, **more) -> subprocess.CompletedProcess:
+def command(script: str, *arguments: str, folder: Path, timeout: int = 300, **more) -> subprocess.CompletedProcess:
     """Run a script of the repository in ``folder``."""
     line = [sys.executable, str(REPOSITORY / script), *arguments]
-    return subprocess.run(line, cwd=folder, env=PLAIN, capture_output=True, text=True, timeout=300, **more)
+    return subprocess.run(line, cwd=folder, env=PLAIN, capture_output=True, text=True, timeout=timeout, **more)
 
 
 def refused(result: subprocess.CompletedProcess, lines: int = 1) -> str:
@@ -237,9 +237,10 @@ def test_every_debug_run_runs(folder, choice, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a whole training, beside whatever else the machine does
 @pytest.mark.parametrize("family", ["resnet", "densenet"])
 def test_the_demo_learns(family, tmp_path):
-    result = command("train.py", f"experiment=demo_{family}", "trainer=cpu", folder=tmp_path)
+    result = command("train.py", f"experiment=demo_{family}", "trainer=cpu", folder=tmp_path, timeout=1100)
     assert result.returncode == 0, result.stderr
     (file,) = tmp_path.glob("logs/*/runs/*/metrics.json")
     assert json.loads(file.read_text())["test"]["auroc"]["value"] >= 0.9

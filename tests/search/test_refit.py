@@ -22,7 +22,7 @@ def commands(monkeypatch) -> list[tuple]:
     """The commands that were run; each leaves what the real one leaves."""
     ran = []
 
-    def run(script: str, *arguments: str) -> None:
+    def run(run: Path, script: str, *arguments: str) -> None:
         ran.append((script, *arguments))
         options = dict(argument.split("=", 1) for argument in arguments)
         folder = Path(options["hydra.run.dir"])
