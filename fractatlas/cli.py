@@ -38,8 +38,10 @@ def command_line(schema: type) -> Iterator[None]:
 
 
 @contextmanager
-def one_line_errors(schema: type) -> Iterator[None]:
-    """Turn what a user can mend into one line on stderr and exit status 1.
+def one_line_errors(
+    schema: type, interrupted: str = "interrupted: nothing half written, nothing to resume"
+) -> Iterator[None]:
+    """Turn what a user can mend into one line on stderr and exit status 1, Ctrl-C into ``interrupted`` and 130.
 
     Wrapped around the job as well as around Hydra, because Hydra adds a line of its own to an exception that
     leaves the job.
@@ -55,7 +57,7 @@ def one_line_errors(schema: type) -> Iterator[None]:
     except OSError as error:
         sys.exit(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
     except KeyboardInterrupt:
-        print("interrupted: nothing half written, nothing to resume", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 

@@ -14,7 +14,6 @@ recipes and steps that are not there yet, or not asked for, stay as they are.
 import argparse
 import itertools
 import re
-import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,12 +24,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
-from fractatlas.cli import composed
-from fractatlas.config import Count, Strict
+from fractatlas.cli import composed, one_line_errors
+from fractatlas.config import Count, Strict, TrainConfig
 from fractatlas.errors import InputError
 from fractatlas.report import results
 from fractatlas.search.runs import score_test, train
-from fractatlas.signals import INTERRUPTED
 
 
 @dataclass
@@ -166,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="where the tables go (a folder named as the plan, beside it)")
     parser.add_argument("--logs", type=Path, help="where the runs go (logs/plans/<experiment>/<plan>)")
     options = parser.parse_args(arguments)
-    try:
+    with one_line_errors(TrainConfig, "interrupted; the same command goes on"):
         plan, path = read_plan(options.plan), options.plan.absolute()
         names, only = [*plan.steps, *plan.recipes], options.only or ()
         if unknown := [name for name in only if name not in names]:
@@ -175,13 +173,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out = options.out or path.with_suffix("")
         out.mkdir(parents=True, exist_ok=True)
         carry_out(plan, out, options.logs or Path("logs/plans") / path.parent.name / path.stem, only)
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(INTERRUPTED)
     for file in sorted(out.glob("*.md")):
         print(file.read_text(encoding="utf-8"))
     print(f"Tables and figures: {out}")

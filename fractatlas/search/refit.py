@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from fractatlas.cli import one_line_errors
+from fractatlas.config import TrainConfig
 from fractatlas.errors import InputError
 from fractatlas.files import whole, write_csv
 from fractatlas.search.runs import score_test, train
@@ -79,12 +81,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.seeds < 1:
         sys.exit("error: --seeds: should be at least 1")
-    try:
+    with one_line_errors(TrainConfig, "interrupted; the same command goes on"):
         table = refit(arguments.study, arguments.seeds)
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
     print(markdown(table))
     print(
         f"Test part, {len(table)} seeds, scored once. In brackets 95 % bootstrap intervals. {arguments.study / 'refit'}"

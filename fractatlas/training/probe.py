@@ -8,7 +8,6 @@ where fine-tuning costs hours, and says which input size, crop and pooling are w
 import argparse
 import logging
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from fractatlas.cli import composed
-from fractatlas.errors import InputError
+from fractatlas.cli import composed, one_line_errors
+from fractatlas.config import TrainConfig
 from fractatlas.evaluation import comparison, metrics
 from fractatlas.files import whole, write_csv
 from fractatlas.models.backbones import Backbone
 from fractatlas.progress import track
-from fractatlas.signals import INTERRUPTED
 from fractatlas.training.run import build, build_data
 
 FOLDS = 5
@@ -147,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     found: dict[tuple[str, str], pd.DataFrame] = {}
-    try:
+    with one_line_errors(TrainConfig, "interrupted; probe.csv holds what was finished"):
         configs = {options: composed(shlex.split(options)) for options in asked.options}
         asked.out.mkdir(parents=True, exist_ok=True)
         for options, config in configs.items():
@@ -156,13 +154,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_csv(asked.out / "probe.csv", table)
             with whole(asked.out / "probe.md") as temporary:
                 temporary.write_text(markdown(table), encoding="utf-8")
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {error.filename}: {error.strerror}")
-    except KeyboardInterrupt:
-        print("interrupted; probe.csv holds what was finished", file=sys.stderr)
-        sys.exit(INTERRUPTED)
     print(markdown(table))
     print(f"Cross-fitted over {FOLDS} folds of groups, training and validation parts: {asked.out / 'probe.csv'}")
 
