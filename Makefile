@@ -2,25 +2,26 @@
 .SUFFIXES:
 PYTHON ?= python3
 RUN := .venv/bin/python
+FRACTATLAS := .venv/bin/fractatlas
 RESNET ?= resnet50
 DENSENET ?= densenet121
 DATA ?= fracatlas
-SEEDS ?= 3
 RUNS ?= logs/baseline_resnet logs/baseline_densenet
+FAULT_TABLE ?= tests/README.md
 ARGS ?=
-# What is searched on each data set, and the name of the study, as conf/hydra/sweeper/study.yaml would give it.
+# The options of the search on each data set, and the study names that conf/hydra/sweeper/resumable.yaml gives them.
 SEARCHED_fracatlas := model.variant=$(DENSENET)
 SEARCHED_phantom := experiment=demo_densenet
 STUDY_fracatlas := $(DENSENET)_fracatlas
 STUDY_phantom := densenet_tiny_phantom
 STUDY ?= $(STUDY_$(DATA))
 
-.PHONY: help setup lock demo data baseline search full-results report tensorboard test faults dependencies lint bench clean
+.PHONY: help setup lock demo data baseline search full-results report tensorboard test integration test-all faults dependencies lint docs bench clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: .venv/.ready  ## Create .venv with the pinned dependencies; nothing to do when they are there
+setup: .venv/.ready  ## Create .venv with the pinned dependencies, unless it is up to date
 
 .venv/.ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11; name another with PYTHON=..."; exit 1; }
@@ -34,62 +35,76 @@ lock:  ## Renew the pins in requirements.txt from pyproject.toml
 	.venv/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras --generate-hashes --custom-compile-command "make lock" --output-file requirements.txt pyproject.toml
 
 demo: setup  ## The whole pipeline on generated phantoms: no download, no GPU, about three minutes
-	$(RUN) train.py experiment=demo_resnet $(ARGS)
-	$(RUN) train.py experiment=demo_densenet $(ARGS)
-	@$(RUN) -m fractatlas.report.table logs/demo_resnet logs/demo_densenet
+	$(FRACTATLAS) train experiment=demo_resnet $(ARGS)
+	$(FRACTATLAS) train experiment=demo_densenet $(ARGS)
+	@$(FRACTATLAS) table logs/demo_resnet logs/demo_densenet
 	@echo "Curves, images, hyperparameters: .venv/bin/tensorboard --logdir logs"
 
-data: setup  ## Fetch, verify, unpack and audit FracAtlas (FRACATLAS_ROOT=data/FracAtlas ARGS="--archive FILE")
-	$(RUN) -m fractatlas.data.download $(ARGS)
-	$(RUN) -m fractatlas.data.audit
+data: setup  ## Download, verify, unpack and audit FracAtlas (FRACATLAS_ROOT=data/FracAtlas ARGS="--archive FILE")
+	$(FRACTATLAS) data download $(ARGS)
+	$(FRACTATLAS) data audit
 
-baseline: setup  ## Step 1 of the study on FracAtlas (RESNET=resnet50 DENSENET=densenet121 FRACATLAS_ROOT= FRACATLAS_WEIGHTS=)
-	$(RUN) train.py experiment=baseline_resnet model.variant=$(RESNET) $(ARGS)
-	$(RUN) train.py experiment=baseline_densenet model.variant=$(DENSENET) $(ARGS)
-	@$(RUN) -m fractatlas.report.table logs/baseline_resnet logs/baseline_densenet
+baseline: setup  ## Step 1 of the reference report (RESNET=resnet50 DENSENET=densenet121 FRACATLAS_ROOT= FRACATLAS_WEIGHTS=)
+	$(FRACTATLAS) train experiment=baseline_resnet model.variant=$(RESNET) $(ARGS)
+	$(FRACTATLAS) train experiment=baseline_densenet model.variant=$(DENSENET) $(ARGS)
+	@$(FRACTATLAS) table logs/baseline_resnet logs/baseline_densenet
 
-search: setup  ## Step 2: 15 trials, the winner again over SEEDS=3 seeds, the test part once (DATA=phantom STUDY=name)
-	$(RUN) train.py -m hparams_search=optuna $(SEARCHED_$(DATA)) hydra.sweeper.study_name=$(STUDY) $(ARGS)
-	$(RUN) -m fractatlas.search.refit logs/search/$(STUDY) --seeds $(SEEDS)
+search: setup  ## Step 2: 15 trials, then the best configuration with three seeds (DATA=phantom STUDY=name)
+	$(FRACTATLAS) search $(SEARCHED_$(DATA)) hydra.sweeper.study_name=$(STUDY) $(ARGS)
+	$(FRACTATLAS) plan logs/search/$(STUDY)/refit.yaml
 
-full-results: setup  ## Every table of experiments/ at full size, three seeds each: hours on a GPU; again: goes on
-	$(RUN) -m fractatlas.search.plan experiments/01_baseline/full.yaml
+full-results: setup  ## Every table of experiments/ at full size: hours on a GPU; the same command resumes
+	$(FRACTATLAS) plan experiments/01_baseline/full.yaml
 	$(MAKE) search DENSENET=densenet169
 	mkdir -p experiments/02_hparam_search/full
-	cp $(addprefix logs/search/densenet169_fracatlas/,trials.csv trials.md refit/test.csv refit/test.md) experiments/02_hparam_search/full
-	$(RUN) -m fractatlas.training.probe --out experiments/03_stronger/probe \
-	    "model.variant=densenet169 preprocess=study" \
+	cp $(addprefix logs/search/densenet169_fracatlas/,trials.csv trials.md refit/recipes.csv refit/recipes.md) experiments/02_hparam_search/full
+	$(FRACTATLAS) probe --out experiments/03_stronger/probe \
+	    "model.variant=densenet169 preprocess=imagenet" \
 	    "model.variant=densenet169 preprocess=letterbox preprocess.size=320" \
 	    "model.variant=densenet169 preprocess=letterbox preprocess.size=448"
-	$(RUN) -m fractatlas.search.plan experiments/03_stronger/full.yaml
+	$(FRACTATLAS) plan experiments/03_stronger/full.yaml
 	.venv/bin/jupyter-execute --inplace notebooks/02_results.ipynb
 
-report: setup  ## Runs against each other on one page (RUNS="logs/baseline_resnet logs/baseline_densenet")
-	$(RUN) -m fractatlas.report.compare $(RUNS) $(ARGS)
+report: setup  ## Compare runs on one page (RUNS="logs/baseline_resnet logs/baseline_densenet")
+	$(FRACTATLAS) compare $(RUNS) $(ARGS)
 
 tensorboard: setup  ## Open the logs
 	.venv/bin/tensorboard --logdir logs
 
-# One thread each: with more, the files that run side by side would wait for one another.
-test: setup  ## The test suite, a file per core at a time
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses auto --dist loadfile $(ARGS)
+# One thread per process, because as many test files as cores run at the same time.
+test integration test-all: export OMP_NUM_THREADS := 1
+PYTEST := $(RUN) -m pytest --numprocesses auto --dist loadfile
 
-faults:  ## Kills, hostile files and a fuzz campaign at full length; writes tests/README.md
-	FRACTATLAS_KILLS=50 FRACTATLAS_FUZZ=100000 $(MAKE) test ARGS="-m fault --timeout 3600 --fault-table tests/README.md $(ARGS)"
+test: setup  ## The default tests, one file per core at a time
+	$(PYTEST) $(ARGS)
 
-dependencies: setup  ## Known vulnerabilities of the pinned packages (asks PyPI), and their licences
+integration: setup  ## The tests that train longer, kill processes, or start servers and browsers
+	$(PYTEST) -m integration $(ARGS)
+
+test-all: setup  ## All tests
+	$(PYTEST) -m "integration or not integration" $(ARGS)
+
+faults:  ## Fault tests at full length: kills, hostile files, fuzzing; writes a table (FAULT_TABLE=FILE)
+	FRACTATLAS_KILLS=50 FRACTATLAS_FUZZ=100000 $(MAKE) test ARGS="-m fault --timeout 3600 --fault-table $(FAULT_TABLE) $(ARGS)"
+
+dependencies: setup  ## Known vulnerabilities of the pinned packages (queries PyPI), and their licences
 	.venv/bin/uv tool run pip-audit --requirement requirements.txt --disable-pip
 	.venv/bin/uv tool run pip-licenses --python $(RUN) --order license --fail-on "GNU General Public License v3 (GPLv3);GPL-3.0-only;GPL-3.0-or-later;GPL-2.0-only;AGPL-3.0-only;AGPL-3.0-or-later"
 
-lint: setup  ## Style and common mistakes
+lint: setup  ## Style, import rules, types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	.venv/bin/lint-imports
+	$(RUN) -m mypy
+
+docs: setup  ## Build the documentation in docs/_build/html
+	.venv/bin/sphinx-build -W --keep-going docs docs/_build/html
 
 bench: setup  ## Speed, as ratios within one run
-	$(RUN) tests/bench.py $(ARGS)
-	$(RUN) tests/bench_predict.py
-	$(RUN) tests/bench_search.py
+	$(RUN) benchmarks/bench.py $(ARGS)
+	$(RUN) benchmarks/bench_predict.py
+	$(RUN) benchmarks/bench_search.py
 
-clean:  ## Delete caches; logs/, data/ and .venv stay
-	rm -rf .pytest_cache .ruff_cache *.egg-info
+clean:  ## Delete caches and builds; logs/, data/ and .venv stay
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache *.egg-info build dist docs/_build
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,3 +1,18 @@
-"""Bone-fracture detection on the FracAtlas radiographs."""
+"""Detect bone fractures in radiographs."""
 
-__version__ = "0.1.0"
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fractatlas.inference.model import Model, Prediction, load_model
+
+__version__ = "0.2.0"
+__all__ = ["Model", "Prediction", "__version__", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use, so that commands that need no network do not import torch.
+    if name in ("Model", "Prediction", "load_model"):
+        from fractatlas.inference import model
+
+        return getattr(model, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

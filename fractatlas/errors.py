@@ -1,8 +1,8 @@
-"""The one exception that means: the input is wrong, and here is what to do."""
+"""The exception for mistakes that a user can correct."""
 
 
 class InputError(Exception):
-    """A mistake that the user can mend: what is wrong, where, and what to do, in one or two lines.
+    """Report a mistake that the user can correct: the problem, the place and the remedy, in one or two lines.
 
-    Entry points print the message without a traceback and exit with status 1.
+    Commands print the message without a traceback and exit with status 1.
     """

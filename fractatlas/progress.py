@@ -1,4 +1,4 @@
-"""A progress bar where someone is watching; nothing in a log file."""
+"""Progress bars that appear on a terminal only."""
 
 import sys
 from collections.abc import Iterable
@@ -10,6 +10,6 @@ from rich.progress import track as rich_track
 Item = TypeVar("Item")
 
 
-def track(items: Iterable[Item], what: str, total: int) -> Iterable[Item]:
-    """Pass ``items`` on and show on stderr how many of ``total`` have gone by."""
-    return rich_track(items, what, total, console=Console(stderr=True), disable=not sys.stderr.isatty())
+def track(items: Iterable[Item], description: str, total: int) -> Iterable[Item]:
+    """Yield ``items`` and show on stderr how many of ``total`` are done; show nothing if stderr is not a terminal."""
+    return rich_track(items, description, total, console=Console(stderr=True), disable=not sys.stderr.isatty())

@@ -1,47 +1,48 @@
-"""What a process does when it is asked to stop: exit statuses, and handlers for a while."""
+"""Exit statuses and signal handlers of processes that are stopped from outside."""
 
 import logging
-import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
 
-STOPPED = 75  # sysexits.h's EX_TEMPFAIL: nothing is wrong, come again
-INTERRUPTED = 130  # what shells give for Ctrl-C
-REQUESTS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM's: a job is cancelled or preempted, or its time is nearly over
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: not an error, run the command again
+INTERRUPTED = 130  # the status that shells report after Ctrl-C
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM sends them when a job is cancelled, preempted or out of time
 
 
 @contextmanager
-def stoppable(run: Path | None = None) -> Iterator[None]:
-    """End the block where this process is asked to, and say how the run in it is gone on with.
+def exit_on_stop_signals(resume: str = "") -> Iterator[None]:
+    """End the block at a stop signal with ``SystemExit``.
+
+    Args:
+        resume: the command that resumes the block's work; it is logged after a signal or Ctrl-C.
 
     Raises:
-        SystemExit: with ``INTERRUPTED`` after Ctrl-C, with ``STOPPED`` after SIGTERM or SIGUSR1.
+        SystemExit: status ``STOPPED`` after SIGTERM or SIGUSR1; ``INTERRUPTED`` after Ctrl-C, if ``resume`` is given.
     """
 
     def stop(number: int, frame: Any) -> None:
         raise SystemExit(STOPPED)
 
     try:
-        with handlers(stop, REQUESTS):
+        with signal_handlers(stop, STOP_SIGNALS):
             yield
     except (KeyboardInterrupt, SystemExit) as error:
-        if run is None:
+        if not resume:
             raise
         # Lightning turns Ctrl-C into sys.exit(1).
         status = STOPPED if getattr(error, "code", None) == STOPPED else INTERRUPTED
-        log.info("stopped; go on with: python train.py %s", shlex.quote(f"resume={run}"))
+        log.info("stopped; to resume: %s", resume)
         raise SystemExit(status) from None
 
 
 @contextmanager
-def handlers(handler: Callable[[int, Any], None], numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
-    """Handle signals in the block, where this thread is the one that may."""
+def signal_handlers(handler: Callable[[int, Any], None], numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
+    """Install a handler for the block; do nothing outside the main thread, where Python does not allow handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,42 +1,49 @@
-"""Phantoms in the published layout, real radiographs where they are, and runs without a command line."""
+"""Fixtures that several folders of tests use, and the table of fault tests."""
 
+import json
 import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from fractatlas.config import TrainConfig, check
-from fractatlas.data import phantom
-from fractatlas.data.catalogue import read_catalogue
+from fractatlas.data.sources import phantom
+from fractatlas.data.sources.fracatlas import read_boxes, read_catalogue
+from fractatlas.data.splits import SUBSETS, grouped_split
+from fractatlas.evaluation import assessment, metrics
+from fractatlas.evaluation.localisation import read_heatmaps
+from fractatlas.schema import TrainConfig
+from fractatlas.validation import validate
 
-# A suite that a shell started in the background ignores Ctrl-C, and so would every command that it tests.
+# A shell starts background jobs with SIGINT ignored, and the commands under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 REPOSITORY = Path(__file__).parents[1]
-# A network of a few thousand weights on images of 64 pixels: enough for everything but accuracy.
+# A network of a few thousand weights on images of 64 pixels: too small for accuracy, large enough for the rest.
 SMALL = (
     "data=phantom", "model=densenet", "model.variant=densenet_tiny", "model.weights=null", "trainer=cpu",
     "preprocess.resize=64", "preprocess.crop=64", "data.batch_size=16", "data.num_workers=0", "report=false",
 )  # fmt: skip
 
 
-FAULTS = """# What was tried
+FAULTS = """# Fault tests
 
-`make faults` runs every test marked `fault` and writes this table. *Tried* counts kills, inputs or cases.
+`make faults` runs every test that is marked `fault` and writes this table. The second column
+counts kills, inputs or cases.
 
-| fault or input | tried | outcome |
+| fault or input | cases | outcome |
 |---|--:|---|
 """
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fault-table", type=Path, help="write what the tests marked `fault` tried")
+    parser.addoption("--fault-table", type=Path, help="write the table of the tests marked `fault` to this file")
 
 
 class FaultTable:
-    """What the tests marked ``fault`` tried, gathered from the processes that ran them."""
+    """Collect the outcomes of the tests marked ``fault`` from all test processes, and write them as Markdown."""
 
     def __init__(self, file: Path):
         self.file, self.rows = file, {}
@@ -51,10 +58,11 @@ class FaultTable:
         lines = [
             f"| {what} | {sum(counts.values()):,} | "
             + (f"**{counts['failed']} FAILED**; " if counts["failed"] else "")
-            + (f"{counts['skipped']} not tried here; " if counts["skipped"] else "")
+            + (f"{counts['skipped']} skipped; " if counts["skipped"] else "")
             + f"{outcome} |"
             for (what, outcome), counts in sorted(self.rows.items())
         ]
+        self.file.parent.mkdir(parents=True, exist_ok=True)
         self.file.write_text(FAULTS + "\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -84,10 +92,9 @@ def catalogue(phantoms) -> pd.DataFrame:
 @pytest.fixture(scope="session")
 def radiographs() -> Path:
     """The folder of real radiographs."""
-    root = Path(os.environ.get("FRACATLAS_ROOT", REPOSITORY.parent / "shared" / "fracatlas"))
-    if not (root / "dataset.csv").is_file():
-        pytest.skip("no FracAtlas: set FRACATLAS_ROOT to its folder")
-    return root
+    if not (root := os.environ.get("FRACATLAS_ROOT")):
+        pytest.skip("needs real radiographs: set FRACATLAS_ROOT to the folder of FracAtlas")
+    return Path(root)
 
 
 @pytest.fixture(scope="session")
@@ -98,10 +105,9 @@ def real_catalogue(radiographs, tmp_path_factory) -> pd.DataFrame:
 @pytest.fixture(scope="session")
 def pretrained() -> Path:
     """The folder of real ImageNet weights."""
-    folder = Path(os.environ.get("FRACATLAS_WEIGHTS", REPOSITORY.parent / "shared" / "weights"))
-    if not (folder / "densenet169_imagenet_features.pth").is_file():
-        pytest.skip("no ImageNet weights: set FRACATLAS_WEIGHTS to their folder")
-    return folder
+    if not (folder := os.environ.get("FRACATLAS_WEIGHTS")):
+        pytest.skip("needs ImageNet weights: set FRACATLAS_WEIGHTS to their folder")
+    return Path(folder)
 
 
 @pytest.fixture(scope="session")
@@ -112,6 +118,45 @@ def configuration(phantoms, tmp_path_factory):
     def make(run: Path, *overrides: str) -> dict:
         paths = (f"data.root={phantoms}", f"paths.root={run}", f"paths.output_dir={run}", f"paths.cache_dir={cache}")
         with initialize_config_dir(str(REPOSITORY / "conf"), job_name="test"):
-            return check(compose("train", [*SMALL, *paths, *overrides]), TrainConfig)
+            return validate(compose("train", [*SMALL, *paths, *overrides]), TrainConfig)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def run_folder(phantoms, catalogue, tmp_path_factory) -> Path:
+    """A finished run folder with random predictions that correlate with the labels; no network is trained."""
+    folder = tmp_path_factory.mktemp("logs") / "made_up" / "runs" / "1"
+    folder.mkdir(parents=True)
+    split = grouped_split(catalogue, ratios=[0.4, 0.3, 0.3], seed=0)
+    catalogue.to_csv(folder / "catalogue.csv", index=False)
+    split.to_csv(folder / "split.csv", index=False)
+    scored = split[split["split"] != "train"]
+    predictions = made_up_predictions(scored, 0)
+    predictions.to_csv(folder / "predictions.csv", index=False)
+    boxes = read_boxes(phantoms)
+    rows = catalogue.set_index("image_id").loc[[name for name in scored["image_id"] if name in boxes]]
+    heat = np.zeros((len(rows), 4, 4), dtype=np.float32)
+    heat[:, 0, 0] = 1  # the hottest point is always at the upper left
+    view = np.array([[0, 0, row.width, row.height] for row in rows.itertuples()], dtype=np.float32)
+    np.savez(folder / "heatmaps.npz", image_id=rows.index.to_numpy(dtype=np.str_), heat=heat, view=view)
+    record = {
+        "task_name": "baseline_densenet",
+        "operating_point": {"rule": "fixed", "threshold": 0.5, "temperature": 1.2},
+        "data": {"root": str(phantoms), "images": len(catalogue), "excluded": {"truncated": 2},
+                 "crossings": {name: dict.fromkeys(SUBSETS, 0) for name in ("duplicates", "exams", "groups")},
+                 "split": {"val": {"n": 1, "positives": 1}}},
+    }  # fmt: skip
+    record |= {name: metrics.evaluate(table) for name, table in predictions.groupby("split")}
+    train = split.loc[split["split"] == "train", ["image_id", "label"]]
+    heatmaps = read_heatmaps(folder / "heatmaps.npz")
+    assessed = assessment.assess(predictions, 0.5, catalogue, train, read_boxes(phantoms), heatmaps)
+    record |= assessment.write(folder, assessed)
+    (folder / "metrics.json").write_text(json.dumps(record))
+    return folder
+
+
+def made_up_predictions(split: pd.DataFrame, seed: int, skill: float = 1.5) -> pd.DataFrame:
+    """Add random probabilities to a split; they correlate more with the labels if ``skill`` is higher."""
+    noise = np.random.default_rng(seed).normal(size=len(split))
+    return split.assign(probability=1 / (1 + np.exp(-(noise + skill * (split["label"] - 0.5)))))

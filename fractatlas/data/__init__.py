@@ -1,1 +1,1 @@
-"""Files, catalogue, split, batches. Knows nothing of models."""
+"""Files, catalogue, split, batches. This package imports no models."""

@@ -1,15 +1,17 @@
-"""Decode once: every image at the size that the network needs, memory-mapped, shared by runs, trials and processes.
+"""Cache decoded images at the size of the network: memory-mapped, shared by runs, trials and processes.
 
-A folder holds the pixels that one geometry gives, one after the other, and a list of whose they are. Rows are only
-ever added, and the list is renamed into place after the pixels are on disk. So a reader needs no lock, a build that
-was killed leaves at most a tail that no list names, and a changed image or another data set adds its rows alone.
+A cache folder contains the pixels of all images for one geometry, and an index: the content keys of the images in the
+order of their rows. Rows are only appended, and the index is replaced atomically after the pixels are on disk.
+Therefore readers need no lock, a killed process leaves at most rows without an index entry, and a changed image or
+another data set only adds its rows.
 """
 
 import hashlib
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +20,24 @@ import torch
 import torchvision
 from torch import Tensor
 
-from fractatlas.data.inspection import content_key, decode
+from fractatlas.data.images import decode
+from fractatlas.data.integrity import content_key
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
-from fractatlas.files import shared, whole
+from fractatlas.io import cache_lock, write_text
 from fractatlas.progress import track
 
 log = logging.getLogger(__name__)
 
-ROWS_AT_A_TIME = 512  # between two lists; what a killed build loses at most
+ROWS_PER_COMMIT = 512  # rows between two versions of the index; a killed process loses at most as many
 
 
 class Decoder:
-    """Pixels straight from the files.
+    """Decode pixels from the image files.
 
     Args:
         root: the data folder.
-        paths: of the images, relative to ``root``.
+        paths: paths of the images, relative to ``root``.
         preprocess: the geometry.
     """
 
@@ -45,13 +48,13 @@ class Decoder:
         """Decode the images of ``rows``: uint8 (n, 1, size, size).
 
         Raises:
-            InputError: a file can no longer be read.
+            InputError: a file cannot be read.
         """
-        return torch.stack([self.preprocess(decode(read(self.root / self.paths[row]))) for row in rows])
+        return torch.stack([self.preprocess(decode(_read(self.root / self.paths[row]))) for row in rows])
 
 
 class PixelCache:
-    """Pixels from memory-mapped rows.
+    """Read pixels from memory-mapped rows.
 
     Args:
         pixels: uint8 (m, size, size), memory-mapped.
@@ -69,93 +72,78 @@ class PixelCache:
 def open_cache(
     folder: Path, root: Path, paths: Sequence[str], contents: Sequence[str], preprocess: Preprocess
 ) -> PixelCache:
-    """Open the cache for some images, after decoding those that it lacks.
+    """Open the pixel cache of some images; decode the images that it does not contain yet.
 
     Args:
-        folder: where caches are; each geometry has a folder of its own below it.
+        folder: folder of all caches; each geometry has a subfolder.
         root: the data folder.
-        paths: of the images, relative to ``root``.
-        contents: their ``Inspection.content``.
+        paths: paths of the images, relative to ``root``.
+        contents: their ``content_key``.
         preprocess: the geometry.
 
     Raises:
-        InputError: an image can no longer be read, or ``folder`` cannot be written.
+        InputError: an image cannot be read, or ``folder`` is not writable.
     """
-    # Another release of a library may decode or resize by a grey level otherwise.
+    # Decoded and resized pixels can differ between versions of the libraries.
     settings = f"{preprocess.geometry!r} Pillow {PIL.__version__} torchvision {torchvision.__version__}"
     store = folder / f"pixels-{preprocess.size}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
     file, index = store / "pixels.bin", store / "contents.txt"
     wanted = dict(zip(contents, paths, strict=True))
-    known = _known(file, index, preprocess.size)
-    if wanted.keys() - known.keys():
-        with shared(store):
-            known = _known(file, index, preprocess.size)  # another process may have filled it meanwhile
-            if new := {key: path for key, path in wanted.items() if key not in known}:
+    cached = _read_index(file, index, preprocess.size)
+    if wanted.keys() - cached.keys():
+        with cache_lock(store):
+            cached = _read_index(file, index, preprocess.size)  # another process may have written in the meantime
+            if new := {key: path for key, path in wanted.items() if key not in cached}:
                 log.info("decoding %d images into %s", len(new), store)
-                _add(file, index, known, root, new, preprocess)
-    shape = (len(known), preprocess.size, preprocess.size)
-    row = {key: number for number, key in enumerate(known)}
+                _append(file, index, cached, root, new, preprocess)
+    shape = (len(cached), preprocess.size, preprocess.size)
+    row = {key: number for number, key in enumerate(cached)}
     return PixelCache(np.memmap(file, np.uint8, "r", shape=shape), [row[key] for key in contents])
 
 
-def read(file: Path) -> bytes:
-    """Read a file that was there when the catalogue was made.
-
-    Raises:
-        InputError: it no longer is.
-    """
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file} can no longer be read: {error.strerror}") from None
+def _read_index(file: Path, index: Path, size: int) -> dict[str, None]:
+    """Return the content keys of the cached images in the order of their rows."""
+    keys = dict.fromkeys(index.read_text(encoding="ascii").split()) if index.is_file() else {}
+    existing = file.stat().st_size if file.is_file() else 0
+    return keys if existing >= len(keys) * size * size else {}  # a truncated cache is written again
 
 
-def _known(file: Path, index: Path, size: int) -> dict[str, None]:
-    """The contents whose pixels are there, in the order of their rows."""
-    known = dict.fromkeys(index.read_text(encoding="ascii").split()) if index.is_file() else {}
-    there = file.stat().st_size if file.is_file() else 0
-    return known if there >= len(known) * size * size else {}  # cut short from outside: all anew
-
-
-def _add(
-    file: Path, index: Path, known: dict[str, None], root: Path, new: dict[str, str], preprocess: Preprocess
+def _append(
+    file: Path, index: Path, cached: dict[str, None], root: Path, new: dict[str, str], preprocess: Preprocess
 ) -> None:
-    """Append the pixels of ``new`` (content to path), and their names to ``known``."""
-    image = preprocess.size**2
-    if not known:
-        index.unlink(missing_ok=True)  # of a spoilt cache: it must not be read beside other rows
-    with file.open("r+b" if known else "wb") as pixels, ThreadPoolExecutor(os.cpu_count()) as pool:
-        pixels.truncate(len(known) * image)
+    """Append the pixels of ``new`` (content key to path), and their keys to ``cached``."""
+    row_bytes = preprocess.size**2
+    if not cached:
+        index.unlink(missing_ok=True)  # the index of a truncated cache does not fit the new rows
+    with file.open("r+b" if cached else "wb") as pixels, ThreadPoolExecutor(os.cpu_count()) as pool:
+        pixels.truncate(len(cached) * row_bytes)
         pixels.seek(0, os.SEEK_END)
+        keys = list(new)
         try:
-            rows = track(pool.map(lambda item: _row(root, *item, preprocess), new.items()), "decoding", len(new))
-            for names, several in _several(zip(new, rows, strict=True)):
-                pixels.write(several)
+            decoded = pool.map(lambda key: _decode_row(root, key, new[key], preprocess), keys)
+            rows = iter(track(decoded, "decoding", len(new)))
+            for start in range(0, len(keys), ROWS_PER_COMMIT):
+                committed = keys[start : start + ROWS_PER_COMMIT]
+                pixels.writelines(islice(rows, len(committed)))
                 pixels.flush()
                 os.fsync(pixels.fileno())
-                with whole(index) as temporary:
-                    temporary.write_text("\n".join([*known, *names]), encoding="ascii")
-                known.update(dict.fromkeys(names))
+                write_text(index, "\n".join([*cached, *committed]))
+                cached.update(dict.fromkeys(committed))
         except BaseException:
             pool.shutdown(cancel_futures=True)
-            pixels.truncate(len(known) * image)  # a full disk wants its space back
+            pixels.truncate(len(cached) * row_bytes)  # free the space if the disk is full
             raise
 
 
-def _row(root: Path, key: str, path: str, preprocess: Preprocess) -> bytes:
-    content = read(root / path)
+def _decode_row(root: Path, key: str, path: str, preprocess: Preprocess) -> bytes:
+    content = _read(root / path)
     if content_key(content) != key:
-        raise InputError(f"{root / path} changed while it was read: start again when the data folder is complete")
+        raise InputError(f"{root / path} changed while it was read; start again when the data folder is complete")
     return preprocess(decode(content)).numpy().tobytes()
 
 
-def _several(rows: Iterable[tuple[str, bytes]]) -> Iterable[tuple[list[str], bytes]]:
-    names, pixels = [], bytearray()
-    for name, row in rows:
-        names.append(name)
-        pixels += row
-        if len(names) == ROWS_AT_A_TIME:
-            yield names, pixels
-            names, pixels = [], bytearray()
-    if names:
-        yield names, pixels
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}; it existed when the catalogue was made") from None

@@ -1,9 +1,10 @@
-"""The ``LightningDataModule``: a catalogue and a split in, batches out."""
+"""Provide batches of radiographs: the ``LightningDataModule``."""
 
 import logging
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
@@ -15,10 +16,11 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 from torchvision.transforms import v2
 
 from fractatlas.data.cache import Decoder, PixelCache, open_cache
-from fractatlas.data.catalogue import read_boxes, read_catalogue
-from fractatlas.data.splits import PARTS, crossings
+from fractatlas.data.sources.fracatlas import read_boxes, read_catalogue
+from fractatlas.data.splits import SUBSETS, crossings
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
+from fractatlas.signals import STOP_SIGNALS
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +28,13 @@ Batch = dict[str, Tensor]
 
 
 class Radiographs(Dataset):
-    """The images of one part of a split.
+    """Images of one subset.
 
-    An item is ``image`` uint8 (1, size, size), ``label`` float32 () and ``index`` int64 (), the row of ``table``.
+    An item contains ``image`` uint8 (1, size, size), ``label`` float32 () and ``index`` int64 (), its row in ``table``.
 
     Args:
-        table: ``label``, one row per image.
-        pixels: rows of ``table`` in, uint8 (n, 1, size, size) out.
+        table: one row per image, with the column ``label``.
+        pixels: function from rows of ``table`` to uint8 (n, 1, size, size).
     """
 
     def __init__(self, table: pd.DataFrame, pixels: Callable[[Sequence[int]], Tensor]):
@@ -46,13 +48,13 @@ class Radiographs(Dataset):
         return {name: values[0] for name, values in self.__getitems__([row]).items()}
 
     def __getitems__(self, rows: Sequence[int]) -> Batch:
-        """A whole batch at once, which spares the loader from putting it together."""
+        """Return a complete batch, so that the loader does not need to collate items."""
         index = torch.as_tensor(rows)
         return {"image": self.pixels(rows), "label": self._labels[index], "index": index}
 
 
 class ResumableSampler(DistributedSampler):
-    """Shuffles by seed and epoch, and leaves out the first ``skip`` images of the epoch that is gone on with."""
+    """Shuffle by seed and epoch; omit the first ``skip`` images of the epoch that is resumed."""
 
     skip = 0
 
@@ -63,25 +65,25 @@ class ResumableSampler(DistributedSampler):
 
 
 class RadiographDataModule(lightning.LightningDataModule):
-    """Radiographs of a FracAtlas folder in batches.
+    """Provide the radiographs of a FracAtlas folder in batches.
 
-    A batch is ``image`` float32 (n, 3, size, size), normalised, ``label`` float32 (n,) and ``index`` int64 (n,), the
-    row of ``part(name)``. Images travel to the device as one channel of 8 bits; augmentation (train only) and
-    normalisation happen there. With or without the cache the pixels are the same.
+    A batch contains ``image`` float32 (n, 3, size, size), normalised, ``label`` float32 (n,) and ``index`` int64 (n,),
+    the row of ``subset(name)``. Images are copied to the device as one channel of 8 bits; augmentation (train only) and
+    normalisation run on the device. The cache does not change the pixels.
 
     Args:
-        root: a folder in the published FracAtlas layout.
-        split: a catalogue in, a split out; see ``splits``.
+        root: folder in the published FracAtlas layout.
+        split: function from a catalogue to a split; see ``splits``.
         preprocess: geometry and normalisation.
-        augment: for one uint8 (1, size, size) image.
+        augment: transform of one uint8 (1, size, size) image.
         batch_size: images per process and step.
-        num_workers: decoding processes per training process, where there is no cache.
+        num_workers: decoding processes per training process, without cache.
         pin_memory: as in ``DataLoader``.
-        seed: of the order of the training images.
-        cache: whether images are decoded once, into ``cache_dir``, and what was found in them remembered there.
-        cache_dir: a folder that any number of data sets, settings and processes can share.
-        keep_contradictions: whether copies of one image with opposite labels stay in.
-        prepare: writes the folder ``root`` when it is not there.
+        seed: seed of the order of the training images.
+        cache: whether decoded images and image statistics are stored in ``cache_dir``.
+        cache_dir: folder that any number of data sets, settings and processes can share.
+        keep_contradictions: whether near-duplicates with opposite labels are kept.
+        prepare: function that writes the folder ``root`` if it does not exist.
     """
 
     def __init__(
@@ -104,21 +106,21 @@ class RadiographDataModule(lightning.LightningDataModule):
         self.preprocess = preprocess
         self.catalogue = self.split = pd.DataFrame()
         self.augment = augment
-        self.validated_part = "val"
+        self.validation_subset = "val"
         self._make_split, self._prepare, self._seed = split, prepare, seed
         self._cache, self._keep_contradictions = Path(cache_dir) if cache else None, keep_contradictions
         self._batches_done = 0
-        # Copying rows out of the cache takes less than handing them from one process to another.
+        # Copying rows from the cache is faster than transferring them between processes.
         workers = 0 if cache else num_workers
-        self._loading = {"batch_size": batch_size, "num_workers": workers, "pin_memory": pin_memory}
+        self._loading: dict[str, Any] = {"batch_size": batch_size, "num_workers": workers, "pin_memory": pin_memory}
 
     def prepare_data(self) -> None:
-        """Write the data folder, if it is one that can be generated."""
+        """Generate the data folder if it does not exist and can be generated."""
         if self._prepare and not self.root.exists():
             self._prepare(self.root)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the catalogue, make the split, check it for leaks and decode what the cache lacks, once."""
+        """Read the catalogue, make the split, check it for leaks and fill the cache; a second call does nothing."""
         if len(self.catalogue):
             return
         self.catalogue = read_catalogue(self.root, self._cache, self._keep_contradictions)
@@ -128,77 +130,77 @@ class RadiographDataModule(lightning.LightningDataModule):
             log.info("excluded: %d %s (%s)", len(ids), reason, " ".join(ids))
         for note in self.catalogue.loc[self.catalogue["note"] != "", ["image_id", "note"]].itertuples():
             log.info("%s: %s", note.image_id, note.note)
-        for name in PARTS:
+        for name in SUBSETS:
             labels = self.split.loc[self.split["split"] == name, "label"]
             log.info("%s: %d images, %d fractured (%.1f %%)", name, len(labels), labels.sum(), 100 * labels.mean())
-        if absent := len(self.catalogue) - len(excluded) - len(self.split):
-            log.info("in no part: %d images that the split does not list", absent)
+        if unassigned := len(self.catalogue) - len(excluded) - len(self.split):
+            log.info("in no subset: %d images that the split does not contain", unassigned)
         self.crossings = crossings(self.split, self.catalogue)
-        _tell(self.crossings)
+        _log_crossings(self.crossings)
         if self._cache:
             images = self._images(self.split)
             self._pixels = open_cache(self._cache, self.root, images["path"], images["content"], self.preprocess)
 
-    def part(self, name: str) -> pd.DataFrame:
-        """The rows of the split called ``name``, joined with the catalogue; a batch's ``index`` counts them."""
+    def subset(self, name: str) -> pd.DataFrame:
+        """Return the split and the catalogue of one subset; ``index`` of a batch is a row number of this table."""
         return self._images(self.split[self.split["split"] == name])
 
     def dataset(self, name: str) -> Radiographs:
-        """The images of the part called ``name``."""
-        table = self.part(name)
+        """Return the images of one subset."""
+        table = self.subset(name)
         if not self._cache:
             return Radiographs(table, Decoder(self.root, table["path"], self.preprocess))
         rows = self._pixels.rows[self.split["split"] == name]
         return Radiographs(table, PixelCache(self._pixels.pixels, rows))
 
     def _images(self, split: pd.DataFrame) -> pd.DataFrame:
-        """Rows of the split, in their order, with all that the catalogue knows of them."""
+        """Join rows of the split, in their order, with the catalogue."""
         return split.merge(self.catalogue.drop(columns=["label", "group"]), on="image_id", how="left")
 
     def boxes(self, name: str) -> list[Tensor]:
-        """For each image of a part, its fractures as the network sees them: float (n, 4) left, top, right, bottom."""
+        """Return the boxes of each image of a subset in pixels of the preprocessed image: float (n, 4)."""
         boxes = read_boxes(self.root)
         return [
             self.preprocess.boxes(boxes[row.image_id], row.width, row.height)
             if row.image_id in boxes
             else torch.zeros(0, 4)
-            for row in self.part(name).itertuples()
+            for row in self.subset(name).itertuples()
         ]
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled anew each epoch, by seed and epoch alone."""
+        """Return batches in an order that depends on seed and epoch only."""
         dataset = self.dataset("train")
-        # Lightning tells it the epoch. It pads to a whole number of images per process, which is fine for training.
+        # Lightning sets the epoch. The sampler pads to an equal number of images per process.
         sampler = ResumableSampler(dataset, self._world_size, self._rank, shuffle=True, seed=self._seed)
         sampler.skip = self._batches_done * self._loading["batch_size"]
-        # BatchNorm cannot learn from one image: where the last batch would be one, it is left out of this epoch.
-        alone = len(sampler) % self._loading["batch_size"] == 1 and len(sampler) > 1
-        return self._loader(dataset, sampler, drop_last=alone)
+        # BatchNorm needs at least two images: a last batch of one image is dropped.
+        drop_last = len(sampler) % self._loading["batch_size"] == 1 and len(sampler) > 1
+        return self._loader(dataset, sampler, drop_last=drop_last)
 
     def val_dataloader(self) -> DataLoader:
-        """In the split's order; another part than ``val`` where ``validated_part`` names one."""
-        return self.evaluation_dataloader(self.validated_part)
+        """Return the batches of ``validation_subset`` in the order of the split."""
+        return self.evaluation_dataloader(self.validation_subset)
 
     def test_dataloader(self) -> DataLoader:
-        """In the split's order."""
+        """Return the batches of ``test`` in the order of the split."""
         return self.evaluation_dataloader("test")
 
     def evaluation_dataloader(self, name: str) -> DataLoader:
-        """Every image of a part once, shared out over the processes without the padding that counts some twice."""
+        """Return each image of a subset once, divided between the processes without padding."""
         dataset = self.dataset(name)
         if len(dataset) < self._world_size:
-            raise InputError(f"{name} has {len(dataset)} images for {self._world_size} processes: use fewer devices")
+            raise InputError(f"{name} has {len(dataset)} images for {self._world_size} processes; use fewer devices")
         if self._world_size == 1:
             return self._loader(dataset, None)
         sampler = UnrepeatedDistributedSampler(dataset, self._world_size, self._rank, shuffle=False)
         return self._loader(dataset, sampler)
 
     def rows_dataloader(self, name: str, rows: Sequence[int]) -> DataLoader:
-        """Some images of a part, in the order of ``rows``."""
+        """Return the images ``rows`` of a subset, in this order."""
         return self._loader(self.dataset(name), rows)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Augment and normalise, on the device."""
+        """Augment (in training) and normalise on the device."""
         images = batch["image"]
         if self.trainer and self.trainer.training:
             torch.manual_seed(self._step_seed())
@@ -207,18 +209,20 @@ class RadiographDataModule(lightning.LightningDataModule):
         return batch | {"image": self.preprocess.normalise(images)}
 
     def _step_seed(self) -> int:
-        """Of a training step's augmentation and dropout: the same, however the run came to this step."""
-        loop = self.trainer.fit_loop
-        place = (self._seed, self._rank, self.trainer.current_epoch, loop.epoch_loop.batch_progress.current.completed)
-        return int(np.random.SeedSequence(place).generate_state(1)[0])
+        """Return the seed of augmentation and dropout in this step; it is the same in a resumed run."""
+        assert self.trainer
+        step = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        position = (self._seed, self._rank, self.trainer.current_epoch, step)
+        return int(np.random.SeedSequence(position).generate_state(1)[0])
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of the epoch are done, for a checkpoint in its middle."""
+        """Return the number of completed batches of the epoch, for a checkpoint within an epoch."""
+        assert self.trainer
         loop = self.trainer.fit_loop
-        return {"batches_done": loop.epoch_loop.batch_progress.current.completed % max(1, loop.max_batches)}
+        return {"batches_done": int(loop.epoch_loop.batch_progress.current.completed % max(1, loop.max_batches))}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the batches that were done."""
+        """Restore the number of completed batches of the epoch."""
         self._batches_done = state["batches_done"]
 
     def _loader(self, dataset: Dataset, sampler: Sampler | Sequence[int] | None, drop_last: bool = False) -> DataLoader:
@@ -227,9 +231,9 @@ class RadiographDataModule(lightning.LightningDataModule):
             dataset,
             sampler=sampler,
             drop_last=drop_last,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             persistent_workers=workers,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_ignore_stop_signals,
             **self._loading,
         )
 
@@ -242,23 +246,22 @@ class RadiographDataModule(lightning.LightningDataModule):
         return self.trainer.global_rank if self.trainer else 0
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """A terminal or SLURM asks them, too, to stop, and the step under way still needs them."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+def _ignore_stop_signals(worker: int) -> None:
+    """Ignore stop signals in a worker: a terminal or SLURM sends them to all processes, and the parent handles them."""
+    for number in (signal.SIGINT, *STOP_SIGNALS):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _tell(crossings: dict[str, dict[str, int]]) -> None:
-    """Log what a split tears apart."""
+def _log_crossings(crossings: dict[str, dict[str, int]]) -> None:
     if not any(crossings["groups"].values()):
-        log.info("leak check: no near-duplicates and no neighbours of one study in different parts")
+        log.info("leak check: 0 images have a near-duplicate or an image of the same exam in another subset")
         return
-    for part in ("val", "test"):
+    for subset in ("val", "test"):
         log.warning(
-            "leak check: of %s, %d images have a near-duplicate and %d a neighbour of the same study in another part",
-            part, crossings["duplicates"][part], crossings["studies"][part],
+            "leak check: %d images of %s have a near-duplicate and %d an image of the same exam in another subset",
+            crossings["duplicates"][subset], subset, crossings["exams"][subset],
         )  # fmt: skip

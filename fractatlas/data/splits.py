@@ -1,7 +1,7 @@
-"""Who is where: a split is a table ``image_id, label, group, split`` with one row per image that is not excluded.
+"""Assign images to subsets: a split is a table ``image_id, label, group, split``, without excluded images.
 
-``group`` is the catalogue's: images that one patient or one exposure may link. Only ``grouped_split`` and
-``kfold_split`` keep groups whole; ``crossings`` tells how many any split tears apart.
+``group`` comes from the catalogue. Only ``grouped_split`` and ``kfold_split`` keep groups in one subset; ``crossings``
+counts the images of divided groups for any split.
 """
 
 import hashlib
@@ -13,114 +13,117 @@ import pandas as pd
 
 from fractatlas.errors import InputError
 
-PARTS = ("train", "val", "test")
-BLOCK = 16  # ids; among 60 seeds, 5 % more images moved 1.7 % of the others at most, at 8 ids 2.8 %
+SUBSETS = ("train", "val", "test")
+# Ids per block. In 60 seeds, 5 % more images moved at most 1.7 % of the other images (with 8 ids per block 2.8 %).
+BLOCK = 16
 
 
 def grouped_split(
     catalogue: pd.DataFrame, *, ratios: Sequence[float], seed: int, previous: str | None = None
 ) -> pd.DataFrame:
-    """Split group by group, stratified by label: no group is in two parts.
+    """Split by group, stratified by label: no group is in two subsets.
 
-    Groups are ordered by a hash of seed and the block of ``BLOCK`` neighbouring ids that they begin in, and cut where
-    each part has its share: of the fractured images among the groups that have one, of images among the others. So
-    what the groups did not link mostly stays together too, and a few images more or less move few of the others.
+    Groups are ordered by a hash of the seed and of the block of ``BLOCK`` neighbouring ids that contains their first
+    image, and cut where each subset has its share: of the fractured images for groups with a fracture, of the images
+    for the other groups. Images of one block therefore mostly stay together even without a link between them, and a
+    few additional images move few others.
 
     Args:
         catalogue: from ``read_catalogue``.
-        ratios: of train, val and test; they add up to 1.
-        seed: another seed, another order.
-        previous: an earlier ``split.csv``. Its images stay where they are, and draw new ones of their group along; a
-            group that it tears stays torn.
+        ratios: shares of train, val and test; their sum is 1.
+        seed: seed of the order.
+        previous: path of an earlier ``split.csv``. Its images keep their subset, and new images of a group follow the
+            images that it contains; a group that it divides stays divided.
 
     Returns:
-        ``image_id, label, group, split`` in the catalogue's order.
+        ``image_id, label, group, split`` in the order of the catalogue.
 
     Raises:
-        InputError: the ratios do not add up to 1, a part would lack a class, or ``previous`` is unreadable.
+        InputError: the sum of the ratios is not 1, a subset would lack a class, or ``previous`` cannot be read.
     """
-    _check(ratios)
-    return _draw(catalogue, "group", PARTS, ratios, lambda name: f"{seed}/{_block(name)}", previous)
+    _check_ratios(ratios)
+    return _draw(catalogue, "group", SUBSETS, ratios, lambda name: f"{seed}/{_block(name)}", previous)
 
 
 def random_split(
     catalogue: pd.DataFrame, *, ratios: Sequence[float], seed: int, previous: str | None = None
 ) -> pd.DataFrame:
-    """Split image by image, stratified by label, as the study did: copies and neighbours fall on both sides.
+    """Split by image, stratified by label: copies and images of one exam can be in different subsets.
 
-    A class is in each part by its ratio to within one image. Arguments, result and errors are ``grouped_split``'s.
+    This is the split of the reference report. The share of each class in each subset is exact to one image. Arguments,
+    return value and errors are those of ``grouped_split``.
     """
-    _check(ratios)
-    return _draw(catalogue, "image_id", PARTS, ratios, lambda name: f"{seed}/{name}", previous)
+    _check_ratios(ratios)
+    return _draw(catalogue, "image_id", SUBSETS, ratios, lambda name: f"{seed}/{name}", previous)
 
 
 def kfold_split(catalogue: pd.DataFrame, *, folds: int, fold: int, seed: int) -> pd.DataFrame:
-    """Split group by group into ``folds`` equal parts: ``fold`` is the test part, the next one validates.
+    """Split by group into ``folds`` equal folds: ``fold`` is ``test``, the next one ``val``, the others ``train``.
 
-    Over all ``fold`` from 0 to ``folds - 1`` every image is tested once.
+    Over all values of ``fold``, each image is in ``test`` once.
 
     Args:
         catalogue: from ``read_catalogue``.
-        folds: how many; at least 3.
-        fold: the one that tests.
-        seed: another seed, other folds.
+        folds: number of folds, at least 3.
+        fold: index of the test fold, from 0.
+        seed: seed of the order.
 
     Raises:
-        InputError: there is no such fold, or a part would lack a class.
+        InputError: ``fold`` does not exist, or a subset would lack a class.
     """
     if fold >= folds:
-        raise InputError(f"split.fold={fold} should be less than split.folds={folds}: the first fold is 0")
+        raise InputError(f"split.fold={fold} should be less than split.folds={folds}; the first fold is 0")
     names = ["train"] * folds
     names[(fold + 1) % folds], names[fold] = "val", "test"
     return _draw(catalogue, "group", names, [1 / folds] * folds, lambda name: f"{seed}/{_block(name)}")
 
 
 def manifest_split(catalogue: pd.DataFrame, *, path: str) -> pd.DataFrame:
-    """Take the split from a CSV file with the columns ``image_id`` and ``split`` (train, val or test).
+    """Read the split from a CSV file with the columns ``image_id`` and ``split`` (train, val or test).
 
-    Images that it does not list are in no part.
+    Images that the file does not contain are in no subset.
 
     Raises:
-        InputError: the file is no split, or lists an image that the data lack.
+        InputError: the file is not a split, or contains an image that the catalogue does not contain.
     """
-    listed = _read(Path(path))
+    listed = _read_split(Path(path))
     if unknown := sorted(set(listed["image_id"]) - set(catalogue["image_id"])):
         shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
-        raise InputError(f"{path} lists {len(unknown)} images that the data lack ({shown})")
+        raise InputError(f"{path}: {len(unknown)} images are not in the data folder ({shown}); remove these rows")
     return recorded_split(catalogue, path=path)
 
 
 def recorded_split(catalogue: pd.DataFrame, *, path: str) -> pd.DataFrame:
-    """Read back the split of an earlier run, for the images that the catalogue still has.
+    """Read the split of an earlier run, limited to images that the catalogue contains and does not exclude.
 
     Raises:
-        InputError: the file is no split, or shares no image with the catalogue.
+        InputError: the file is not a split, or a subset has no image of a class.
     """
-    recorded = _read(Path(path))[["image_id", "split"]]
+    recorded = _read_split(Path(path))[["image_id", "split"]]
     table = _included(catalogue).merge(recorded, on="image_id", how="inner", validate="one_to_one")
-    return _whole(table, path)
+    return _require_both_classes(table, path)
 
 
 def crossings(split: pd.DataFrame, catalogue: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Count the images of a part that another part gives away.
+    """Count the images that are linked to an image of another subset.
 
     Returns:
-        For ``duplicates`` (near-duplicates), ``studies`` (neighbours of one study) and ``groups`` (either, or linked
-        through others): for each part, how many of its images have one elsewhere.
+        For the keys ``duplicates`` (near-duplicates), ``exams`` (images of one exam) and ``groups`` (both kinds of
+        link, direct or through other images): the number of such images by subset.
     """
-    table = split[["image_id", "split"]].merge(catalogue[["image_id", "duplicates", "study", "group"]], on="image_id")
-    found = {}
-    for name, column in (("duplicates", "duplicates"), ("studies", "study"), ("groups", "group")):
+    table = split[["image_id", "split"]].merge(catalogue[["image_id", "duplicates", "exam", "group"]], on="image_id")
+    counts = {}
+    for name, column in (("duplicates", "duplicates"), ("exams", "exam"), ("groups", "group")):
         linked = table[table[column] != ""]
-        torn = linked.groupby(column)["split"].transform("nunique") > 1
-        counts = linked.loc[torn, "split"].value_counts()
-        found[name] = {part: int(counts.get(part, 0)) for part in PARTS}
-    return found
+        divided = linked.groupby(column)["split"].transform("nunique") > 1
+        images = linked.loc[divided, "split"].value_counts()
+        counts[name] = {subset: int(images.get(subset, 0)) for subset in SUBSETS}
+    return counts
 
 
-def _check(ratios: Sequence[float]) -> None:
+def _check_ratios(ratios: Sequence[float]) -> None:
     if abs(sum(ratios) - 1) > 1e-6:
-        raise InputError(f"split.ratios={list(ratios)} add up to {sum(ratios):g}, should be 1")
+        raise InputError(f"split.ratios={list(ratios)}: the sum is {sum(ratios):g}, should be 1")
 
 
 def _included(catalogue: pd.DataFrame) -> pd.DataFrame:
@@ -130,33 +133,37 @@ def _included(catalogue: pd.DataFrame) -> pd.DataFrame:
 def _draw(
     catalogue: pd.DataFrame,
     unit: str,
-    parts: Sequence[str],
+    subsets: Sequence[str],
     ratios: Sequence[float],
     key: Callable[[str], str],
     previous: str | None = None,
 ) -> pd.DataFrame:
-    """Give each value of the column ``unit`` one of ``parts``, in the order of the hash of its ``key``."""
+    """Assign each value of the column ``unit`` to one of ``subsets``, in the order of the hash of its ``key``."""
     table = _included(catalogue)
-    earlier = _read(Path(previous)).set_index("image_id")["split"] if previous else pd.Series(dtype=object)
+    earlier = _read_split(Path(previous)).set_index("image_id")["split"] if previous else pd.Series(dtype=object)
     earlier = table["image_id"].map(earlier).astype(object)
     if previous and earlier.isna().all():
-        raise InputError(f"split.previous={previous} shares no image with the data")
+        raise InputError(f"split.previous={previous} has no image in common with the data folder")
     units = table.groupby(unit)["label"].agg(images="size", fractured="sum")
-    # Where new images join groups that lay apart, they go with most of the old ones.
-    units["part"] = earlier.map(parts.index, "ignore").groupby(table[unit]).agg(lambda old: old.mode().get(0, -1))
+    # A new image can join groups of different subsets; the joint group then follows most of its old images.
+    units["subset"] = earlier.map(subsets.index, "ignore").groupby(table[unit]).agg(lambda old: old.mode().get(0, -1))
     for fractured, stratum in units.groupby(units["fractured"] > 0):
         weight = stratum["fractured" if fractured else "images"]
-        kept = stratum["part"] >= 0
+        new = stratum["subset"] < 0
         share = np.diff(np.round(np.cumsum([0, *ratios]) * weight.sum()))
-        old = earlier.notna() & table[unit].isin(stratum.index)  # by image, since an earlier split may tear units
-        share -= np.bincount(earlier[old].map(parts.index), table.loc[old, "label"] if fractured else None, len(parts))
-        share = np.maximum(share, 0)  # a part may have more than its share already
-        new = sorted(stratum.index[~kept], key=lambda name: (_hash(key(name)), name))
-        weights = weight[new].to_numpy()
+        # Count by image, because an earlier split may divide units.
+        old = earlier.notna() & table[unit].isin(stratum.index)
+        old_weights = table.loc[old, "label"] if fractured else None
+        share -= np.bincount(earlier[old].map(subsets.index), old_weights, len(subsets))
+        share = np.maximum(share, 0)  # a subset may have more than its share already
+        order = sorted(stratum.index[new], key=lambda name: (_hash(key(name)), name))
+        weights = weight[order].to_numpy()
         cuts = np.cumsum(share) * weights.sum() / max(1, share.sum())
-        units.loc[new, "part"] = np.searchsorted(cuts[:-1], np.cumsum(weights) - weights / 2)
-    drawn = table[unit].map(units["part"]).map(lambda part: parts[int(part)])
-    return _whole(table.assign(split=earlier.fillna(drawn).astype("str")), f"{len(table)} images, {unit}s")
+        units.loc[order, "subset"] = np.searchsorted(cuts[:-1], np.cumsum(weights) - weights / 2)
+    drawn = table[unit].map(units["subset"]).map(lambda number: subsets[int(number)])
+    return _require_both_classes(
+        table.assign(split=earlier.fillna(drawn).astype("str")), f"{len(table)} images split by {unit}"
+    )
 
 
 def _hash(text: str) -> bytes:
@@ -164,29 +171,29 @@ def _hash(text: str) -> bytes:
 
 
 def _block(image_id: str) -> str:
-    """``IMG0000017.jpg`` to 2, the third block of ids; a name without a number is a block of its own."""
+    """Return the number of the block of ids (1 for ``IMG0000017.jpg``), or the id itself if it has no number."""
     digits = "".join(character for character in image_id if character.isdigit())
     return str(int(digits) // BLOCK) if digits else image_id
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read_split(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable split: {error}") from None
+        raise InputError(f"{path}: cannot be read as a split: {error}") from None
     if missing := {"image_id", "split"} - set(table):
-        raise InputError(f"{path} lacks the column {', '.join(sorted(missing))}; a split has image_id,split")
-    if not table["split"].isin(PARTS).all():
-        wrong = table["split"][~table["split"].isin(PARTS)].iloc[0]
-        raise InputError(f"{path} has a split called {wrong!r}; there are {', '.join(PARTS)}")
-    if table["image_id"].duplicated().any():
-        raise InputError(f"{path} lists {table['image_id'][table['image_id'].duplicated()].iloc[0]} more than once")
+        raise InputError(f"{path}: column {', '.join(sorted(missing))} is missing; a split has image_id,split")
+    if not table["split"].isin(SUBSETS).all():
+        wrong = table["split"][~table["split"].isin(SUBSETS)].iloc[0]
+        raise InputError(f"{path}: split is {wrong!r}, should be one of {', '.join(SUBSETS)}")
+    if (repeated := table["image_id"].duplicated()).any():
+        raise InputError(f"{path}: image_id {table['image_id'][repeated].iloc[0]} occurs more than once")
     return table
 
 
-def _whole(table: pd.DataFrame, source: str) -> pd.DataFrame:
-    for part in PARTS:
-        if (labels := set(table.loc[table["split"] == part, "label"])) != {0, 1}:
-            lacks = "images" if not labels else f"an image that is {'not ' if 1 in labels else ''}fractured"
-            raise InputError(f"{part} lacks {lacks} ({source}): too few images for this split")
+def _require_both_classes(table: pd.DataFrame, source: str) -> pd.DataFrame:
+    for subset in SUBSETS:
+        if (labels := set(table.loc[table["split"] == subset, "label"])) != {0, 1}:
+            missing = "images" if not labels else f"{'non-' if 1 in labels else ''}fractured images"
+            raise InputError(f"{source}: {subset} has no {missing}; use more images or another split")
     return table

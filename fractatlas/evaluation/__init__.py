@@ -1,1 +1,1 @@
-"""Everything after the predictions table. Imports no torch."""
+"""Scores, intervals and comparisons of predictions. Imports no torch."""

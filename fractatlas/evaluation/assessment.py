@@ -1,39 +1,40 @@
-"""All that can be said of a set of predictions: how good, how sure, where it fails, where it looks."""
+"""Assess predictions subset by subset: scores by stratum, shortcut baselines, localisation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fractatlas.evaluation import localisation, strata
-from fractatlas.evaluation.bootstrap import draws
-from fractatlas.evaluation.localisation import Heatmaps
-from fractatlas.evaluation.predictions import join
-
-PARTS = ("train", "val", "test")
+from fractatlas.data.splits import SUBSETS
+from fractatlas.evaluation import strata
+from fractatlas.evaluation.bootstrap import bootstrap_weights
+from fractatlas.evaluation.localisation import Heatmaps, localise, summarise
+from fractatlas.evaluation.predictions_table import join
+from fractatlas.io import write_csv
 
 
 @dataclass
-class Part:
-    """One part of a split, assessed.
+class SubsetAssessment:
+    """The assessment of one subset.
 
     Attributes:
-        name: ``val`` or ``test``; ``train`` where somebody asked for it.
+        name: ``val`` or ``test``; ``train`` if it was requested.
         table: its predictions, joined with the catalogue.
-        strata: of ``strata.stratify``; the first row is the whole part.
-        shortcuts: of ``strata.shortcuts``; empty without a training part.
-        located: of ``localisation.localise``; empty without heatmaps.
-        pointing: of ``localisation.summarise``; empty without heatmaps.
+        strata: from ``strata.stratify``; the first row is the whole subset.
+        shortcuts: from ``strata.shortcuts``; empty without a training subset.
+        localisation: from ``localisation.localise``; empty without heatmaps.
+        localisation_summary: from ``localisation.summarise``; empty without heatmaps.
     """
 
     name: str
     table: pd.DataFrame
     strata: pd.DataFrame
     shortcuts: dict[str, dict[str, Any]]
-    located: pd.DataFrame
-    pointing: dict[str, dict[str, Any]]
+    localisation: pd.DataFrame
+    localisation_summary: dict[str, dict[str, Any]]
 
 
 def assess(
@@ -43,38 +44,68 @@ def assess(
     train: pd.DataFrame | None = None,
     boxes: Mapping[str, np.ndarray] | None = None,
     heatmaps: Heatmaps | None = None,
-) -> list[Part]:
-    """Assess every part that the predictions hold.
+) -> list[SubsetAssessment]:
+    """Assess every subset that the predictions contain.
 
     Args:
-        predictions: as ``read_predictions`` gives them.
+        predictions: as ``read_predictions`` returns them.
         threshold: fractured from this probability on.
-        catalogue: a run's, or any table with an ``image_id`` and some of its columns.
-        train: ``image_id, label`` of the training part, for the baseline that looks at no pixel.
+        catalogue: ``image_id`` and any of the columns of a run's ``catalogue.csv``.
+        train: ``image_id, label`` of the training subset, for the shortcut baselines.
         boxes: for each fractured image id, (n, 4): left, top, right, bottom in pixels.
-        heatmaps: of all fractured images of a part, or of none.
+        heatmaps: of all fractured images of a subset, or of none.
+
+    Returns:
+        The assessments in the order of ``SUBSETS``.
+
+    Raises:
+        InputError: some fractured images of a subset have a heatmap and some do not.
     """
-    known = pd.DataFrame({"image_id": predictions["image_id"]}) if catalogue is None else catalogue
-    sized = {"width", "height"} <= {*known}
     assessed = []
-    for name in PARTS:
-        table = join(predictions[predictions["split"] == name].reset_index(drop=True), known)
+    for name in SUBSETS:
+        table = subset_table(predictions, name, catalogue, boxes)
         if table.empty:
             continue
-        if boxes and sized:
-            table["box_size"] = strata.box_sizes(table, boxes)
-        located, pointing = pd.DataFrame(), {}
+        rows, summary = pd.DataFrame(), {}
         fractured = table[table["label"] == 1]
-        if heatmaps is not None and boxes and sized and fractured["image_id"].isin(heatmaps.image_id).any():
-            sizes = {row.image_id: (int(row.width), int(row.height)) for row in fractured.itertuples()}
-            located = localisation.localise(heatmaps, boxes, sizes)
-            pointing = localisation.summarise(located, table.set_index("image_id")["group"])
-        beside = strata.shortcuts(join_train(train, known), table) if train is not None else {}
-        rows = strata.stratify(table, threshold, draws(table["group"]))
-        assessed.append(Part(name, table, rows, beside, located, pointing))
+        if heatmaps is not None and "box_size" in table and fractured["image_id"].isin(heatmaps.image_id).any():
+            sized = fractured.dropna(subset=["width"])
+            sizes = {row.image_id: (int(row.width), int(row.height)) for row in sized.itertuples()}
+            rows = localise(heatmaps, boxes or {}, sizes)
+            summary = summarise(rows, table.set_index("image_id")["group"])
+        shortcuts = {}
+        if train is not None and catalogue is not None:
+            labels = train[["image_id", "label"]]
+            columns = catalogue.drop(columns="label", errors="ignore")
+            shortcuts = strata.shortcuts(labels.merge(columns, on="image_id"), table)
+        stratified = strata.stratify(table, threshold, bootstrap_weights(table["group"]))
+        assessed.append(SubsetAssessment(name, table, stratified, shortcuts, rows, summary))
     return assessed
 
 
-def join_train(train: pd.DataFrame, catalogue: pd.DataFrame) -> pd.DataFrame:
-    """Add the catalogue's columns to the labels of the training part."""
-    return train[["image_id", "label"]].merge(catalogue.drop(columns="label", errors="ignore"), on="image_id")
+def subset_table(
+    predictions: pd.DataFrame, name: str, catalogue: pd.DataFrame | None, boxes: Mapping[str, np.ndarray] | None
+) -> pd.DataFrame:
+    """Return one subset's predictions joined with the catalogue, with ``box_size`` if boxes and sizes are known."""
+    table = predictions[predictions["split"] == name].reset_index(drop=True)
+    if catalogue is not None:
+        table = join(table, catalogue)
+    if boxes and {"width", "height"} <= {*table}:
+        table["box_size"] = strata.box_sizes(table, boxes)
+    return table
+
+
+def write(folder: Path, assessed: list[SubsetAssessment]) -> dict[str, Any]:
+    """Write ``strata.csv`` and, if there are heatmaps and boxes, ``localisation.csv``.
+
+    Returns:
+        The entries for ``metrics.json``: ``shortcuts`` and ``localisation`` (the summary) of each subset.
+    """
+    write_csv(folder / "strata.csv", pd.concat([one.strata.assign(subset=one.name) for one in assessed]))
+    (folder / "localisation.csv").unlink(missing_ok=True)  # of an earlier evaluation in this folder
+    if rows := [one.localisation.assign(split=one.name) for one in assessed if len(one.localisation)]:
+        write_csv(folder / "localisation.csv", pd.concat(rows))
+    return {
+        "shortcuts": {one.name: one.shortcuts for one in assessed if one.shortcuts},
+        "localisation": {one.name: one.localisation_summary for one in assessed if one.localisation_summary},
+    }

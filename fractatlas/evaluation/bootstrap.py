@@ -1,6 +1,6 @@
-"""Bootstrap over groups: how much a number depends on which patients happened to be drawn.
+"""Bootstrap intervals over groups of images.
 
-Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13: percentile intervals.
+Percentile intervals: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
 """
 
 from collections.abc import Sequence
@@ -12,39 +12,40 @@ from scipy.stats import binomtest
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-CELLS = 40_000_000  # images times resamples; of more images there are fewer resamples, but never under FEWEST
-FEWEST = 100
+MAX_CELLS = 40_000_000  # images times resamples; limits memory for large tables
+MIN_RESAMPLES = 100
 
 
-def draws(groups: Sequence[Any] | pd.Series, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Draw as many groups as there are, with replacement, again and again.
+def bootstrap_weights(groups: Sequence[Any] | pd.Series, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """Draw bootstrap samples of groups, with replacement.
 
     Args:
-        groups: for each of n images, whom it is drawn together with.
-        resamples: how often; less often above ``CELLS / resamples`` images, which are tables beyond this data set.
-        seed: another seed, other draws.
+        groups: the group of each of n images; images of one group are drawn together.
+        resamples: number of samples; fewer, but at least ``MIN_RESAMPLES``, if n times this exceeds ``MAX_CELLS``.
+        seed: of the random numbers.
 
     Returns:
-        float64 (resamples + 1, n): how often each image was drawn; in the first row each once.
+        float64 (resamples + 1, n): how often each image was drawn. The first row is all ones: the images themselves.
     """
     codes = pd.factorize(np.asarray(groups, dtype=object))[0]
     count = codes.max() + 1
-    resamples = min(resamples, max(FEWEST, CELLS // len(codes)))
+    resamples = min(resamples, max(MIN_RESAMPLES, MAX_CELLS // len(codes)))
     generator = np.random.default_rng(seed)
     drawn = generator.multinomial(count, np.full(count, 1 / count), size=resamples)[:, codes]
     return np.vstack([np.ones(len(codes)), drawn]).astype(np.float64)
 
 
 def interval(values: np.ndarray, trials: int | None = None) -> dict[str, float] | None:
-    """Give the first of ``values``, with the 95 % percentile interval of the finite ones among the others.
+    """Return a value with its 95 % percentile interval.
 
     Args:
-        values: the value, then those of the resamples.
-        trials: of how many groups the value is a share, if it is one. Where all of them went one way no resample
-            can differ, and the interval is the exact one of Clopper and Pearson, Biometrika 26:404, 1934.
+        values: (b,), the value itself, then its values in the bootstrap samples. Samples that are not finite are
+            ignored.
+        trials: for a proportion, the number of groups in it. At 0 or 1 all bootstrap samples are equal; then the exact
+            interval is returned (Clopper and Pearson, Biometrika 26:404, 1934).
 
     Returns:
-        ``value, low, high``; ``None`` where the value is not finite.
+        ``value, low, high``; ``None`` if the value is not finite.
     """
     value, resampled = values[0], values[1:][np.isfinite(values[1:])]
     if not np.isfinite(value):

@@ -1,4 +1,4 @@
-"""Two sets of predictions of the same images: which is better, and could it be chance?"""
+"""Compare predictions of the same images: paired differences with bootstrap intervals and p values."""
 
 from collections.abc import Sequence
 
@@ -6,26 +6,28 @@ import numpy as np
 import pandas as pd
 
 from fractatlas.errors import InputError
-from fractatlas.evaluation.bootstrap import draws, interval
+from fractatlas.evaluation.bootstrap import bootstrap_weights, interval
 from fractatlas.evaluation.metrics import resampled
 
 
 def compare(first: pd.DataFrame, second: pd.DataFrame, thresholds: tuple[float, float] = (0.5, 0.5)) -> pd.DataFrame:
-    """Compare on the images that both have, drawing the same images for both.
+    """Compare two tables of predictions on the images that both contain.
+
+    Every bootstrap sample draws the same images for both tables.
 
     Args:
         first: ``image_id, label, probability, group``.
         second: ``image_id, label, probability``.
-        thresholds: of the first and of the second.
+        thresholds: of the first and of the second table.
 
     Returns:
-        One row per metric: ``metric, n, first, second, difference`` (second minus first), its 95 % interval ``low,
-        high``, and ``p``: twice the smaller share of the bootstrap's differences on one side of zero (Efron and
-        Tibshirani, An Introduction to the Bootstrap, 1993, chapter 15), at least 1 / (resamples + 1). A metric that
-        one of the two leaves undefined is left out.
+        One row per metric: ``metric, n, first, second, difference`` (second minus first), the 95 % interval of the
+        difference ``low, high``, and ``p``: two-sided, twice the smaller fraction of bootstrap differences on one side
+        of zero, at least 1 / (resamples + 1) (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter
+        15). Metrics that are undefined for one of the tables are omitted.
 
     Raises:
-        InputError: they have no image in common, or give one image different labels.
+        InputError: the tables have no image in common, or different labels for one image.
     """
     return compare_seeds([first], [second], ([thresholds[0]], [thresholds[1]]))
 
@@ -35,20 +37,21 @@ def compare_seeds(
     second: Sequence[pd.DataFrame],
     thresholds: tuple[Sequence[float], Sequence[float]],
 ) -> pd.DataFrame:
-    """``compare`` for two recipes of several seeds each: the difference of the means over seeds.
+    """Compare two recipes of several seeds each by the difference of their means over seeds.
 
-    The interval is over images; that another few seeds would have given other means is not in it.
+    Arguments and result are those of ``compare``, with one table and one threshold for each seed. The interval covers
+    the choice of images. It does not cover the choice of seeds.
     """
     left = first[0][["image_id", "label", "group"]]
     for table in (*first[1:], *second):
         both = left.merge(table[["image_id", "label"]], on="image_id", suffixes=("", "_second"))
         if both.empty:
-            raise InputError("the two tables of predictions have no image in common")
+            raise InputError("the two tables of predictions have no image in common; compare runs with the same split")
         if (differing := both["label"] != both["label_second"]).any():
             name = both.loc[differing, "image_id"].iloc[0]
-            raise InputError(f"{differing.sum()} images have different labels in the two tables, the first {name}")
+            raise InputError(f"{differing.sum()} images have different labels in the two tables, the first is {name}")
         left = both[["image_id", "label", "group"]]
-    weights = draws(left["group"])
+    weights = bootstrap_weights(left["group"])
     one, other = (
         seed_means([left.merge(table[["image_id", "probability"]], on="image_id") for table in tables], at, weights)
         for tables, at in zip((first, second), thresholds, strict=True)
@@ -60,33 +63,36 @@ def compare_seeds(
             continue
         row = {"metric": name, "n": len(left), "first": one[name][0], "second": other[name][0]}
         row |= {"difference": difference["value"], "low": difference["low"], "high": difference["high"]}
-        rows.append(row | {"p": _two_sided((other[name] - one[name])[1:])})
+        rows.append(row | {"p": _two_sided_p((other[name] - one[name])[1:])})
     return pd.DataFrame(rows)
 
 
 def seed_means(
     tables: Sequence[pd.DataFrame], thresholds: Sequence[float], weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """The mean over seeds of every metric under each row of ``weights`` (b, n): arrays (b,).
+    """Return the mean over seeds of every metric, for each bootstrap sample.
 
     Args:
-        tables: of each seed, the same n images in the same order, ``label`` and ``probability``.
-        thresholds: of each seed.
-        weights: of ``draws``.
+        tables: for each seed, ``label, probability`` of the same n images in the same order.
+        thresholds: for each seed.
+        weights: (b, n), from ``bootstrap_weights``.
+
+    Returns:
+        For each metric, float64 (b,).
     """
     each = [resampled(table, at, weights) for table, at in zip(tables, thresholds, strict=True)]
     return {name: np.mean([values[name] for values in each], axis=0) for name in each[0]}
 
 
 def difference_columns(compared: pd.DataFrame, names: Sequence[str]) -> dict[str, float]:
-    """The rows ``names`` of ``compare`` as ``<name>_difference`` with ``_low, _high, _p``, for a wider table."""
-    found = compared.set_index("metric")
+    """Return rows of ``compare`` as columns of a wider table: ``<name>_difference`` with ``_low, _high, _p``."""
+    rows = compared.set_index("metric")
     ends = {"": "difference", "_low": "low", "_high": "high", "_p": "p"}
-    return {f"{name}_difference{end}": found.loc[name, column] for name in names for end, column in ends.items()}
+    return {f"{name}_difference{end}": rows.loc[name, column] for name in names for end, column in ends.items()}
 
 
 def spread(values: pd.DataFrame) -> pd.DataFrame:
-    """Mean and sample standard deviation of each metric over several seeds.
+    """Return the mean and the sample standard deviation of each metric over several seeds.
 
     Args:
         values: one row per seed, one column per metric.
@@ -98,7 +104,7 @@ def spread(values: pd.DataFrame) -> pd.DataFrame:
     return table.rename_axis("metric").reset_index().astype({"seeds": int})
 
 
-def _two_sided(differences: np.ndarray) -> float:
+def _two_sided_p(differences: np.ndarray) -> float:
     finite = differences[np.isfinite(differences)]
     one_side = min((finite <= 0).sum(), (finite >= 0).sum()) + 1
     return float(min(1.0, 2 * one_side / (len(finite) + 1)))

@@ -1,8 +1,9 @@
-"""Where a heatmap points, held against the boxes of the fractures, beside what the image's centre and chance get.
+"""Measure how well heatmaps agree with the boxes of the fractures, compared with the image's centre and with chance.
 
-Two questions. The *pointing game* (Zhang et al., Top-Down Neural Attention by Excitation Backprop, IJCV 2018, here
-without its tolerance of 15 pixels): does the hottest point lie in a box? The *energy-based pointing game* (Wang et al.,
-Score-CAM, CVPR workshops 2020): what share of the heat lies in the boxes? All fractured images count, found or missed.
+Two measures over all fractured images, true positives and false negatives. The *pointing game*: is the hottest point in
+a box (Zhang et al., Top-Down Neural Attention by Excitation Backprop, IJCV 2018; here without its tolerance of 15
+pixels)? The *energy-based pointing game*: which share of the heat is in the boxes (Wang et al., Score-CAM, CVPR
+workshops 2020)?
 """
 
 import zipfile
@@ -16,23 +17,23 @@ import numpy as np
 import pandas as pd
 
 from fractatlas.errors import InputError
-from fractatlas.evaluation.bootstrap import draws, interval
+from fractatlas.evaluation.bootstrap import bootstrap_weights, interval
 
-SHORTER_SIDE = 256  # pixels that a radiograph is looked at in, and that box sizes are given in
-SIZES = {"below 16 px": (0, 16), "16 to 32 px": (16, 32), "32 px and more": (32, np.inf)}
+SHORTER_SIDE = 256  # pixels of the shorter side of a radiograph when it is scored and when box sizes are measured
+BOX_SIZES = {"below 16 px": (0, 16), "16 to 32 px": (16, 32), "32 px and more": (32, np.inf)}
 DIFFERENCES = (("hit", "hit_centre"), ("hit", "hit_chance"), ("share", "share_chance"))
 
 
 @dataclass
 class Heatmaps:
-    """Heat over the views of n radiographs.
+    """Heatmaps of n radiographs.
 
-    Args:
-        image_id: str (n,), each once.
-        heat: float16 or float32 (n, h, w), finite, 0 and above, on any scale; its cells tile the view, the first at the
-            upper left. Strided networks' own maps often do not: see ``models.heatmaps.lay_out``.
-        view: float32 (n, 4): left, top, right, bottom of the rectangle that the map covers, in pixels of the upright
-            radiograph. It may lie inside (a crop) or reach beyond (a letterbox).
+    Attributes:
+        image_id: str (n,), unique.
+        heat: float16 or float32 (n, h, w), finite, at least 0, on any scale. The cells tile the view, starting at the
+            upper left. Activation maps of strided networks often do not tile it: see ``models.heatmaps``.
+        view: float32 (n, 4): left, top, right, bottom of the rectangle that the heatmap covers, in pixels of the
+            upright radiograph. It can be smaller than the radiograph (a crop) or larger (a letterbox).
     """
 
     image_id: np.ndarray
@@ -41,86 +42,89 @@ class Heatmaps:
 
 
 def read_heatmaps(path: Path) -> Heatmaps:
-    """Read a ``.npz`` file with the arrays of ``Heatmaps``, from whatever system.
+    """Read an ``.npz`` file with the arrays of ``Heatmaps``; nothing in the file is executed.
 
     Raises:
-        InputError: it is not such a file; nothing in it is executed.
+        InputError: the file does not exist, or is not such a file.
     """
     if not path.is_file():
-        raise InputError(f"no file {path}")
+        raise InputError(f"{path}: no such file")
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = Heatmaps(*(file[name] for name in ("image_id", "heat", "view")))
+            heatmaps = Heatmaps(*(file[name] for name in ("image_id", "heat", "view")))
     except KeyError as error:
         raise InputError(f"{path} has no array {str(error).split()[0]}; it needs image_id, heat and view") from None
     except (ValueError, EOFError, OSError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error):
-        raise InputError(f"{path} is not an .npz file of plain arrays, or is broken") from None
-    if wrong := _wrong(found):
-        raise InputError(f"{path}: {wrong}")
-    return found
+        raise InputError(f"{path} is not a complete .npz file of plain arrays; write it with numpy.savez") from None
+    if problem := _problem(heatmaps):
+        raise InputError(f"{path}: {problem}")
+    return heatmaps
 
 
-def _wrong(found: Heatmaps) -> str:
-    """What is wrong with heatmaps, or ``""``."""
-    ids, heat, view = found.image_id, found.heat, found.view
+def _problem(heatmaps: Heatmaps) -> str:
+    """Return why the arrays are invalid, or an empty string."""
+    ids, heat, view = heatmaps.image_id, heatmaps.heat, heatmaps.view
     if ids.dtype.kind != "U" or ids.ndim != 1:
-        return f"image_id is {ids.dtype} {ids.shape}, should be a row of names"
+        return f"image_id is {ids.dtype} {ids.shape}, should be strings (n,)"
     if len(set(ids.tolist())) < len(ids):
-        return f"image_id lists {pd.Series(ids)[pd.Series(ids).duplicated()].iloc[0]} more than once"
+        return f"image_id contains {pd.Series(ids)[pd.Series(ids).duplicated()].iloc[0]} more than once"
     if heat.dtype.kind != "f" or heat.ndim != 3 or len(heat) != len(ids) or not heat.size:
         return f"heat is {heat.dtype} {heat.shape}, should be floats ({len(ids)}, height, width)"
     if view.dtype.kind != "f" or view.shape != (len(ids), 4):
         return f"view is {view.dtype} {view.shape}, should be floats ({len(ids)}, 4)"
-    sound = np.isfinite(heat).all(axis=(1, 2)) & (heat >= 0).all(axis=(1, 2))
-    if not sound.all():
-        return f"the heat of {ids[~sound][0]} should be finite and 0 or above"
-    sound = np.isfinite(view).all(axis=1) & (view[:, 0] < view[:, 2]) & (view[:, 1] < view[:, 3])
-    if not sound.all():
-        return f"the view of {ids[~sound][0]} should be left < right, top < bottom, in pixels"
+    valid = np.isfinite(heat).all(axis=(1, 2)) & (heat >= 0).all(axis=(1, 2))
+    if not valid.all():
+        return f"the heat of {ids[~valid][0]} should be finite and at least 0"
+    valid = np.isfinite(view).all(axis=1) & (view[:, 0] < view[:, 2]) & (view[:, 1] < view[:, 3])
+    if not valid.all():
+        return f"the view of {ids[~valid][0]} should be left < right, top < bottom, in pixels"
     return ""
 
 
 def place(heat: np.ndarray, view: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Lay a map over its radiograph, bilinearly between the middles of its cells.
+    """Resample a heatmap to the pixels of its radiograph, bilinearly between the centres of its cells.
 
     Args:
         heat: (h, w).
-        view: left, top, right, bottom of what it covers, in the pixels of ``width`` x ``height``.
-        width: of the radiograph, in the pixels to give.
-        height: likewise.
+        view: left, top, right, bottom of the rectangle that it covers, in pixels of the result.
+        width: of the result.
+        height: of the result.
 
     Returns:
         float64 (height, width), zero outside the view.
     """
     left, top, right, bottom = (float(edge) for edge in view)
-    rows = _between(heat.shape[0], top, bottom, height)
-    columns = _between(heat.shape[1], left, right, width)
+    rows = _interpolation(heat.shape[0], top, bottom, height)
+    columns = _interpolation(heat.shape[1], left, right, width)
     return rows @ heat.astype(np.float64) @ columns.T
 
 
-def _between(cells: int, start: float, end: float, pixels: int) -> np.ndarray:
-    """What each pixel of one axis takes from each cell between ``start`` and ``end``: (pixels, cells)."""
-    middles = np.arange(pixels) + 0.5
-    at = np.clip((middles - start) / (end - start) * cells - 0.5, 0, cells - 1)
-    shares = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(cells)))
-    return shares * ((middles >= start) & (middles <= end))[:, None]
+def _interpolation(cells: int, start: float, end: float, pixels: int) -> np.ndarray:
+    """Return the weight of each cell between ``start`` and ``end`` for each pixel of one axis: (pixels, cells)."""
+    centres = np.arange(pixels) + 0.5
+    position = np.clip((centres - start) / (end - start) * cells - 0.5, 0, cells - 1)
+    weights = np.maximum(0, 1 - np.abs(position[:, None] - np.arange(cells)))
+    return weights * ((centres >= start) & (centres <= end))[:, None]
 
 
 def localise(heatmaps: Heatmaps, boxes: Mapping[str, np.ndarray], sizes: Mapping[str, tuple[int, int]]) -> pd.DataFrame:
-    """Score every radiograph that has a box, with its shorter side at ``SHORTER_SIDE`` pixels.
+    """Score every radiograph that has boxes, resampled to ``SHORTER_SIDE`` pixels.
 
     Args:
-        heatmaps: of these radiographs; of others, too.
+        heatmaps: of these radiographs; others are ignored.
         boxes: for each fractured image id, (n, 4) left, top, right, bottom in pixels of the upright radiograph.
-        sizes: width and height of the upright radiographs that are to be scored, by image id.
+        sizes: for each image id to score, width and height of the upright radiograph.
 
     Returns:
-        One row for each image of ``sizes`` that has boxes: ``image_id``; ``hit``, 1 if the hottest point lies in a
-        box, else 0, also where there is no heat (of several equally hot points, the one nearest to their middle);
-        ``hit_centre``, the same of the radiograph's centre; ``hit_chance``, of a point drawn evenly, so the boxes'
-        share of the area; ``share`` of the radiograph's heat in the boxes, 0 without any; ``share_chance``, of a map
-        that is the same everywhere, again the share of the area; ``box_size``, the longest side of a box in pixels.
-        What a crop left out counts: a box there cannot be hit.
+        One row for each image of ``sizes`` that has boxes: ``image_id``;
+        ``hit``: 1 if the hottest point is in a box, else 0; 0 also for a heatmap of zeros. Of several equally hot
+        points, the one nearest to their mean counts;
+        ``hit_centre``: the same for the centre of the radiograph;
+        ``hit_chance``: the same for a random point, which is the boxes' share of the area;
+        ``share``: the boxes' share of the heat, 0 for a heatmap of zeros;
+        ``share_chance``: the same for a constant heatmap, which is again the share of the area;
+        ``box_size``: the longest side of a box in pixels.
+        A box outside the view (cropped away) counts as not hit.
 
     Raises:
         InputError: a radiograph with boxes has no heatmap.
@@ -128,17 +132,17 @@ def localise(heatmaps: Heatmaps, boxes: Mapping[str, np.ndarray], sizes: Mapping
     rows = {name: row for row, name in enumerate(heatmaps.image_id.tolist())}
     wanted = [name for name in sizes if len(boxes.get(name, ()))]
     if lacking := [name for name in wanted if name not in rows]:
-        raise InputError(f"no heatmap of {lacking[0]}, nor of {len(lacking) - 1} others of {len(wanted)} with boxes")
-    found = [
+        raise InputError(f"{len(lacking)} of {len(wanted)} images with boxes have no heatmap, such as {lacking[0]}")
+    scores = [
         {"image_id": name, **_score(heatmaps.heat[rows[name]], heatmaps.view[rows[name]], boxes[name], *sizes[name])}
         for name in wanted
     ]
     columns = ("image_id", "hit", "hit_centre", "hit_chance", "share", "share_chance", "box_size")
-    return pd.DataFrame(found, columns=columns)
+    return pd.DataFrame(scores, columns=columns)
 
 
 def _score(heat: np.ndarray, view: np.ndarray, boxes: np.ndarray, width: int, height: int) -> dict[str, float]:
-    # So that a radiograph of 2304 x 2880 costs no more than another.
+    # Scoring at a fixed size makes large radiographs as fast as small ones.
     columns, rows = (max(1, round(side * SHORTER_SIDE / min(width, height))) for side in (width, height))
     scale = np.array([columns / width, rows / height] * 2)
     heat, boxes = place(heat, view * scale, columns, rows), boxes * scale
@@ -158,9 +162,9 @@ def _score(heat: np.ndarray, view: np.ndarray, boxes: np.ndarray, width: int, he
 
 
 def _hottest(heat: np.ndarray) -> tuple[int, int]:
-    """Row and column of the largest value; of several, the one nearest to their middle.
+    """Return row and column of the largest value; of several, the one nearest to their mean.
 
-    Beyond the middles of the outermost cells a map is flat, so that there are many where it is hottest at its edge.
+    Beyond the centres of the outermost cells a heatmap is constant, so a maximum at the edge has several points.
     """
     points = np.argwhere(heat >= heat.max() * (1 - 1e-9))
     row, column = points[((points - points.mean(axis=0)) ** 2).sum(axis=1).argmin()]
@@ -168,26 +172,26 @@ def _hottest(heat: np.ndarray) -> tuple[int, int]:
 
 
 def summarise(table: pd.DataFrame, groups: Mapping[str, Any], seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Average what ``localise`` found, over all images and by the size of the largest box.
+    """Average the columns of ``localise`` over all images and by the size of the largest box.
 
     Args:
-        table: of ``localise``.
+        table: from ``localise``.
         groups: the group of each image id; images of one group are drawn together.
         seed: of the bootstrap.
 
     Returns:
-        For ``all`` and each of ``SIZES``: ``n``, and for each column and each paired difference
+        For ``all`` and each of ``BOX_SIZES``: ``n``, and for each column and each paired difference
         (``hit_minus_centre, hit_minus_chance, share_minus_chance``) ``value, low, high``: the mean and its 95 %
-        interval over bootstrap samples of groups; ``None`` where there is no image.
+        interval; ``None`` if there is no image.
     """
     columns = {name: table[name].to_numpy(np.float64) for name in table if name not in ("image_id", "box_size")}
     for one, other in DIFFERENCES:
         columns[f"{one}_minus_{other.partition('_')[2]}"] = columns[one] - columns[other]
     group = np.array([groups[name] for name in table["image_id"]], dtype=object)
-    weights = draws(group, seed=seed) if len(table) else np.ones((1, 0))
+    weights = bootstrap_weights(group, seed=seed) if len(table) else np.ones((1, 0))
     size = table["box_size"].to_numpy(np.float64)
-    kept = {"all": size >= 0} | {name: (size >= low) & (size < high) for name, (low, high) in SIZES.items()}
-    with np.errstate(invalid="ignore"):  # 0 / 0 where no image of this size was drawn
+    kept = {"all": size >= 0} | {name: (size >= low) & (size < high) for name, (low, high) in BOX_SIZES.items()}
+    with np.errstate(invalid="ignore"):  # 0 / 0 in samples without an image of this size
         return {
             name: {"n": int(rows.sum())}
             | {

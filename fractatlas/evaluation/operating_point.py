@@ -1,4 +1,4 @@
-"""What is settled on the validation part and then frozen: the threshold of the decision, and the temperature."""
+"""Choose the operating point on the validation subset: decision threshold and calibration temperature."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,45 +8,52 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
-from fractatlas.evaluation.metrics import by_score
+from fractatlas.evaluation.metrics import weights_by_score
 
 Rule = Callable[[np.ndarray, np.ndarray], float]
-COLDEST, HOTTEST = 0.05, 20.0
-UNSETTLED = {"rule": "unsettled", "threshold": 0.5, "temperature": 1.0}  # without a validation part
-NEARLY = 1e-15  # how near to 0 and 1 a probability may come before its logit is taken
+DEFAULT_OPERATING_POINT: dict[str, Any] = {
+    "rule": "default",
+    "threshold": 0.5,
+    "temperature": 1.0,
+}  # if none can be chosen
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+EPSILON = 1e-15  # probabilities are clipped to this distance from 0 and 1 before the logit
 
 
 def fixed(labels: np.ndarray, probabilities: np.ndarray, *, value: float) -> float:
-    """Take ``value``, whatever the validation part says."""
+    """Return ``value``."""
     return value
 
 
 def youden(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Maximise sensitivity + specificity - 1 (Youden, Index for rating diagnostic tests, Cancer 3:32, 1950)."""
+    """Return the threshold of maximal sensitivity + specificity - 1.
+
+    Youden, Index for rating diagnostic tests, Cancer 3:32, 1950.
+    """
     scores, sensitivity, specificity = _curve(labels, probabilities)
-    return _below(scores, int(np.argmax(sensitivity + specificity)))
+    return _midpoint_below(scores, int(np.argmax(sensitivity + specificity)))
 
 
 def target_sensitivity(labels: np.ndarray, probabilities: np.ndarray, *, sensitivity: float) -> float:
-    """Take the highest threshold that finds at least the share ``sensitivity`` of the fractures."""
+    """Return the highest threshold whose sensitivity is at least ``sensitivity``."""
     scores, reached, _ = _curve(labels, probabilities)
-    return _below(scores, int(np.argmax(reached >= sensitivity - 1e-9)))
+    return _midpoint_below(scores, int(np.argmax(reached >= sensitivity - 1e-9)))
 
 
-def settle(validation: pd.DataFrame, rule: Rule, name: str) -> dict[str, Any]:
-    """Choose threshold and temperature on the validation part.
+def choose_operating_point(validation: pd.DataFrame, rule: Rule, name: str) -> dict[str, Any]:
+    """Choose threshold and temperature on the validation subset.
 
     Args:
-        validation: ``label`` (0 or 1) and ``probability``; with one class alone, nothing can be settled.
-        rule: labels and probabilities to a threshold on the raw probability.
-        name: how the rule is called.
+        validation: ``label`` (0 or 1) and ``probability``.
+        rule: maps labels (n,) and probabilities (n,) to a threshold on the probability.
+        name: name of the rule.
 
     Returns:
-        ``rule, threshold, temperature``.
+        ``rule, threshold, temperature``; ``DEFAULT_OPERATING_POINT`` if all labels are equal.
     """
     labels, probabilities = validation["label"].to_numpy(), validation["probability"].to_numpy(dtype=np.float64)
     if len(set(labels)) < 2:
-        return dict(UNSETTLED)
+        return dict(DEFAULT_OPERATING_POINT)
     return {
         "rule": name,
         "threshold": float(rule(labels, probabilities)),
@@ -55,40 +62,44 @@ def settle(validation: pd.DataFrame, rule: Rule, name: str) -> dict[str, Any]:
 
 
 def temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Find the number that logits are divided by, so that their cross-entropy is least.
+    """Return the number that minimises the cross-entropy when all logits are divided by it.
 
-    Guo et al., On Calibration of Modern Neural Networks, ICML 2017. Between ``COLDEST`` and ``HOTTEST``.
+    Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
 
     Args:
         labels: 0 or 1, (n,).
         probabilities: of a fracture, (n,).
+
+    Returns:
+        Between ``MIN_TEMPERATURE`` and ``MAX_TEMPERATURE``.
     """
     logits, signs = _logits(probabilities), 2 * labels - 1
 
     def cross_entropy(log_temperature: float) -> float:
         return float(np.logaddexp(0, -signs * logits / np.exp(log_temperature)).mean())
 
-    bounds = (np.log(COLDEST), np.log(HOTTEST))
+    bounds = (np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))
     return float(np.exp(minimize_scalar(cross_entropy, bounds=bounds, method="bounded").x))
 
 
 def calibrate(probabilities: np.ndarray | pd.Series, temperature: float) -> np.ndarray:
-    """Give the probabilities whose logits are divided by ``temperature``; (n,)."""
+    """Return the probabilities (n,) after their logits are divided by ``temperature``."""
     return expit(_logits(np.asarray(probabilities, dtype=np.float64)) / temperature)
 
 
 def _logits(probabilities: np.ndarray) -> np.ndarray:
-    return logit(np.clip(probabilities, NEARLY, 1 - NEARLY))
+    return logit(np.clip(probabilities, EPSILON, 1 - EPSILON))
 
 
 def _curve(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct scores, descending, with sensitivity and specificity from each on: three (k,)."""
-    positives, negatives = (counts[0] for counts in by_score(labels, probabilities, np.ones((1, len(labels)))))
+    """Return the distinct scores, descending, with sensitivity and specificity at each as threshold: three (k,)."""
+    weights = np.ones((1, len(labels)))
+    positives, negatives = (counts[0] for counts in weights_by_score(labels, probabilities, weights))
     scores = np.unique(probabilities)[::-1]
     return scores, np.cumsum(positives) / positives.sum(), 1 - np.cumsum(negatives) / negatives.sum()
 
 
-def _below(scores: np.ndarray, index: int) -> float:
-    """Half way to the next lower score, so that no rounding moves the image that the threshold rests on."""
+def _midpoint_below(scores: np.ndarray, index: int) -> float:
+    """Return the middle between a score and the next lower one, so that rounding changes no decision."""
     lower = scores[index + 1] if index + 1 < len(scores) else 0.0
     return float((scores[index] + lower) / 2)

@@ -1,4 +1,4 @@
-"""Where a classifier fails: every metric for every kind of image, and what can be told without looking at the bones."""
+"""Scores by stratum (body part, view, image size, ...), and baselines that use no pixels."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,31 +10,31 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
 
-from fractatlas.data.catalogue import BODY_PARTS, VIEWS
 from fractatlas.data.groups import BODY
-from fractatlas.evaluation.bootstrap import draws, interval
-from fractatlas.evaluation.localisation import SHORTER_SIDE, SIZES
-from fractatlas.evaluation.metrics import intervals, ranking
+from fractatlas.data.sources.fracatlas import BODY_PARTS, VIEWS
+from fractatlas.evaluation.bootstrap import bootstrap_weights, interval
+from fractatlas.evaluation.localisation import BOX_SIZES, SHORTER_SIDE
+from fractatlas.evaluation.metrics import intervals, ranking_metrics
 
-FEW = 10  # fractured, or not fractured, images below which a row is marked
-LARGE = 512  # pixels of the shorter side; FracAtlas' images are far from it on either side
-FILE = ("width", "height", "bytes", "junk", "orientation", "mode")
-RECORD = (*BODY_PARTS, "multiscan", *VIEWS)
+MIN_COUNT = 10  # a stratum with fewer fractured or fewer other images is marked
+LARGE_SIDE = 512  # pixels of the shorter side; no image of FracAtlas is near it
+FILE_COLUMNS = ("width", "height", "bytes", "junk", "orientation", "mode")
+RECORD_COLUMNS = (*BODY_PARTS, "multiscan", *VIEWS)
 
 
 def stratify(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> pd.DataFrame:
-    """Score every kind of image that the table can tell.
+    """Compute every metric for all images and for every stratum.
 
     Args:
-        table: predictions joined with the catalogue (any of its columns) and, where there are boxes, ``box_size``, of
-            ``box_sizes``.
+        table: predictions joined with the catalogue and, if there are boxes, ``box_size`` from ``box_sizes``.
+            Attributes whose columns are missing are omitted.
         threshold: fractured from this probability on.
-        weights: float64 (b, n), from ``draws``.
+        weights: float64 (b, n), from ``bootstrap_weights``.
 
     Returns:
-        One row per stratum: ``attribute, stratum, n, positives, few`` (fewer than ``FEW`` of either class), then for
-        each metric ``<name>, <name>_low, <name>_high``. Fractured images are told apart by the size of their box, and
-        each size is scored against all images without a fracture.
+        One row per stratum: ``attribute, stratum, n, positives, low_count`` (fewer than ``MIN_COUNT`` images of either
+        class), then for each metric ``<name>, <name>_low, <name>_high``. A stratum by box size contains the fractured
+        images of this size and all images without a fracture.
     """
     rows = [_row("all", "all", np.ones(len(table), dtype=bool), table, threshold, weights)]
     for attribute, values in _attributes(table).items():
@@ -47,23 +47,26 @@ def stratify(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> pd.D
 
 
 def shortcuts(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Score gradient boosting on what is known of a file without its pixels, beside the classifier.
+    """Score gradient boosting on properties of the file and the record, without pixels.
+
+    A high score means that the labels correlate with these properties, so that a network can use them as shortcuts.
 
     Args:
-        train: the training part, joined with the catalogue.
-        table: the part to score, joined likewise, with ``probability``.
+        train: labels of the training subset, joined with the catalogue.
+        table: predictions of the subset to score, joined with the catalogue.
 
     Returns:
-        For ``file`` (its size in pixels and bytes, colour mode, EXIF rotation), ``record`` (body part, views,
-        several scans) and both: ``auroc`` and ``classifier_above``, how much higher the classifier's is, each with its
-        interval. Empty where a part has but one class or the catalogue lacks the columns.
+        For ``file`` (``FILE_COLUMNS``), ``record`` (``RECORD_COLUMNS``) and ``file and record``: ``auroc`` of the
+        baseline, and ``classifier_above``, the classifier's AUROC minus it, each with its interval. Empty if a subset
+        has only one class or the catalogue lacks the columns.
     """
-    found: dict[str, dict[str, Any]] = {}
+    scores: dict[str, dict[str, Any]] = {}
     if train["label"].nunique() < 2 or table["label"].nunique() < 2:
-        return found
-    weights, labels = draws(table["group"]), table["label"].to_numpy()
-    own = ranking(labels, table["probability"].to_numpy(), weights)["auroc"]
-    for name, columns in (("file", FILE), ("record", RECORD), ("file and record", (*FILE, *RECORD))):
+        return scores
+    weights, labels = bootstrap_weights(table["group"]), table["label"].to_numpy()
+    own = ranking_metrics(labels, table["probability"].to_numpy(), weights)["auroc"]
+    baselines = {"file": FILE_COLUMNS, "record": RECORD_COLUMNS, "file and record": (*FILE_COLUMNS, *RECORD_COLUMNS)}
+    for name, columns in baselines.items():
         if not {*columns} <= {*train} & {*table}:
             continue
         text = [column for column in columns if column == "mode"]
@@ -74,17 +77,17 @@ def shortcuts(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, dict[str, A
             HistGradientBoostingClassifier(max_depth=3, max_iter=100, learning_rate=0.05, random_state=0),
         )
         model.fit(train[list(columns)], train["label"])
-        auroc = ranking(labels, model.predict_proba(table[list(columns)])[:, 1], weights)["auroc"]
-        found[name] = {"auroc": interval(auroc), "classifier_above": interval(own - auroc)}
-    return found
+        auroc = ranking_metrics(labels, model.predict_proba(table[list(columns)])[:, 1], weights)["auroc"]
+        scores[name] = {"auroc": interval(auroc), "classifier_above": interval(own - auroc)}
+    return scores
 
 
 def box_sizes(table: pd.DataFrame, boxes: Mapping[str, np.ndarray]) -> pd.Series:
-    """Measure the largest box of every image: its longer side where the shorter side is ``SHORTER_SIDE``.
+    """Return the longest side of a box of every image, scaled to a shorter side of ``SHORTER_SIDE`` pixels.
 
     Args:
         table: ``image_id, width, height``.
-        boxes: for each image id with a fracture, (n, 4): left, top, right, bottom in pixels.
+        boxes: for each fractured image id, (n, 4): left, top, right, bottom in pixels.
 
     Returns:
         float (n,), NaN for an image without a box.
@@ -98,34 +101,34 @@ def box_sizes(table: pd.DataFrame, boxes: Mapping[str, np.ndarray]) -> pd.Series
 
 
 def _attributes(table: pd.DataFrame) -> dict[str, pd.Series]:
-    """For each attribute that the table can tell, every image's stratum, categorical; missing where it has none."""
-    found = {}
+    """Return every image's stratum, categorical, for each attribute; missing if the image belongs to none."""
+    attributes = {}
     for attribute, names in (("body part", BODY), ("view", VIEWS)):
         if {*names} <= {*table}:
             flags = table[list(names)].fillna(0).astype(float)
             one = flags.idxmax(axis=1).where(flags.sum(axis=1) == 1, "several").where(flags.sum(axis=1) > 0)
-            found[attribute] = one.astype(pd.CategoricalDtype([*names, "several"]))
+            attributes[attribute] = one.astype(pd.CategoricalDtype([*names, "several"]))
     for attribute, name in (("hardware", "hardware"), ("several scans", "multiscan")):
         if name in table:
-            found[attribute] = table[name].map({0: "no", 1: "yes"}).astype("category")
+            attributes[attribute] = table[name].map({0: "no", 1: "yes"}).astype("category")
     if {"width", "height"} <= {*table}:
         shorter = table[["width", "height"]].astype(float).min(axis=1)
-        edges, names = [0, LARGE, np.inf], [f"shorter side to {LARGE} px", f"above {LARGE} px"]
-        found["image size"] = pd.cut(shorter, edges, labels=names)
+        labels = [f"shorter side to {LARGE_SIDE} px", f"above {LARGE_SIDE} px"]
+        attributes["image size"] = pd.cut(shorter, [0, LARGE_SIDE, np.inf], labels=labels)
     if "box_size" in table:
-        edges = [low for low, _ in SIZES.values()] + [np.inf]
-        found["box size"] = pd.cut(table["box_size"], edges, labels=list(SIZES), right=False)
-    return found
+        edges = [low for low, _ in BOX_SIZES.values()] + [np.inf]
+        attributes["box size"] = pd.cut(table["box_size"], edges, labels=list(BOX_SIZES), right=False)
+    return attributes
 
 
 def _row(
     attribute: str, stratum: str, chosen: np.ndarray, table: pd.DataFrame, threshold: float, weights: np.ndarray
 ) -> dict[str, Any]:
-    part = table[chosen]
-    n, positives = len(part), int(part["label"].sum())
+    images = table[chosen]
+    n, positives = len(images), int(images["label"].sum())
     row = {"attribute": attribute, "stratum": stratum, "n": n, "positives": positives}
-    row["few"] = min(positives, n - positives) < FEW
-    for name, score in intervals(part, threshold, weights[:, chosen]).items():
+    row["low_count"] = min(positives, n - positives) < MIN_COUNT
+    for name, score in intervals(images, threshold, weights[:, chosen]).items():
         score = score or dict.fromkeys(("value", "low", "high"), np.nan)
         row |= {name: score["value"], f"{name}_low": score["low"], f"{name}_high": score["high"]}
     return row

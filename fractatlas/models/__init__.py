@@ -1,1 +1,1 @@
-"""Networks, their weights, and the classifier that trains them."""
+"""Networks, their weights, and the ``LightningModule`` that trains them."""

@@ -1,14 +1,14 @@
-"""torchvision's DenseNets and ResNets with one logit: the network half of ``conf/model``."""
+"""torchvision's DenseNets and ResNets with an output layer of one logit."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 import torchvision.models as tv
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from fractatlas.models.weights import load_trunk
+from fractatlas.models.pretrained import load_trunk
 
 DENSENETS = {
     "densenet121": tv.densenet121,
@@ -28,19 +28,19 @@ RESNETS = {
 
 
 class Backbone(nn.Module):
-    """A trunk in five stages and a head of one logit.
+    """A network: a trunk of five stages and a head of one logit.
 
     Args:
-        network: a torchvision classifier whose last layer is already the one-logit head.
+        network: a torchvision classifier whose last layer is the head: dropout and a linear layer of one output.
         head: the name of that layer.
         stages: for each stage, the dotted names of its modules, in order.
-        freeze: ``none``, ``trunk``, or how many of the stages, from the input on, do not learn. A frozen stage's
-            BatchNorm keeps its running statistics, too.
-        stage_decay: the learning rate of each stage as a share of that of the one after it, the head's being whole
+        loaded_weights: the report of ``load_trunk``.
+        freeze: which stages are not trained: ``none``, ``trunk`` (all), or the number of stages, counted from the
+            input. BatchNorm layers of frozen stages keep their running statistics.
+        stage_decay: the learning rate of each stage divided by that of the next one; the head has the full rate
             (Howard and Ruder, Universal Language Model Fine-tuning for Text Classification, ACL 2018).
-        mirror: in evaluation mode, give the mean logit of an image and its mirror image.
+        mirror: in evaluation mode, return the mean logit of an image and its mirror image.
         channels_last: keep weights and images in channels-last memory order, which is faster on most hardware.
-        loaded: what ``load_trunk`` says of the weights.
     """
 
     def __init__(
@@ -48,27 +48,35 @@ class Backbone(nn.Module):
         network: nn.Module,
         head: str,
         stages: dict[str, list[str]],
-        freeze: str | int,
+        loaded_weights: dict[str, Any],
+        freeze: Literal["none", "trunk"] | int,
         stage_decay: float,
         mirror: bool,
         channels_last: bool,
-        loaded: dict[str, Any],
     ):
         super().__init__()
-        self.loaded = loaded
-        count = {"none": 0, "trunk": len(stages)}.get(freeze, freeze)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network.to(memory_format=self.memory_format)
-        self.head_name, self.stages = head, stages
+        self.head_name, self.stages, self.loaded_weights = head, stages, loaded_weights
         self.stage_decay, self.mirror = stage_decay, mirror
-        frozen = [name for stage in list(stages)[:count] for name in stages[stage]]
-        self._frozen = [network.get_submodule(name) for name in frozen]
+        count = {"none": 0, "trunk": len(stages)}[freeze] if isinstance(freeze, str) else freeze
+        self._frozen = [network.get_submodule(name) for stage in list(stages)[:count] for name in stages[stage]]
         for module in self._frozen:
             module.requires_grad_(False)
         self.train()
 
+    @property
+    def head(self) -> nn.Linear:
+        """The linear layer from the channel means of the last feature maps to the logit."""
+        return cast(nn.Linear, cast(nn.Sequential, self.network.get_submodule(self.head_name))[-1])
+
+    @property
+    def last_stage(self) -> nn.Module:
+        """The module whose output, after a ReLU, is the last feature maps."""
+        return self.network.get_submodule(list(self.stages.values())[-1][-1])
+
     def forward(self, images: Tensor) -> Tensor:
-        """Map float (n, 3, h, w) to the logit of a fracture, (n,)."""
+        """Map normalised images, float (n, 3, h, w), to logits of a fracture (n,)."""
         images = images.contiguous(memory_format=self.memory_format)
         logits = self.network(images)
         if self.mirror and not self.training:
@@ -76,49 +84,37 @@ class Backbone(nn.Module):
         return logits.squeeze(1)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """What learns, for an optimizer: ``params``, and ``scale``, by which to multiply their learning rate."""
+        """Return the trainable parameters in groups: ``params``, and ``scale``, a factor of their learning rate."""
         if self.stage_decay == 1:
             return [{"params": [p for p in self.parameters() if p.requires_grad], "scale": 1.0}]
         layers = {**self.stages, "head": [self.head_name]}
         groups = []
         for depth, (name, modules) in enumerate(reversed(layers.items())):
-            found = [p for module in modules for p in self.network.get_submodule(module).parameters()]
-            if learning := [p for p in found if p.requires_grad]:
-                groups.append({"params": learning, "scale": self.stage_decay**depth, "name": name})
+            parameters = [p for module in modules for p in self.network.get_submodule(module).parameters()]
+            if trainable := [p for p in parameters if p.requires_grad]:
+                groups.append({"params": trainable, "scale": self.stage_decay**depth, "name": name})
         return groups
 
     def train(self, mode: bool = True) -> "Backbone":
-        """As in ``nn.Module``, but frozen stages stay in evaluation mode."""
+        """Set the mode as ``nn.Module`` does, but keep frozen stages in evaluation mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
         return self
 
 
-def densenet(
-    variant: str,
-    weights: str | None,
-    weights_dir: str,
-    dropout: float,
-    freeze: str | int,
-    stage_decay: float,
-    mirror: bool,
-    channels_last: bool,
-) -> Backbone:
-    """Huang et al., Densely Connected Convolutional Networks, CVPR 2017.
+def densenet(variant: str, weights: str | None, weights_dir: str, dropout: float, **options: Any) -> Backbone:
+    """Build a DenseNet (Huang et al., Densely Connected Convolutional Networks, CVPR 2017).
 
     Args:
         variant: a key of ``DENSENETS``.
         weights: see ``load_trunk``.
-        weights_dir: likewise.
-        dropout: probability, before the one-logit head.
-        freeze: see ``Backbone``.
-        stage_decay: likewise.
-        mirror: likewise.
-        channels_last: likewise.
+        weights_dir: see ``load_trunk``.
+        dropout: probability of dropout before the linear layer of the head.
+        options: ``freeze, stage_decay, mirror, channels_last`` of ``Backbone``.
 
     Raises:
-        InputError: the weights cannot be had or do not fit.
+        InputError: the weights are not available or do not fit.
     """
     network = DENSENETS[variant]()
     network.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(network.classifier.in_features, 1))
@@ -126,25 +122,16 @@ def densenet(
     stages |= {f"block{n}": [f"features.denseblock{n}", f"features.transition{n}"] for n in (1, 2, 3)}
     stages["block4"] = ["features.denseblock4", "features.norm5"]
     loaded = load_trunk(network, variant, stages, weights, weights_dir)
-    return Backbone(network, "classifier", stages, freeze, stage_decay, mirror, channels_last, loaded)
+    return Backbone(network, "classifier", stages, loaded, **options)
 
 
-def resnet(
-    variant: str,
-    weights: str | None,
-    weights_dir: str,
-    dropout: float,
-    freeze: str | int,
-    stage_decay: float,
-    mirror: bool,
-    channels_last: bool,
-) -> Backbone:
-    """He et al., Deep Residual Learning for Image Recognition, CVPR 2016.
+def resnet(variant: str, weights: str | None, weights_dir: str, dropout: float, **options: Any) -> Backbone:
+    """Build a ResNet (He et al., Deep Residual Learning for Image Recognition, CVPR 2016).
 
-    Args and errors as ``densenet``; ``variant`` is a key of ``RESNETS``.
+    Arguments and errors as for ``densenet``; ``variant`` is a key of ``RESNETS``.
     """
     network = RESNETS[variant]()
     network.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(network.fc.in_features, 1))
     stages = {"stem": ["conv1", "bn1"]} | {f"layer{n}": [f"layer{n}"] for n in (1, 2, 3, 4)}
     loaded = load_trunk(network, variant, stages, weights, weights_dir)
-    return Backbone(network, "fc", stages, freeze, stage_decay, mirror, channels_last, loaded)
+    return Backbone(network, "fc", stages, loaded, **options)

@@ -1,11 +1,12 @@
-"""The ``LightningModule``: a backbone, a loss, an optimizer and a schedule, handed in ready."""
+"""The ``LightningModule``: trains a backbone and computes its metrics."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -21,21 +22,22 @@ from torchmetrics.classification import (
     BinarySpecificity,
 )
 
+from fractatlas.data.splits import SUBSETS
 from fractatlas.errors import InputError
 from fractatlas.models.backbones import Backbone
 
 
 def binary_cross_entropy(pos_weight: float | None) -> nn.BCEWithLogitsLoss:
-    """Cross-entropy on the logit, where a fractured image counts ``pos_weight`` times (``None``: once)."""
+    """Build the binary cross-entropy of logits; ``pos_weight`` is the weight of a fractured image, ``None`` means 1."""
     return nn.BCEWithLogitsLoss(pos_weight=None if pos_weight is None else torch.tensor(pos_weight))
 
 
-class Scores(nn.Module):
-    """The metrics of one part, exact over an epoch and, since torchmetrics gathers first, over all processes."""
+class EpochMetrics(nn.Module):
+    """The metrics of one subset over an epoch, synchronised over all processes by torchmetrics."""
 
     def __init__(self):
         super().__init__()
-        self.of_probability = MetricCollection(
+        self.by_probability = MetricCollection(
             {
                 "accuracy": BinaryAccuracy(),
                 "auroc": BinaryAUROC(),
@@ -47,22 +49,22 @@ class Scores(nn.Module):
             }
         )
         self.loss, self.prevalence = MeanMetric(nan_strategy="ignore"), MeanMetric()
-        self.rows = CatMetric(nan_strategy="disable")
+        self.logits = CatMetric(nan_strategy="disable")
 
     def update(self, batch: dict[str, Tensor], logits: Tensor, loss: Tensor) -> None:
-        """Take in a batch with its float32 logits (n,) and its mean loss."""
+        """Add a batch with its float32 logits (n,) and its mean loss."""
         labels = batch["label"]
-        # Probabilities, because torchmetrics takes logits for probabilities where all lie in 0..1.
-        self.of_probability.update(logits.sigmoid(), labels.int())
+        # Probabilities, because torchmetrics takes logits for probabilities if all of them lie in 0..1.
+        self.by_probability.update(logits.sigmoid(), labels.int())
         self.loss.update(loss, weight=len(labels))
         self.prevalence.update(labels)
-        self.rows.update(torch.stack([batch["index"].float(), logits], dim=1))
+        self.logits.update(torch.stack([batch["index"].float(), logits], dim=1))
 
     def compute(self) -> dict[str, Tensor]:
-        """Every metric by its name."""
-        values = self.of_probability.compute()
+        """Return every metric by name."""
+        values = self.by_probability.compute()
         values["balanced_accuracy"] = (values["sensitivity"] + values["specificity"]) / 2
-        # No better than chance; torchmetrics gives an always equal answer a small value of either sign.
+        # For a constant answer, torchmetrics returns a small value of either sign.
         values["mcc"] = torch.where(values["balanced_accuracy"] == 0.5, 0.0, values["mcc"])
         values["loss"] = self.loss.compute()
         prevalence = self.prevalence.compute()
@@ -70,17 +72,17 @@ class Scores(nn.Module):
         return values
 
     def predictions(self) -> Tensor:
-        """``index`` and logit of every image, ordered by index: float32 (n, 2) on the CPU."""
-        rows = self.rows.compute()
+        """Return ``index`` and logit of every image, ordered by index: float32 (n, 2) on the CPU."""
+        rows = self.logits.compute()
         return rows[rows[:, 0].argsort()].cpu()
 
     def reset(self) -> None:
-        """Begin a new epoch."""
+        """Start a new epoch."""
         for metric in self._metrics().values():
             metric.reset()
 
     def state(self) -> dict[str, dict[str, Tensor | list[Tensor]]]:
-        """What has been taken in, on all processes together, for a checkpoint in the middle of an epoch."""
+        """Return the state of all processes together, for a checkpoint in the middle of an epoch."""
         states = {}
         for name, metric in self._metrics().items():
             with metric.sync_context():
@@ -88,29 +90,34 @@ class Scores(nn.Module):
         return states
 
     def restore(self, states: dict[str, dict[str, Tensor | list[Tensor]]]) -> None:
-        """Take in what ``state`` gave."""
+        """Set the state that ``state`` returned."""
         metrics = self._metrics()
         for name, state in states.items():
             for key, value in state.items():
-                in_batches = isinstance(metrics[name]._defaults[key], list)
-                setattr(metrics[name], key, [value] if in_batches and isinstance(value, Tensor) else value)
+                is_list = isinstance(metrics[name]._defaults[key], list)
+                setattr(metrics[name], key, [value] if is_list and isinstance(value, Tensor) else value)
 
     def _metrics(self) -> dict[str, Metric]:
-        return {**self.of_probability, "loss": self.loss, "prevalence": self.prevalence, "rows": self.rows}
+        metrics: dict[str, Metric] = dict(self.by_probability.items())
+        return metrics | {"loss": self.loss, "prevalence": self.prevalence, "logits": self.logits}
 
 
 class FractureClassifier(lightning.LightningModule):
-    """Fractured or not, from one logit.
+    """A binary classifier, fractured or not, with one logit.
 
-    Logs for each part ``loss, accuracy, balanced_accuracy, auroc, average_precision, f1, mcc, sensitivity,
-    specificity`` (threshold 0.5) and ``majority_rate``, the accuracy of always giving the commoner answer.
+    Logs for each subset ``loss, accuracy, balanced_accuracy, auroc, average_precision, f1, mcc, sensitivity,
+    specificity`` (at threshold 0.5) and ``majority_rate``, the accuracy of always giving the more frequent answer.
 
     Args:
-        backbone: images to logits.
-        loss: logits (n,) and labels (n,) to a scalar.
-        optimizer: groups of parameters to an optimizer.
-        scheduler: an optimizer and the total number of steps to a schedule.
-        config: the run's plain configuration, kept in every checkpoint.
+        backbone: from images to logits.
+        loss: from logits (n,) and labels (n,) to a scalar.
+        optimizer: from groups of parameters to an optimizer.
+        scheduler: from an optimizer and the total number of steps to a schedule.
+        config: the plain configuration of the run, stored in every checkpoint.
+
+    Attributes:
+        predictions: by subset, ``EpochMetrics.predictions`` of its last epoch.
+        history: the metrics of each epoch on the training and validation subsets.
     """
 
     def __init__(
@@ -124,12 +131,13 @@ class FractureClassifier(lightning.LightningModule):
         super().__init__()
         self.backbone, self.loss, self.config = backbone, loss, config
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
-        self.scores = nn.ModuleDict({f"{part}_scores": Scores() for part in ("train", "val", "test")})
+        # A ModuleDict cannot have the key "train", which is a method of modules.
+        self.metrics = nn.ModuleDict({f"{subset}_metrics": EpochMetrics() for subset in SUBSETS})
         self.predictions: dict[str, Tensor] = {}
-        self.history: list[dict[str, float]] = []  # of every epoch, training and validation
+        self.history: list[dict[str, float]] = []
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Optimise what is not frozen, each stage at its own share of the learning rate."""
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimizer of the trainable parameters, with a learning rate for each stage, and its schedule."""
         optimizer = self._make_optimizer(self.backbone.parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] *= group["scale"]
@@ -141,69 +149,67 @@ class FractureClassifier(lightning.LightningModule):
         return self.backbone(images)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
-        """One batch's loss."""
+        """Return the loss of one batch."""
         logits = self(batch["image"])
         loss = self.loss(logits, batch["label"])
         self.log("train/loss_step", loss.detach(), prog_bar=True)
-        self._update("train", batch, logits.detach(), loss.detach())
+        self._metrics_of("train").update(batch, logits.detach().float(), loss.detach())
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """Score one batch."""
-        self._evaluate("val", batch)
+        """Add one batch to the validation metrics."""
+        self._score("val", batch)
 
     def test_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """Score one batch."""
-        self._evaluate("test", batch)
+        """Add one batch to the test metrics."""
+        self._score("test", batch)
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch, over predictions made while the network was changing."""
+        """Log the metrics of the predictions made during the epoch, while the weights were changing."""
         self._log_epoch("train")
 
     def on_validation_epoch_end(self) -> None:
-        """Log the part, and keep its predictions."""
+        """Log the metrics and store the predictions."""
         self._log_epoch("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log the part, and keep its predictions."""
+        """Log the metrics and store the predictions."""
         self._log_epoch("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the configuration, from which a checkpoint alone can be rebuilt."""
+        """Add the configuration, the history and the metrics of the current epoch to a checkpoint."""
         checkpoint["config"] = self.config
         checkpoint["history"] = self.history
-        checkpoint["train_scores"] = self.scores["train_scores"].state()
+        checkpoint["train_metrics"] = self._metrics_of("train").state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the history of a run that is gone on with."""
+        """Restore the history and the metrics of the epoch when training resumes."""
         if self.trainer.state.fn == TrainerFn.FITTING:
             self.history = checkpoint["history"]
-            if self.trainer.is_global_zero:  # which had gathered them from the others
-                self.scores["train_scores"].restore(checkpoint["train_scores"])
+            if self.trainer.is_global_zero:  # the checkpoint contains the metrics of all processes together
+                self._metrics_of("train").restore(checkpoint["train_metrics"])
 
-    def _evaluate(self, part: str, batch: dict[str, Tensor]) -> None:
+    def _metrics_of(self, subset: str) -> EpochMetrics:
+        return cast(EpochMetrics, self.metrics[f"{subset}_metrics"])
+
+    def _score(self, subset: str, batch: dict[str, Tensor]) -> None:
         logits = self(batch["image"])
-        self._update(part, batch, logits, self.loss(logits, batch["label"]))
+        self._metrics_of(subset).update(batch, logits.float(), self.loss(logits, batch["label"]))
 
-    def _update(self, part: str, batch: dict[str, Tensor], logits: Tensor, loss: Tensor) -> None:
-        self.scores[f"{part}_scores"].update(batch, logits.float(), loss)
-
-    def _log_epoch(self, part: str) -> None:
-        scores = self.scores[f"{part}_scores"]
-        predictions = scores.predictions()
-        if not predictions.isfinite().all():  # torchmetrics leaves what is not a number out of its means
-            raise InputError(f"training diverged: some {part} logits are not finite; lower optimizer.lr")
-        # The best checkpoint's score after training is no point of the training curve.
-        prefix = "best/" if part == "val" and self.trainer.state.fn != TrainerFn.FITTING else ""
-        values = {f"{part}/{name}": value.float() for name, value in scores.compute().items()}
+    def _log_epoch(self, subset: str) -> None:
+        metrics = self._metrics_of(subset)
+        predictions = metrics.predictions()
+        if not predictions.isfinite().all():  # torchmetrics excludes NaN from its means
+            raise InputError(f"training diverged: some {subset} logits are not finite; lower optimizer.lr")
+        fitting = self.trainer.state.fn == TrainerFn.FITTING
+        values = {f"{subset}/{name}": value.float() for name, value in metrics.compute().items()}
+        # The best checkpoint is scored after training; its metrics are not part of the training curve.
+        prefix = "best/" if subset == "val" and not fitting else ""
         self.log_dict({prefix + name: value for name, value in values.items()})
-        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
-            self._remember({name: value.item() for name, value in values.items()})
-        self.predictions[part] = predictions
-        scores.reset()
-
-    def _remember(self, values: dict[str, float]) -> None:
-        epoch = self.current_epoch + 1
-        if not self.history or self.history[-1]["epoch"] != epoch:
-            self.history.append({"epoch": epoch})
-        self.history[-1].update(values)
+        if fitting and not self.trainer.sanity_checking:
+            epoch = self.current_epoch + 1
+            if not self.history or self.history[-1]["epoch"] != epoch:
+                self.history.append({"epoch": epoch})
+            self.history[-1].update({name: value.item() for name, value in values.items()})
+        self.predictions[subset] = predictions
+        metrics.reset()

@@ -1,1 +1,1 @@
-"""What people read. Imports no torch."""
+"""Pages, model cards and tables of run folders. Imports no torch."""

@@ -1,126 +1,107 @@
-"""Runs against each other, on the same images: ``python -m fractatlas.report.compare RUN RUN [...]``.
+"""Compare runs on the same images: ``comparison.csv`` and ``comparison.html``."""
 
-Writes ``comparison.csv``, every paired difference with its interval and p value, and ``comparison.html``.
-"""
-
-import argparse
 import json
-import sys
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader
 
 from fractatlas.errors import InputError
 from fractatlas.evaluation import comparison
-from fractatlas.files import whole, write_csv
-from fractatlas.report.evidence import Evidence, gather
-from fractatlas.report.page import HEADLINE
-from fractatlas.report.table import newest
+from fractatlas.io import write_csv, write_text
+from fractatlas.report.html import METRIC_TITLES, render_page
+from fractatlas.report.run_folder import RunFolder
+from fractatlas.report.run_table import newest_run
 
-PARTS = ("val", "test")
+SUBSETS = ("val", "test")
 SHOWN = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity", "brier")
-# What runs that differ in their seed alone may differ in.
-OF_A_RUN = ("seed", "paths", "logger", "callbacks", "resume")
+RUN_SPECIFIC = ("seed", "paths", "logger", "callbacks", "resume")  # configuration that may differ between seeds
 
 
-def compare_runs(runs: dict[str, Evidence]) -> pd.DataFrame:
-    """Compare every two runs on every part that both have predicted.
+def write_comparison(out: Path, runs: Sequence[Path]) -> tuple[dict[str, RunFolder], pd.DataFrame]:
+    """Write ``comparison.csv`` (all paired differences) and ``comparison.html`` into ``out``.
 
     Args:
-        runs: evidence with ``operating_point``, by name.
+        out: the output folder.
+        runs: run folders, or folders of tasks, whose newest run is taken.
 
     Returns:
-        Rows of ``comparison.compare`` with ``part, run, other`` in front: ``difference`` is other minus run. Pairs
-        without an image in common have none.
+        The run folders by name, and the table of ``compare_runs``.
 
     Raises:
-        InputError: two runs give one image different labels.
+        InputError: there are fewer than two finished runs, or two runs have different labels for one image.
+    """
+    folders = list(dict.fromkeys(newest_run(folder) for folder in runs))
+    if len(folders) < 2:
+        raise InputError("compare needs at least two different runs; add another run folder")
+    named = {_name(folder, folders): RunFolder(folder) for folder in folders}
+    differences = compare_runs(named)
+    write_csv(out / "comparison.csv", differences)
+    page = render_page(
+        "comparison.html.jinja",
+        runs=named,
+        subsets=[name for name in SUBSETS if any(name in run.metrics for run in named.values())],
+        titles=METRIC_TITLES,
+        differences=differences[differences["metric"].isin(SHOWN)].to_dict("records"),
+        seeds=average_seeds(named),
+    )
+    write_text(out / "comparison.html", page)
+    return named, differences
+
+
+def compare_runs(runs: dict[str, RunFolder]) -> pd.DataFrame:
+    """Compare every two runs on every subset that both have predicted.
+
+    Args:
+        runs: finished runs by name.
+
+    Returns:
+        Rows of ``comparison.compare`` after the columns ``subset, run, other``; ``difference`` is other minus run.
+        Pairs without an image in common are omitted.
+
+    Raises:
+        InputError: two runs have different labels for one image.
     """
     tables = []
     for (name, one), (other_name, other) in combinations(runs.items(), 2):
-        for part in PARTS:
-            first, second = (run.predictions[run.predictions["split"] == part] for run in (one, other))
+        for subset in SUBSETS:
+            first, second = (run.predictions[run.predictions["split"] == subset] for run in (one, other))
             if not first["image_id"].isin(second["image_id"]).any():
                 continue
-            thresholds = tuple(run.record["operating_point"]["threshold"] for run in (one, other))
-            found = comparison.compare(first, second, thresholds)
-            tables.append(pd.DataFrame({"part": part, "run": name, "other": other_name}, found.index).join(found))
-    columns = ["part", "run", "other", "metric", "n", "first", "second", "difference", "low", "high", "p"]
+            rows = comparison.compare(first, second, (one.threshold, other.threshold))
+            names = {"subset": subset, "run": name, "other": other_name}
+            tables.append(pd.DataFrame(names, rows.index).join(rows))
+    columns = ["subset", "run", "other", "metric", "n", "first", "second", "difference", "low", "high", "p"]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
-def seeds(runs: dict[str, Evidence]) -> list[dict[str, Any]]:
-    """Mean and spread of the runs that differ in their seed alone.
+def average_seeds(runs: dict[str, RunFolder]) -> list[dict[str, Any]]:
+    """Compute mean and standard deviation over runs that differ only in their seed.
 
     Returns:
-        For each such set of runs and each part that all have: ``runs`` (names), ``part``, and ``spread``, of
-        ``comparison.spread``.
+        For each such set of runs and each subset that all have: ``runs`` (names), ``subset``, and ``spread``, the table
+        of ``comparison.spread``.
     """
-    alike: dict[str, list[str]] = {}
+    same_config: dict[str, list[str]] = {}
     for name, run in runs.items():
         if run.config:
-            key = {group: value for group, value in run.config.items() if group not in OF_A_RUN}
-            alike.setdefault(json.dumps(key, sort_keys=True), []).append(name)
-    found = []
-    for names in alike.values():
-        records = [runs[name].record for name in names]
-        for part in PARTS if len(names) > 1 else ():
-            if all(part in record for record in records):
-                scores = [
-                    {name: (record[part].get(name) or {}).get("value") for name in HEADLINE} for record in records
-                ]
-                values = pd.DataFrame(scores).astype(float)
-                found.append({"runs": names, "part": part, "spread": comparison.spread(values.dropna(axis=1))})
-    return found
+            key = {group: value for group, value in run.config.items() if group not in RUN_SPECIFIC}
+            same_config.setdefault(json.dumps(key, sort_keys=True), []).append(name)
+    averages = []
+    for names in same_config.values():
+        for subset in SUBSETS if len(names) > 1 else ():
+            if all(subset in runs[name].metrics for name in names):
+                scores = [runs[name].metrics[subset] for name in names]
+                values = [{key: (row.get(key) or {}).get("value") for key in METRIC_TITLES} for row in scores]
+                table = pd.DataFrame(values).astype(float).dropna(axis=1)
+                averages.append({"runs": names, "subset": subset, "spread": comparison.spread(table)})
+    return averages
 
 
-def write(folder: Path, runs: dict[str, Evidence]) -> pd.DataFrame:
-    """Write ``comparison.csv`` and ``comparison.html`` into ``folder``, each whole; the differences."""
-    differences = compare_runs(runs)
-    write_csv(folder / "comparison.csv", differences)
-    page = Environment(
-        loader=PackageLoader("fractatlas.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    ).get_template("comparison.html.jinja")
-    text = page.render(
-        runs=runs,
-        parts=[part for part in PARTS if any(part in run.record for run in runs.values())],
-        headline=HEADLINE,
-        differences=differences[differences["metric"].isin(SHOWN)].to_dict("records"),
-        seeds=seeds(runs),
-    )
-    with whole(folder / "comparison.html") as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    return differences
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Compare runs."""
-    parser = argparse.ArgumentParser(prog="python -m fractatlas.report.compare", description=__doc__.partition(":")[0])
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder, or logs/<task>: its newest")
-    parser.add_argument("--out", type=Path, default=Path("logs/comparison"), help="where to write (logs/comparison)")
-    options = parser.parse_args(arguments)
-    try:
-        folders = list(dict.fromkeys(newest(folder) for folder in options.runs))
-        if len(folders) < 2:
-            raise InputError("name two finished runs or more")
-        runs = {_name(folder, folders): gather(folder / "predictions.csv") for folder in folders}
-        differences = write(options.out, runs)
-    except (InputError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {error.strerror or error}: {error.filename or 'no file named'}")
-    print(f"{len(folders)} runs, {len(differences)} paired differences: {options.out / 'comparison.html'}")
-
-
-def _name(folder: Path, folders: list[Path]) -> str:
-    """The task, and the run where there are several of one task."""
+def _name(folder: Path, folders: Sequence[Path]) -> str:
+    """Return the task of a run folder, with the run if there are several of one task."""
     task, run = folder.absolute().parts[-3], folder.name
     several = sum(other.absolute().parts[-3] == task for other in folders) > 1
     return f"{task}/{run}" if several else task
-
-
-if __name__ == "__main__":
-    main()

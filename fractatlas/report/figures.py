@@ -1,4 +1,4 @@
-"""The figures of the page, each as SVG text; drawn with matplotlib, without a display."""
+"""Figures of the report page as SVG text, drawn with matplotlib without a display."""
 
 import functools
 import io
@@ -10,19 +10,27 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from fractatlas.evaluation.bootstrap import CONFIDENCE
-from fractatlas.evaluation.metrics import BINS, by_score
+from fractatlas.evaluation.metrics import BINS, weights_by_score
 
 TAIL = (1 - CONFIDENCE) / 2
 COLOURS = {"val": "#8250df", "test": "#0969da", "train": "#6e7781"}
 GRID = np.linspace(0, 1, 101)
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "fractatlas", "font.family": "sans-serif", "font.size": 10,
-         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}  # fmt: skip
+STYLE: dict[Any, Any] = {  # matplotlib's rcParams
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fractatlas",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
 
 
 def _as_svg(draw: Callable[..., Figure]) -> Callable[..., str]:
-    """Have a function that draws a figure give it as SVG text, the same for the same data."""
+    """Decorate a function that draws a figure: it returns SVG text, which is equal for equal data."""
 
     @functools.wraps(draw)
     def drawn(*arguments: Any) -> str:
@@ -35,33 +43,37 @@ def _as_svg(draw: Callable[..., Figure]) -> Callable[..., str]:
 
 
 @_as_svg
-def roc(parts: dict[str, pd.DataFrame], weights: dict[str, np.ndarray]) -> Figure:
-    """Sensitivity against 1 - specificity, with pointwise 95 % bands over ``weights`` (b, n).
+def roc(tables: dict[str, pd.DataFrame], weights: dict[str, np.ndarray]) -> Figure:
+    """Draw ROC curves with pointwise 95 % bands.
 
     Args:
-        parts: predictions (``label, probability``) by the part's name.
-        weights: of ``bootstrap.draws``, likewise.
+        tables: predictions (``label, probability``) by name of the subset.
+        weights: (b, n) from ``bootstrap_weights``, by name of the subset.
     """
     figure, axes = _axes("1 - specificity", "sensitivity")
     axes.plot([0, 1], [0, 1], color="#d0d7de", linewidth=1)
-    for name, table in parts.items():
-        found, false = _rates(table, weights[name])
-        curves = np.array([np.interp(GRID, x, y) for x, y in zip(false, found, strict=True)])
-        _band(axes, name, curves)
-        axes.step(np.r_[0, false[0]], np.r_[0, found[0]], where="post", color=COLOURS[name], label=name)
+    for name, table in tables.items():
+        sensitivity, false_positive_rate = _rates(table, weights[name])
+        curves = [np.interp(GRID, x, y) for x, y in zip(false_positive_rate, sensitivity, strict=True)]
+        _band(axes, name, np.array(curves))
+        x, y = np.r_[0, false_positive_rate[0]], np.r_[0, sensitivity[0]]
+        axes.step(x, y, where="post", color=COLOURS[name], label=name)
     axes.legend(loc="lower right")
     return figure
 
 
 @_as_svg
-def precision_recall(parts: dict[str, pd.DataFrame], weights: dict[str, np.ndarray]) -> Figure:
-    """PPV against sensitivity, with bands; a line for the share of fractures, which answering at random gets."""
+def precision_recall(tables: dict[str, pd.DataFrame], weights: dict[str, np.ndarray]) -> Figure:
+    """Draw precision-recall curves with bands; a dotted line marks the precision of a random classifier.
+
+    Arguments are those of ``roc``.
+    """
     figure, axes = _axes("sensitivity (recall)", "PPV (precision)")
-    for name, table in parts.items():
+    for name, table in tables.items():
         labels, scores = table["label"].to_numpy(), table["probability"].to_numpy()
-        positives, negatives = by_score(labels, scores, weights[name])
-        found, drawn = np.cumsum(positives, axis=1), np.cumsum(positives + negatives, axis=1)
-        recall, precision = found / np.maximum(found[:, -1:], 1e-12), found / np.maximum(drawn, 1e-12)
+        positives, negatives = weights_by_score(labels, scores, weights[name])
+        tp, predicted = np.cumsum(positives, axis=1), np.cumsum(positives + negatives, axis=1)
+        recall, precision = tp / np.maximum(tp[:, -1:], 1e-12), tp / np.maximum(predicted, 1e-12)
         rows = zip(recall, precision, strict=True)
         # The precision at the first score that reaches a recall.
         curves = np.array([y[np.minimum(np.searchsorted(x, GRID[1:] - 1e-12), len(y) - 1)] for x, y in rows])
@@ -74,13 +86,13 @@ def precision_recall(parts: dict[str, pd.DataFrame], weights: dict[str, np.ndarr
 
 @_as_svg
 def reliability(table: pd.DataFrame) -> Figure:
-    """Share of fractures against mean probability in equal bins, raw and calibrated, with the images of each bin."""
+    """Draw the fraction of fractures against the mean probability in equal bins, and the number of images in each."""
     figure = Figure(figsize=(4.4, 4.2), layout="constrained")
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     axes.plot([0, 1], [0, 1], color="#d0d7de", linewidth=1)
     edges = np.linspace(0, 1, BINS + 1)
     for column, colour, label in (
-        ("probability", "#6e7781", "raw"),
+        ("probability", "#6e7781", "uncalibrated"),
         ("probability_calibrated", "#0969da", "calibrated"),
     ):
         if column not in table:
@@ -89,57 +101,69 @@ def reliability(table: pd.DataFrame) -> Figure:
         grouped = table.groupby(bins)
         axes.plot(grouped[column].mean(), grouped["label"].mean(), "o-", color=colour, label=label, markersize=4)
         counts.hist(table[column], bins=edges, histtype="step", color=colour)
-    axes.set(ylabel="share of fractures", xlim=(0, 1), ylim=(0, 1))
-    counts.set(xlabel="probability of a fracture", ylabel="images", yscale="log")
+    axes.set(ylabel="fraction of fractures", xlim=(0, 1), ylim=(0, 1))
+    counts.set(xlabel="predicted probability of a fracture", ylabel="images", yscale="log")
+    counts.yaxis.set_minor_formatter(NullFormatter())  # their labels overlap
     axes.legend(loc="upper left")
     return figure
 
 
 @_as_svg
 def history(epochs: list[dict[str, float]], monitor: str, chosen: int) -> Figure:
-    """Loss, accuracy and AUROC of training and validation by epoch; a line at the epoch that ``monitor`` chose."""
-    figure = Figure(figsize=(9, 2.9), layout="constrained")
+    """Draw loss, accuracy and AUROC of training and validation by epoch; a grey bar marks the epoch ``chosen``.
+
+    Args:
+        epochs: for each epoch, ``epoch`` and metrics such as ``val/loss``.
+        monitor: the metric that the checkpoint was selected by.
+        chosen: the epoch of the selected checkpoint.
+    """
+    figure = Figure(figsize=(10.5, 3), layout="constrained")
     table = pd.DataFrame(epochs)
     for axes, name in zip(figure.subplots(1, 3), ("loss", "accuracy", "auroc"), strict=True):
-        for part in ("train", "val"):
-            if f"{part}/{name}" in table:
-                axes.plot(table["epoch"], table[f"{part}/{name}"], "o-", color=COLOURS[part], label=part, markersize=4)
+        for subset in ("train", "val"):
+            if f"{subset}/{name}" in table:
+                style = {"color": COLOURS[subset], "label": subset, "markersize": 4}
+                axes.plot(table["epoch"], table[f"{subset}/{name}"], "o-", **style)
         if name == "accuracy" and "val/majority_rate" in table:
-            axes.axhline(
-                table["val/majority_rate"].iloc[-1], color="#bc4c00", linestyle=":", label="majority rate (val)"
-            )
+            rate = table["val/majority_rate"].iloc[-1]
+            axes.axhline(rate, color="#bc4c00", linestyle=":", label="majority rate (val)")
         axes.axvline(chosen, color="#d0d7de", linewidth=4, zorder=0)
-        axes.set(xlabel=f"epoch (chosen by {monitor}: {chosen})", title=name.replace("auroc", "AUROC"))
+        axes.set(xlabel=f"epoch (selected by {monitor}: {chosen})", title=name.replace("auroc", "AUROC"))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
     return figure
 
 
 @_as_svg
-def forest(strata: pd.DataFrame, names: dict[str, str]) -> Figure:
-    """The metrics ``names`` (with their titles) of every stratum with its interval; few images are drawn pale."""
-    figure = Figure(figsize=(9, 0.8 + 0.24 * len(strata)), layout="constrained")
+def forest(strata: pd.DataFrame, titles: dict[str, str]) -> Figure:
+    """Draw metrics of every stratum with their intervals; strata with few images are pale.
+
+    Args:
+        strata: from ``strata.stratify``.
+        titles: the title of each metric to draw.
+    """
+    figure = Figure(figsize=(10.5, 0.8 + 0.24 * len(strata)), layout="constrained")
     rows = np.arange(len(strata))[::-1]
-    columns = figure.subplots(1, len(names), sharey=True)
-    for axes, (name, title) in zip(np.atleast_1d(columns), names.items(), strict=True):
+    columns = np.atleast_1d(figure.subplots(1, len(titles), sharey=True))
+    for axes, (name, title) in zip(columns, titles.items(), strict=True):
         for row, (_, stratum) in zip(rows, strata.iterrows(), strict=True):
             if not np.isfinite(stratum[name]):
                 continue
-            alpha = 0.35 if stratum["few"] else 1.0
+            alpha = 0.35 if stratum["low_count"] else 1.0
             axes.plot([stratum[f"{name}_low"], stratum[f"{name}_high"]], [row, row], color="#0969da", alpha=alpha)
             axes.plot(stratum[name], row, "o", color="#0969da", alpha=alpha, markersize=4)
         axes.axvline(strata.iloc[0][name], color="#d0d7de", linewidth=1, zorder=0)
         axes.set(title=title, xlim=(0, 1.02), ylim=(-0.7, len(strata) - 0.3))
     labels = [f"{row.attribute}: {row.stratum} ({row.n}, {row.positives})" for row in strata.itertuples()]
-    np.atleast_1d(columns)[0].set_yticks(rows, labels)
+    columns[0].set_yticks(rows, labels)
     return figure
 
 
 def _rates(table: pd.DataFrame, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sensitivity and 1 - specificity at each distinct score, descending: two (b, k)."""
-    positives, negatives = by_score(table["label"].to_numpy(), table["probability"].to_numpy(), weights)
-    found, false = np.cumsum(positives, axis=1), np.cumsum(negatives, axis=1)
-    return found / np.maximum(found[:, -1:], 1e-12), false / np.maximum(false[:, -1:], 1e-12)
+    """Return sensitivity and 1 - specificity at each distinct score, descending: two (b, k)."""
+    positives, negatives = weights_by_score(table["label"].to_numpy(), table["probability"].to_numpy(), weights)
+    tp, fp = np.cumsum(positives, axis=1), np.cumsum(negatives, axis=1)
+    return tp / np.maximum(tp[:, -1:], 1e-12), fp / np.maximum(fp[:, -1:], 1e-12)
 
 
 def _band(axes: Axes, name: str, curves: np.ndarray) -> None:
@@ -147,7 +171,7 @@ def _band(axes: Axes, name: str, curves: np.ndarray) -> None:
     axes.fill_between(GRID, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
 
 
-def _axes(x: str, y: str) -> tuple[Figure, Any]:
+def _axes(x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(4.4, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y, xlim=(0, 1), ylim=(0, 1.02))

@@ -1,1 +1,1 @@
-"""Hyperparameter search: what Hydra's Optuna sweeper needs to be resumable, parallel and readable."""
+"""Hyperparameter search with Optuna that can be resumed and that several processes can share."""

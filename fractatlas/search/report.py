@@ -1,4 +1,4 @@
-"""What a search leaves in its folder: the study's table, a page of pictures, and the winner as an experiment."""
+"""The results in a study's folder: a table, a page of figures, the best trial as an experiment, and a plan for it."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,12 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
-from fractatlas.files import whole, write_csv
+from fractatlas.evaluation.tables import to_markdown
+from fractatlas.io import write_csv, write_text
 from fractatlas.search import storage
 
-# Where one of the study's six hyperparameters is searched under this name, its column comes first and is called:
-STUDY = {
+# The columns of the reference report's table; they come first, for the hyperparameters that are searched.
+COLUMNS = {
     "optimizer.lr": "learning rate",
     "data.batch_size": "batch size",
     "trainer.max_epochs": "epochs",
@@ -23,94 +24,102 @@ STUDY = {
     "optimizer.weight_decay": "weight decay",
     "model.dropout": "dropout",
 }
-TREES = 32  # of the importance's forest: half of Optuna's, since it is grown again after every trial
-SCORES = ("train/accuracy", "val/accuracy", "train/loss", "val/auroc")
-# The groups of a configuration that say what a run is; the others say where it runs and what it shows.
-KEPT = ("data", "split", "preprocess", "augment", "model", "loss", "optimizer", "scheduler", "threshold", "trainer")
+TREES = 32  # of the importance's forest: half of Optuna's, because it is computed after every trial
+SCORES = {
+    "train/accuracy": "train accuracy",
+    "val/accuracy": "val accuracy",
+    "train/loss": "train loss",
+    "val/auroc": "val AUROC",
+}
+# The groups of the configuration that define a training; the others state where it runs and what it displays.
+GROUPS = ("data", "split", "preprocess", "augment", "model", "loss", "optimizer", "scheduler", "threshold", "trainer")
+REFIT = "refit.yaml"
+SEEDS = [0, 1, 2]
 
 
 def write(folder: Path, study: optuna.Study, space: list[str], monitor: str, best: DictConfig | None) -> None:
-    """Write ``trials.csv, trials.md, search.html`` and, with a winner, ``experiment/best.yaml``, each whole.
+    """Write ``trials.csv``, ``trials.md`` and ``search.html``; for a new best trial its experiment and plan, too.
+
+    The experiment is ``experiment/best.yaml``: ``fractatlas train --config-dir FOLDER experiment=best``. The plan is
+    ``refit.yaml``: ``fractatlas plan FOLDER/refit.yaml`` trains the experiment under several seeds, then scores the
+    test subset once. The recipe's name contains the trial's number, so that another best trial has other run folders.
 
     Args:
-        folder: the study's.
+        folder: the study's folder.
         study: with its trials.
-        space: the names of what is searched.
-        monitor: what is optimised.
-        best: a new winner's configuration with Hydra's node; ``None`` leaves ``best.yaml`` as it is.
+        space: the names of the searched hyperparameters.
+        monitor: the metric that is optimised.
+        best: the configuration of a new best trial, Hydra's node included; ``None`` keeps the earlier files.
     """
-    study = _in_memory(study)
-    trials = [trial for trial in study.get_trials(deepcopy=False) if storage.is_shown(trial)]
-    rows = table(trials, space)
-    write_csv(folder / "trials.csv", rows)
-    with whole(folder / "trials.md") as temporary:
-        temporary.write_text(markdown(rows), encoding="utf-8")
-    with whole(folder / "search.html") as temporary:
-        temporary.write_text(page(study, rows, monitor), encoding="utf-8")
+    # A copy in memory: the figures read the trials many times, and other processes change the study meanwhile.
+    copy = optuna.create_study(study_name=study.study_name, direction=study.direction)
+    copy.add_trials(study.get_trials(deepcopy=False))
+    table = trials_table(copy.get_trials(deepcopy=False), space)
+    write_csv(folder / "trials.csv", table)
+    write_text(folder / "trials.md", to_markdown(_format(table)))
+    write_text(folder / "search.html", page(copy, table, monitor))
     if best is not None:
-        with whole(folder / "experiment" / "best.yaml") as temporary:
-            temporary.write_text(experiment(study, best, monitor), encoding="utf-8")
+        write_text(folder / "experiment" / "best.yaml", experiment(copy, best, monitor))
+        write_text(folder / REFIT, refit_plan(copy.best_trial.number))
 
 
-def table(trials: list[FrozenTrial], space: list[str]) -> pd.DataFrame:
-    """One row per trial: the study's columns, then AUROC, state, seconds, seed, and the reason of a failure.
+def trials_table(trials: list[FrozenTrial], space: list[str]) -> pd.DataFrame:
+    """Return one row per sampled trial, without the discarded ones.
 
-    Scores are those of the epoch that ``monitor`` chose; training scores are over predictions made while the network
-    was changing. ``iteration`` is the trial's number and its folder's name.
+    Args:
+        trials: of a study.
+        space: the names of the searched hyperparameters.
+
+    Returns:
+        ``iteration`` (the trial's number and the name of its folder), the hyperparameters, the scores at the epoch
+        that ``monitor`` selected, ``state, seconds, seed``, and in ``note`` the reason of a failure. Training scores
+        are from the predictions made during the epoch.
     """
-    names = [name for name in STUDY if name in space] + [name for name in space if name not in STUDY]
+    names = [name for name in COLUMNS if name in space] + [name for name in space if name not in COLUMNS]
     rows = []
     for trial in trials:
-        row: dict[str, Any] = {"iteration": trial.number}
-        row |= {STUDY.get(name, name): trial.params.get(name) for name in names}
-        row |= {_plain(name): trial.user_attrs.get(name) for name in SCORES}
-        row |= {
-            "state": _state(trial),
-            "seconds": trial.user_attrs.get("seconds", trial.duration and trial.duration.total_seconds()),
-            "seed": trial.user_attrs.get("seed"),
-        }
-        redone = trial.user_attrs.get(storage.REDO_OF)
-        notes = [trial.user_attrs.get(storage.REASON), None if redone is None else f"trial {redone} again"]
-        rows.append(row | {"note": "; ".join(note for note in notes if note)})
+        attributes = trial.user_attrs
+        if storage.SAMPLED not in attributes or storage.DISCARDED in attributes:
+            continue
+        repeated = attributes.get(storage.REPEATS)
+        notes = [attributes.get(storage.REASON), None if repeated is None else f"repeats trial {repeated}"]
+        rows.append(
+            {"iteration": trial.number}
+            | {COLUMNS.get(name, name): trial.params.get(name) for name in names}
+            | {title: attributes.get(name) for name, title in SCORES.items()}
+            | {
+                "state": "interrupted" if storage.is_interrupted(trial) else _state(trial),
+                "seconds": attributes.get("seconds", trial.duration and trial.duration.total_seconds()),
+                "seed": attributes.get("seed"),
+                "note": "; ".join(note for note in notes if note),
+            }
+        )
     table = pd.DataFrame(rows, columns=list(rows[0]) if rows else ["iteration"])
     return table.astype({"seed": "Int64"}) if rows else table
 
 
-def markdown(rows: pd.DataFrame) -> str:
-    """The table for reading: rates and losses to three or four digits."""
-    shown = rows.copy().astype(object)
-    for name in rows.columns:
-        shown[name] = [_shown(name, value) for value in rows[name]]
-    lines = [list(shown.columns), ["---"] * len(shown.columns), *shown.values.tolist()]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines) + "\n"
-
-
-def page(study: optuna.Study, rows: pd.DataFrame, monitor: str) -> str:
-    """A page that needs nothing but itself: history, importance, parallel coordinates, slices, sortable table."""
-    complete = [t for t in study.get_trials(deepcopy=False) if t.state == TrialState.COMPLETE]
+def page(study: optuna.Study, table: pd.DataFrame, monitor: str) -> str:
+    """Return an HTML page without external files: history, importance, parallel coordinates, slices, table."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     figures = []
     if complete:
         draw = optuna.visualization
         figures.append(draw.plot_optimization_history(study, target_name=monitor))
-        if len(complete) > 1 and len({trial.value for trial in complete}) > 1:
-            figures.append(
-                draw.plot_param_importances(
-                    study, evaluator=FanovaImportanceEvaluator(n_trees=TREES, seed=0), target_name=monitor
-                )
-            )
+        if len({trial.value for trial in complete}) > 1:
+            evaluator = FanovaImportanceEvaluator(n_trees=TREES, seed=0)
+            figures.append(draw.plot_param_importances(study, evaluator=evaluator, target_name=monitor))
         figures.append(draw.plot_parallel_coordinate(study, target_name=monitor))
         figures.append(draw.plot_slice(study, target_name=monitor))
     for figure in figures:
         figure.update_layout(width=None, autosize=True)  # as wide as the page
-    template = Environment(loader=PackageLoader("fractatlas.search"), autoescape=select_autoescape()).get_template(
-        "search.html.jinja"
-    )
-    return template.render(
+    environment = Environment(loader=PackageLoader("fractatlas.search"), autoescape=select_autoescape())
+    cells = _format(table)
+    return environment.get_template("search.html.jinja").render(
         study=study.study_name,
         monitor=monitor,
         best=study.best_trial if complete else None,
-        columns=list(rows.columns),
-        rows=[[_shown(name, value) for name, value in row.items()] for row in rows.to_dict("records")],
+        columns=list(cells.columns),
+        rows=cells.to_numpy().tolist(),
         figures=[
             plotly.io.to_html(figure, include_plotlyjs=index == 0, full_html=False, config={"displaylogo": False})
             for index, figure in enumerate(figures)
@@ -119,11 +128,11 @@ def page(study: optuna.Study, rows: pd.DataFrame, monitor: str) -> str:
 
 
 def experiment(study: optuna.Study, best: DictConfig, monitor: str) -> str:
-    """The winner as an experiment: ``python train.py --config-dir <study> experiment=best``."""
+    """Return the best trial as the text of an experiment file."""
     choices = best.hydra.runtime.choices
-    values = {"task_name": f"{study.study_name}_best", "seed": best.seed, "monitor": best.monitor}
-    values |= {group: OmegaConf.to_container(best[group]) for group in KEPT}
-    defaults = [{f"override /{group}": choices[group]} for group in KEPT]
+    values: dict[str, Any] = {"task_name": f"{study.study_name}_best", "seed": best.seed, "monitor": best.monitor}
+    values |= {group: OmegaConf.to_container(best[group]) for group in GROUPS}
+    defaults = [{f"override /{group}": choices[group]} for group in GROUPS]
     return (
         "# @package _global_\n"
         f"# Trial {study.best_trial.number} of the study {study.study_name}: {monitor} {study.best_value:.4f}.\n"
@@ -131,28 +140,28 @@ def experiment(study: optuna.Study, best: DictConfig, monitor: str) -> str:
     )
 
 
-def _in_memory(study: optuna.Study) -> optuna.Study:
-    """A copy that need not ask the storage again for every figure, and that no other process changes meanwhile."""
-    copy = optuna.create_study(study_name=study.study_name, direction=study.direction)
-    copy.add_trials(study.get_trials(deepcopy=False))
-    return copy
-
-
-def _plain(name: str) -> str:
-    return name.replace("/", " ").replace("auroc", "AUROC")
+def refit_plan(number: int) -> str:
+    """Return the text of the plan that trains trial ``number`` again under several seeds."""
+    return (
+        "# The best trial of the study under three seeds; the test subset is scored once, after all trainings.\n"
+        f"config_dir: .\nseeds: {SEEDS}\nrecipes:\n  trial {number}: [experiment=best]\n"
+    )
 
 
 def _state(trial: FrozenTrial) -> str:
-    if trial.state == TrialState.PRUNED:
-        return "pruned"
-    return "lost" if storage.is_lost(trial) else {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
+    return "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
 
 
-def _shown(name: str, value: Any) -> str:
+def _format(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table as text: accuracies and losses with four digits, hyperparameters with three."""
+    return pd.DataFrame({name: [_format_cell(name, value) for value in table[name]] for name in table})
+
+
+def _format_cell(name: str, value: Any) -> str:
     if pd.isna(value):
         return ""
-    if "accuracy" in name or "AUROC" in name or "loss" in name:
+    if name in SCORES.values():
         return f"{value:.4f}"
     if name == "seconds":
         return f"{value:.0f}"
-    return f"{value:.3g}" if isinstance(value, float) and name != "seed" and name != "iteration" else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

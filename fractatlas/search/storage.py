@@ -1,19 +1,23 @@
-"""The study's storage: opened by many processes, with a lease that tells dead trials from running ones."""
+"""Open the study's storage, write heartbeats, and repeat the trials of workers that died.
+
+The search uses private interfaces of Optuna in this file only: its loop uses ``ask`` and ``tell``, for which Optuna has
+no public heartbeats.
+"""
 
 import functools
 import logging
-import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
+from hydra.utils import instantiate
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.storages import RDBStorage
+from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -21,22 +25,40 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from fractatlas.errors import InputError
 
 log = logging.getLogger(__name__)
-# Attributes of a trial. A failed one without a REASON was lost: its process died or was interrupted. One that was lost
-# before it was DRAWN has no point that could be done again.
-REASON, DISCARDED, LEASED, DRAWN, REDO_OF = "reason", "discarded", "leased", "drawn", "redo_of"
+# Attributes of a trial.
+SAMPLED = "sampled"  # every hyperparameter has a value, and the worker writes heartbeats
+MONITORED = "monitored"  # has a heartbeat that another process wrote, because the worker may have died before its first
+DISCARDED = "discarded"  # why the trial was not needed
+REASON = "reason"  # why the training failed; a failed trial without it was interrupted
+REPEATS = "repeats"  # the number of the interrupted trial that this one repeats
+OPTUNA_CLASSES = ("optuna.samplers.*", "optuna.pruners.*")  # that a configuration may instantiate
 ATTEMPTS = 5
-STUCK = 20  # trials; where half of the last of them repeated a point, the next one is drawn uniformly
 
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used")
 
 
+class Storage(RDBStorage):
+    """Optuna's storage, whose heartbeats continue after an error of the database."""
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Write a heartbeat; log an error, because it would end Optuna's heartbeat thread."""
+        try:
+            super().record_heartbeat(trial_id)
+        except Exception as error:
+            log.warning("heartbeat not written: %s", " ".join(str(error).split()))
+
+
 @functools.cache
-def open_storage(url: str, lease: int) -> optuna.storages.RDBStorage:
-    """Open, and where need be create, a storage whose trials are leased for ``lease`` seconds.
+def open_storage(url: str, heartbeat_timeout: int) -> Storage:
+    """Open a storage; create its tables if it has none.
+
+    Args:
+        url: an address of SQLAlchemy.
+        heartbeat_timeout: seconds without a heartbeat after which a worker counts as dead.
 
     Raises:
-        InputError: the address cannot be meant, or nothing answers there.
+        InputError: the address is invalid, or the database cannot be opened.
     """
     try:
         address = make_url(url)
@@ -49,158 +71,91 @@ def open_storage(url: str, lease: int) -> optuna.storages.RDBStorage:
         if not (folder := Path(address.database).absolute().parent).is_dir():
             raise InputError(f"hydra.sweeper.storage={url}: there is no folder {folder}")
         engine["connect_args"] = {"timeout": 120}  # seconds to wait while another process writes
-    for attempt in range(ATTEMPTS):
+    for attempt in range(1, ATTEMPTS + 1):
         try:
-            return optuna.storages.RDBStorage(
+            return Storage(
                 url,
                 engine_kwargs=engine,
-                heartbeat_interval=max(1, lease // 6),
-                grace_period=lease,
-                heartbeat_stale_trial_callback=_redo,
+                heartbeat_interval=max(1, heartbeat_timeout // 6),
+                grace_period=heartbeat_timeout,
+                heartbeat_stale_trial_callback=_repeat,
             )
         except (ImportError, SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
-            # Two processes that create the tables in the same moment: the second finds them on its next try.
-            if isinstance(error, ImportError) or attempt == ATTEMPTS - 1:
+            # If two processes create the tables at the same moment, the second one succeeds on its next attempt.
+            if isinstance(error, ImportError) or attempt == ATTEMPTS:
                 shown = address.render_as_string(hide_password=True)
-                said = " ".join(str(error.__cause__ or error).split())
-                raise InputError(f"hydra.sweeper.storage={shown} cannot be opened: {said}") from None
-            time.sleep(0.3 * (attempt + 1))
+                reason = " ".join(str(error.__cause__ or error).split())
+                raise InputError(f"hydra.sweeper.storage={shown} cannot be opened: {reason}") from None
+            time.sleep(0.3 * attempt)
     raise AssertionError
 
 
-class OwnStream(BaseSampler):
-    """A sampler that draws every point from a random stream of its own: of the seed and how many were drawn before.
-
-    A search that is started again therefore neither repeats its first draws nor leaves one out, and processes with one
-    seed do not propose the same points. Where most points of a finite space are had, a model-based sampler proposes the
-    best of them for ever; uniform draws find the rest.
+def load_trial(search: Mapping[str, Any], number: int) -> optuna.Trial:
+    """Load a trial that another process, or another part of this one, has sampled.
 
     Args:
-        make: the sampler of a seed.
-        seed: of the whole search.
+        search: a checked ``SearchConfig``, plain.
+        number: of the trial.
     """
-
-    def __init__(self, make: Callable[[int], BaseSampler], seed: int):
-        self._make, self._seed = make, seed
-        self._sampler = make(seed)
-
-    def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Begin the trial's stream."""
-        earlier = study.get_trials(deepcopy=False)[: trial.number]
-        drawn = sum(DRAWN in other.user_attrs and REDO_OF not in other.user_attrs for other in earlier)
-        stream = int(np.random.SeedSequence([self._seed, drawn]).generate_state(1)[0])
-        repeated = sum(DISCARDED in other.user_attrs for other in earlier[-STUCK:])
-        self._sampler = RandomSampler(stream) if repeated >= STUCK // 2 else self._make(stream)
-        self._sampler.before_trial(study, trial)
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """As the sampler does."""
-        return self._sampler.infer_relative_search_space(study, trial)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """As the sampler does."""
-        return self._sampler.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """As the sampler does."""
-        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
-
-    def after_trial(
-        self, study: optuna.Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
-        """As the sampler does."""
-        self._sampler.after_trial(study, trial, state, values)
+    study = optuna.load_study(
+        study_name=search["study_name"],
+        storage=open_storage(search["storage"], search["heartbeat_timeout"]),
+        sampler=optuna.samplers.RandomSampler(),  # unused: the hyperparameters have their values
+        pruner=instantiate(search["pruner"], _execution_whitelist_=OPTUNA_CLASSES),
+    )
+    return optuna.Trial(study, study.get_trials(deepcopy=False)[number]._trial_id)
 
 
 @contextmanager
-def leased(study: optuna.Study) -> Iterator[list[optuna.Trial]]:
-    """Give an empty list, and show signs of life for every trial that is put into it, until the block ends.
-
-    Where it ends with an exception, the trials that still run are given up, to be done again.
-    """
-    storage, ended = study._storage, threading.Event()
-    trials: list[optuna.Trial] = []
-
-    def beat() -> None:
-        while not ended.wait(storage.get_heartbeat_interval()):
-            for trial in list(trials):
-                try:
-                    storage.record_heartbeat(trial._trial_id)
-                except Exception as error:  # the storage may answer again before the lease is over
-                    log.warning("no sign of life for trial %d: %s", trial.number, error)
-
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
+def heartbeats(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
+    """Write heartbeats for a sampled trial until the block ends; if an exception ends it, have the trial repeated."""
+    study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]  # before the attribute: a trial with it always has a heartbeat
+    trial.set_user_attr(SAMPLED, True)
     try:
-        yield trials
+        with get_heartbeat_thread(trial._trial_id, study._storage):
+            yield
     except BaseException:
-        for trial in trials:
-            give_up(study, trial.number)
+        interrupted = study.get_trials(deepcopy=False)[trial.number]
+        if interrupted.state == TrialState.RUNNING:
+            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            _enqueue(study, interrupted)
         raise
-    finally:
-        ended.set()
-        thread.join()
 
 
-def lease(study: optuna.Study, trial: optuna.Trial) -> None:
-    """Take the lease of a trial that was just asked for."""
-    study._storage.record_heartbeat(trial._trial_id)
-    trial.set_user_attr(LEASED, True)
-
-
-def reclaim(study: optuna.Study) -> None:
-    """Mark running trials whose lease is over as failed, and put their points into the queue again."""
+def repeat_stale_trials(study: optuna.Study) -> None:
+    """Mark the running trials of dead workers as failed, and enqueue their hyperparameters again."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if LEASED not in trial.user_attrs:  # its process may have died before its first sign of life
-            study._storage.record_heartbeat(trial._trial_id)
-            study._storage.set_trial_user_attr(trial._trial_id, LEASED, True)
+        # Optuna never fails a trial without any heartbeat; its worker may have died before the first one.
+        if not {SAMPLED, MONITORED} & trial.user_attrs.keys():
+            study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
+            study._storage.set_trial_user_attr(trial._trial_id, MONITORED, True)
     optuna.storages.fail_stale_trials(study)
 
 
-def give_up(study: optuna.Study, number: int) -> None:
-    """Mark a trial of ours that was interrupted, and put its point into the queue again."""
-    trial = study.get_trials(deepcopy=False)[number]
-    if trial.state == TrialState.RUNNING:
-        study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-        _enqueue(study, trial)
+def is_sampled(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> bool:
+    """Return whether all hyperparameters of a trial are visible.
+
+    A storage reads parameters before attributes: while another process samples a trial, it may be read with the
+    attribute but without some of its parameters.
+    """
+    return SAMPLED in trial.user_attrs and trial.params.keys() >= space.keys()
 
 
-def discard(study: optuna.Study, trial: optuna.Trial, why: str) -> None:
-    """Take back a trial that was asked for and is not needed."""
-    trial.set_user_attr(DISCARDED, why)
-    study.tell(trial, state=TrialState.FAIL)
-
-
-def is_shown(trial: FrozenTrial) -> bool:
-    """Whether a trial has a row in the table: it has a point, and was not taken back."""
-    return DRAWN in trial.user_attrs and DISCARDED not in trial.user_attrs
-
-
-def is_drawn(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> bool:
-    """Whether all of a trial's point can be seen. A storage reads parameters first and attributes after them, so that
-    a trial that another process is drawing may be DRAWN and lack a part of its point."""
-    return DRAWN in trial.user_attrs and trial.params.keys() >= space.keys()
-
-
-def counts(trial: FrozenTrial) -> bool:
-    """Whether a trial is one of ``n_trials``: finished, failed by itself, or running."""
-    return trial.state != TrialState.WAITING and DISCARDED not in trial.user_attrs and not is_lost(trial)
-
-
-def is_lost(trial: FrozenTrial) -> bool:
-    """Whether a trial's process ended before the trial did."""
+def is_interrupted(trial: FrozenTrial) -> bool:
+    """Return whether a trial's worker died or was stopped before the trial ended."""
     return trial.state == TrialState.FAIL and not {REASON, DISCARDED} & trial.user_attrs.keys()
 
 
-def _redo(study: optuna.Study, trial: FrozenTrial) -> None:
-    log.info("trial %d: its process died; its point is done again", trial.number)
+def is_counted(trial: FrozenTrial) -> bool:
+    """Return whether a trial is one of ``n_trials``: running, finished, or failed in training."""
+    return trial.state != TrialState.WAITING and DISCARDED not in trial.user_attrs and not is_interrupted(trial)
+
+
+def _repeat(study: optuna.Study, trial: FrozenTrial) -> None:
+    log.info("trial %d failed: its worker died", trial.number)
     _enqueue(study, trial)
 
 
 def _enqueue(study: optuna.Study, trial: FrozenTrial) -> None:
-    if DRAWN in trial.user_attrs:
-        study.enqueue_trial(trial.params, user_attrs={REDO_OF: trial.number})
+    if SAMPLED in trial.user_attrs:
+        study.enqueue_trial(trial.params, user_attrs={REPEATS: trial.number})

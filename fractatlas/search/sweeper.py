@@ -1,22 +1,305 @@
-"""The plugin that Hydra instantiates; light, so that ``--help`` and mistakes need neither Optuna nor torch."""
+"""Hydra's sweeper of a hyperparameter search: compose, check, sample, launch, until the study has all its trials."""
 
-from typing import Any
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, cast
 
+import optuna
+import pandas as pd
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from hydra.utils import instantiate
+from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
+from omegaconf import DictConfig, open_dict
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from fractatlas.errors import InputError
+from fractatlas.schema import SearchConfig, TrainConfig
+from fractatlas.search import report, storage
+from fractatlas.search.sampler import TrialStreamSampler
+from fractatlas.validation import group_keys, metric_mode, validate
+
+log = logging.getLogger(__name__)
+SETTINGS, DATA = "settings", "data"  # an attribute of the study, and the key in it for the hash of images and split
+# Settings in which the trials of one study may differ: where and how fast they run, and what they only display.
+NOT_COMPARED = ("paths.", "logger.", "resume", "task_name", "test", "report", "data.root", "data.cache",
+                "data.cache_dir", "data.num_workers", "data.pin_memory", "model.weights_dir", "trainer.accelerator",
+                "trainer.log_every_n_steps", "trainer.enable_model_summary", "trainer.profiler",
+                "callbacks.checkpoint.dirpath", "callbacks.checkpoint.monitor", "callbacks.checkpoint.mode",
+                "callbacks.learning_rate", "callbacks.progress_bar", "callbacks.progress_lines",
+                "callbacks.input_grid", "callbacks.interrupt")  # fmt: skip
+MAX_FIRST_FAILURES = 3  # in a row, before any trial succeeds
+MAX_REPETITIONS = 100  # samples in a row that repeat earlier trials, before the search space counts as exhausted
 
 
-class StudySweeper(Sweeper):
-    """Hydra's Optuna sweeper, made to go on with its study."""
+class ResumableSweeper(Sweeper):
+    """Run trials until the study has ``n_trials``, together with all processes that run the same search.
+
+    Hydra's own Optuna sweeper runs ``n_trials`` more at every start, numbers their folders from 0 again, repeats the
+    sampler's first points, and ends at the first failure. This class uses the same search space, samplers and
+    launchers, and replaces the loop.
+    """
+
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
 
     def __init__(self, **config: Any):
-        pass  # its values refer to others of the whole configuration, which ``setup`` is given
+        pass  # ``setup`` receives the complete configuration, in which interpolations can be resolved
 
-    def setup(self, **context: Any) -> None:
-        """Keep Hydra's context for the search."""
-        from fractatlas.search.study import StudySweeperImpl
-
-        self._sweeper = StudySweeperImpl(**context)
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Check the search's own configuration; ``task_function`` is not used."""
+        self.hydra_context, self.config = hydra_context, config
+        self.search = validate(config.hydra.sweeper, SearchConfig)
+        self.folder = Path(config.hydra.sweep.dir)
+        self.reported: int | None = None  # the number of the trial in best.yaml
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the trials that the study still lacks."""
-        self._sweeper.sweep(arguments)
+        """Run the trials that the study does not have yet.
+
+        Raises:
+            InputError: the search is invalid, its settings differ from the study's, or its first trials fail.
+        """
+        if any(override.startswith("hydra.sweeper.params=") for override in self.config.hydra.overrides.hydra):
+            raise InputError(
+                "hydra.sweeper.params=... would be merged with the search space in conf/; change one hyperparameter "
+                "(hydra.sweeper.params.optimizer\\.lr='interval(1e-4,1e-3)') or fix its value (optimizer.lr=1e-3)"
+            )
+        params = [f"{name}={value}" for name, value in self.search["params"].items()]
+        space, fixed, deletions = create_params_from_overrides([*params, *arguments])
+        self.space: dict[str, BaseDistribution] = {name: space[name] for name in space if name not in fixed}
+        self.fixed = [f"{name}={value}" for name, value in fixed.items()] + deletions
+        if not self.space:
+            raise InputError("nothing to search: every hyperparameter of hydra.sweeper.params has a fixed value")
+        settings, config = self._compose_settings()
+        self.folder.parent.mkdir(parents=True, exist_ok=True)  # the default storage is there, too
+        self.study = self._open_study()
+        self._check_settings(settings)  # before the data are read, which can take minutes
+        self._check_settings(settings | {DATA: _hash_data(config)})
+        log.info("study %s in %s", self.study.study_name, self.folder)
+
+        from fractatlas.search.trial import RunTrial  # after all checks, because torch is slow to import
+
+        self.launcher = Plugins.instance().instantiate_launcher(
+            config=self.config, hydra_context=self.hydra_context, task_function=RunTrial(self.search)
+        )
+        try:
+            self._run()
+        except KeyboardInterrupt:
+            raise InputError("interrupted; the same command resumes the study") from None
+        finally:
+            self._report()
+        self._log_result()
+
+    def _compose(self, params: Mapping[str, Any]) -> DictConfig:
+        """Compose the configuration of a trial with ``params``, Hydra's own node included."""
+        overrides = [*(f"{name}={value}" for name, value in params.items()), *self.fixed]
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(config):
+            config.hydra.runtime.output_dir = str(self.folder)
+        HydraConfig.instance().set_config(config)
+        return config
+
+    def _compose_settings(self) -> tuple[dict[str, str], dict[str, Any]]:
+        """Return what all trials share, by key (settings that are not searched, and the search space), and one config.
+
+        A searched group such as ``optimizer`` has other keys for each choice, so that every choice is composed.
+        """
+        groups = self.space.keys() & group_keys(TrainConfig)
+        first = {name: _first_value(distribution) for name, distribution in self.space.items()}
+        settings = {f"search space: {name}": _describe(distribution) for name, distribution in self.space.items()}
+        for group in groups or {""}:
+            for choice in cast(CategoricalDistribution, self.space[group]).choices if group else ("",):
+                composed = self._compose(first | ({group: choice} if group else {}))
+                with open_dict(composed):
+                    del composed["hydra"]
+                config = validate(composed, TrainConfig)
+                for key, value in pd.json_normalize(config).to_dict("records")[0].items():
+                    if key in self.space or key.startswith(NOT_COMPARED):
+                        continue
+                    part = key.partition(".")[0]
+                    if part == group:
+                        settings[f"{group}={choice}: {key}"] = json.dumps(value)
+                    elif part not in groups:
+                        settings[key] = json.dumps(value)
+        if config["test"]:
+            raise InputError("test=true: a search does not use the test subset; remove it")
+        self.monitor = config["monitor"]
+        return settings, config
+
+    def _open_study(self) -> optuna.Study:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sampler, allowed = self.search["sampler"], storage.OPTUNA_CLASSES
+        return optuna.create_study(
+            study_name=self.search["study_name"],
+            storage=storage.open_storage(self.search["storage"], self.search["heartbeat_timeout"]),
+            sampler=TrialStreamSampler(
+                lambda seed: instantiate(sampler, seed=seed, _execution_whitelist_=allowed), sampler["seed"]
+            ),
+            pruner=instantiate(self.search["pruner"], _execution_whitelist_=allowed),
+            direction="minimize" if metric_mode(self.monitor) == "min" else "maximize",
+            load_if_exists=True,
+        )
+
+    def _check_settings(self, settings: dict[str, str]) -> None:
+        """Compare the settings with the study's; a new study stores them once they contain the hash of the data."""
+        stored = self.study.user_attrs.get(SETTINGS)
+        if stored is None:
+            if DATA in settings:
+                self.study.set_user_attr(SETTINGS, settings)
+            return
+        keys = stored.keys() | settings.keys()
+        if DATA not in settings:
+            keys -= {DATA}
+        if differing := {key for key in keys if stored.get(key) != settings.get(key)}:
+            first = sorted(differing, key=lambda key: (not key.startswith("search space"), key))[:3]
+            shown = "; ".join(
+                f"{key} was {stored.get(key, 'absent')}, is {settings.get(key, 'absent')}" for key in first
+            )
+            more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+            raise InputError(
+                f"study {self.study.study_name} has trials with other settings: {shown}{more}\n"
+                "Undo the change, or start another study: hydra.sweeper.study_name=NAME"
+            )
+
+    def _run(self) -> None:
+        failures, succeeded, waiting = 0, False, False
+        while True:
+            storage.repeat_stale_trials(self.study)
+            counted = [trial for trial in self.study.get_trials(deepcopy=False) if storage.is_counted(trial)]
+            missing = self.search["n_trials"] - len(counted)
+            running = [trial.number for trial in counted if trial.state == TrialState.RUNNING]
+            if missing <= 0 and not running:
+                return
+            if missing <= 0:
+                if not waiting:
+                    log.info("waiting for trial %s of other processes", ", ".join(map(str, running)))
+                waiting = True
+                time.sleep(min(1, self.search["heartbeat_timeout"] / 4))
+                continue
+            with ExitStack() as heartbeats:
+                asked = [self._ask(heartbeats) for _ in range(min(missing, self.search["n_jobs"]))]
+                trials = [trial for trial in asked if trial]
+                self._launch(trials)
+            if not trials:
+                continue
+            self._report()
+            ended = [self.study.get_trials(deepcopy=False)[trial.number] for trial in trials]
+            failed = sum(trial.state == TrialState.FAIL for trial in ended)
+            failures, succeeded = failures + failed, succeeded or failed < len(ended)
+            if failures >= MAX_FIRST_FAILURES and not succeeded:
+                reason = ended[-1].user_attrs.get(storage.REASON, "its worker died")
+                raise InputError(f"the first {failures} trials failed, the last one with: {reason}")
+
+    def _ask(self, heartbeats: ExitStack) -> optuna.Trial | None:
+        """Sample a new trial; return ``None`` if other processes have started all the missing trials meanwhile.
+
+        Args:
+            heartbeats: receives the context in which the trial's heartbeats are written.
+        """
+        for _ in range(MAX_REPETITIONS):
+            with ExitStack() as stack:
+                trial = self.study.ask(self.space)
+                stack.enter_context(storage.heartbeats(self.study, trial))
+                earlier = self._wait_for_earlier(trial)
+                same = next((other for other in earlier if other.params == trial.params), None)
+                complete = len(earlier) >= self.search["n_trials"]
+                if not complete and not same:
+                    heartbeats.push(stack.pop_all())
+                    return trial
+                trial.set_user_attr(storage.DISCARDED, "not needed" if same is None else f"same as trial {same.number}")
+                self.study.tell(trial, state=TrialState.FAIL)
+                if complete:
+                    return None
+        raise InputError(f"the search space is exhausted: {MAX_REPETITIONS} samples in a row repeated earlier trials")
+
+    def _wait_for_earlier(self, trial: optuna.Trial) -> list[FrozenTrial]:
+        """Return the counted and waiting trials before ``trial`` once all of them are sampled."""
+        log_at = time.monotonic() + 2
+        while True:
+            earlier = [
+                other
+                for other in self.study.get_trials(deepcopy=False)[: trial.number]
+                if storage.is_counted(other) or other.state == TrialState.WAITING
+            ]
+            unsampled = [
+                str(other.number)
+                for other in earlier
+                if other.state == TrialState.RUNNING and not storage.is_sampled(other, self.space)
+            ]
+            if not unsampled:
+                return earlier
+            if time.monotonic() > log_at:
+                log_at, limit = float("inf"), self.search["heartbeat_timeout"]
+                log.info("waiting for another process to sample trial %s, %d s at most", ", ".join(unsampled), limit)
+            time.sleep(0.05)
+            storage.repeat_stale_trials(self.study)
+
+    def _launch(self, trials: Sequence[optuna.Trial]) -> None:
+        overrides = [
+            [*(f"{name}={value}" for name, value in trial.params.items()), *self.fixed,
+             f"hydra.sweep.subdir={trial.number}"]
+            for trial in trials
+        ]  # fmt: skip
+        returns = self.launcher.launch(overrides, initial_job_idx=trials[0].number) if trials else []
+        for trial, job in zip(trials, returns, strict=True):
+            if self.study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
+                # Hydra could not start the trial, and returns its exception.
+                trial.set_user_attr(storage.REASON, " ".join(str(job._return_value).split()))
+                self.study.tell(trial, state=TrialState.FAIL)
+
+    def _report(self) -> None:
+        complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        best = self.study.best_trial if complete else None
+        config = self._compose(best.params) if best and best.number != self.reported else None
+        report.write(self.folder, self.study, list(self.space), self.monitor, config)
+        self.reported = best.number if best else None
+
+    def _log_result(self) -> None:
+        trials = [trial for trial in self.study.get_trials(deepcopy=False) if storage.is_counted(trial)]
+        states = {state: sum(trial.state == state for trial in trials) for state in TrialState}
+        log.info(
+            "%d trials: %d complete, %d pruned, %d failed", len(trials), states[TrialState.COMPLETE],
+            states[TrialState.PRUNED], states[TrialState.FAIL],
+        )  # fmt: skip
+        if not states[TrialState.COMPLETE]:
+            raise InputError(f"no trial was completed; {self.folder / 'trials.csv'} lists the reasons")
+        best = self.study.best_trial
+        log.info("best: trial %d, %s %.4f; results in %s", best.number, self.monitor, best.value, self.folder)
+        log.info("next: fractatlas plan %s", self.folder / report.REFIT)
+
+
+def _hash_data(config: dict[str, Any]) -> str:
+    """Return a hash of the images, the labels and the split."""
+    from fractatlas.build import build_data  # imports torch
+
+    data = build_data(config)
+    data.prepare_data()
+    data.setup()
+    columns = ["image_id", "content", "label", "excluded"]
+    text = data.catalogue[columns].to_csv(index=False) + data.split[["image_id", "split"]].to_csv(index=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _describe(distribution: BaseDistribution) -> str:
+    if isinstance(distribution, CategoricalDistribution):
+        return "one of " + ", ".join(map(str, distribution.choices))
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    step = f" in steps of {distribution.step}" if distribution.step else ""
+    return f"{distribution.low} to {distribution.high}{' (log)' if distribution.log else ''}{step}"
+
+
+def _first_value(distribution: BaseDistribution) -> Any:
+    if isinstance(distribution, CategoricalDistribution):
+        return distribution.choices[0]
+    assert isinstance(distribution, FloatDistribution | IntDistribution)
+    return distribution.low

@@ -1,1 +1,1 @@
-"""Configuration in, best monitored value out."""
+"""Train a network, save and resume the training, and score the result."""

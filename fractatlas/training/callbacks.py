@@ -1,4 +1,4 @@
-"""What a run shows and saves along the way."""
+"""Lightning callbacks: best checkpoint, early stopping, progress, training images; and atomic checkpoints."""
 
 import logging
 import sys
@@ -8,19 +8,46 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import Callback, RichProgressBar
+from lightning.pytorch import callbacks
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torchvision import tv_tensors
 from torchvision.utils import draw_bounding_boxes, make_grid
 
-from fractatlas.models.classifier import FractureClassifier
-from fractatlas.models.weights import write_checkpoint
+from fractatlas.models.checkpoint import write_checkpoint
+from fractatlas.validation import metric_mode
 
 log = logging.getLogger(__name__)
 
 
-class TerminalProgressBar(RichProgressBar):
-    """Lightning's Rich bar where someone is watching; nothing in a log file."""
+class BestCheckpoint(callbacks.ModelCheckpoint):
+    """Save ``best.ckpt`` after every validation that improves a metric.
+
+    Args:
+        dirpath: the folder.
+        monitor: the metric, such as ``val/auroc``.
+    """
+
+    dirpath: str
+
+    def __init__(self, dirpath: str, monitor: str):
+        super().__init__(dirpath, "best", monitor, mode=metric_mode(monitor), enable_version_counter=False)
+
+
+class EarlyStopping(callbacks.EarlyStopping):
+    """Stop the training when a metric no longer improves.
+
+    Args:
+        monitor: the metric, such as ``val/auroc``.
+        patience: number of validations without improvement.
+        min_delta: the smallest change that counts as an improvement.
+    """
+
+    def __init__(self, monitor: str, patience: int, min_delta: float):
+        super().__init__(monitor, min_delta, patience, mode=metric_mode(monitor))
+
+
+class TerminalProgressBar(callbacks.RichProgressBar):
+    """Lightning's Rich progress bar on a terminal; nothing in a log file."""
 
     def __init__(self):
         super().__init__()
@@ -28,94 +55,87 @@ class TerminalProgressBar(RichProgressBar):
             self.disable()
 
     def enable(self) -> None:
-        """Stay off where Lightning would switch it on again."""
+        """Stay disabled without a terminal when Lightning enables the progress bar."""
         if sys.stdout.isatty():
             super().enable()
 
-    def get_metrics(self, trainer: lightning.Trainer, classifier: FractureClassifier) -> dict[str, Any]:
-        """The loss; not the end of the folder's name, which Lightning takes for a version number."""
-        return {name: value for name, value in super().get_metrics(trainer, classifier).items() if name != "v_num"}
+    def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
+        """Return the loss; without ``v_num``, because Lightning takes the end of the folder's name for a version."""
+        return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
 
-class ProgressLines(Callback):
-    """Log a line every tenth of an epoch, and one with the metrics when the epoch is validated."""
+class ProgressLines(callbacks.Callback):
+    """Log the loss and the speed every tenth of an epoch, and the metrics after every validation."""
 
-    def on_train_start(self, trainer: lightning.Trainer, classifier: FractureClassifier) -> None:
-        """Start the clock, also where a run is gone on with in the middle of an epoch."""
+    METRICS = ("val/loss", "val/accuracy", "val/majority_rate", "val/auroc", "val/sensitivity", "val/specificity")
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Start the clock, also if a run is resumed in the middle of an epoch."""
         self._started, self._images = time.monotonic(), 0
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, classifier: FractureClassifier) -> None:
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Start the clock again."""
-        self.on_train_start(trainer, classifier)
+        self.on_train_start(trainer, pl_module)
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, classifier: FractureClassifier, outputs: Any, batch: Any, index: int
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log every tenth of the epoch."""
         self._images += len(batch["label"]) * trainer.world_size
-        steps = trainer.num_training_batches
-        if (index + 1) * 10 // steps > index * 10 // steps:
+        steps = int(trainer.num_training_batches)
+        if (batch_idx + 1) * 10 // steps > batch_idx * 10 // steps:
             rate = self._images / (time.monotonic() - self._started)
             loss = trainer.callback_metrics.get("train/loss_step", float("nan"))
-            where = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} step {index + 1}/{steps}"
-            log.info("%s: loss %.4f, %.1f images/s", where, loss, rate)
+            position = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} step {batch_idx + 1}/{steps}"
+            log.info("%s: loss %.4f, %.1f images/s", position, loss, rate)
 
-    def on_validation_end(self, trainer: lightning.Trainer, classifier: FractureClassifier) -> None:
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Log the metrics."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
-        shown = (
-            "val/loss",
-            "val/accuracy",
-            "val/majority_rate",
-            "val/auroc",
-            "val/sensitivity",
-            "val/specificity",
-        )
-        values = ", ".join(f"{name} {trainer.callback_metrics[name]:.4f}" for name in shown)
-        log.info("epoch %d/%d: %s", trainer.current_epoch + 1, trainer.max_epochs, values)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            values = ", ".join(f"{name} {trainer.callback_metrics[name]:.4f}" for name in self.METRICS)
+            log.info("epoch %d/%d: %s", trainer.current_epoch + 1, trainer.max_epochs, values)
 
 
-class InputGrid(Callback):
-    """Show training images as the network sees them, half of them fractured, with labels and boxes.
+class InputGrid(callbacks.Callback):
+    """Show training images in TensorBoard as the network gets them, with labels and boxes; half are fractured.
 
     Args:
-        images: how many.
+        images: number of images.
     """
 
     def __init__(self, images: int):
         self.images = images
 
     @torch.no_grad()
-    def on_fit_start(self, trainer: lightning.Trainer, classifier: FractureClassifier) -> None:
-        """Draw the grid into TensorBoard."""
-        if not trainer.is_global_zero or not trainer.logger or trainer.ckpt_path:  # drawn already, if gone on with
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Draw the grid, except in a resumed run, which has one."""
+        if not trainer.is_global_zero or not trainer.logger or trainer.ckpt_path:
             return
-        data = trainer.datamodule
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         dataset, boxes = data.dataset("train"), data.boxes("train")
         rows = [row for group in dataset.table.groupby("label").groups.values() for row in group[: self.images // 2]]
-        with torch.random.fork_rng(devices=[]):  # looking at the images must not change the run
+        with torch.random.fork_rng(devices=[]):  # augmentation must not change the random numbers of the training
             tiles = [self._tile(data, dataset[row], boxes[row]) for row in rows]
-        trainer.logger.experiment.add_image("input/train", make_grid(tiles, nrow=4, padding=4, pad_value=255), 0)
+        board: Any = trainer.logger.experiment  # type: ignore[attr-defined]
+        board.add_image("input/train", make_grid(tiles, nrow=4, padding=4, pad_value=255), 0)
 
     @staticmethod
     def _tile(data: Any, item: dict[str, torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
-        image, boxes = tv_tensors.Image(item["image"]), tv_tensors.BoundingBoxes(
-            boxes, format="XYXY", canvas_size=item["image"].shape[-2:]
-        )  # fmt: skip
+        image = tv_tensors.Image(item["image"])
+        boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=item["image"].shape[-2:])
         image, boxes = data.augment(image, boxes)
-        seen = data.preprocess.denormalise(data.preprocess.normalise(image[None]))[0]
+        shown = data.preprocess.denormalise(data.preprocess.normalise(image[None]))[0]
         boxes = boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
         name, colour = ("fractured", "red") if item["label"] else ("not fractured", "lime")
         if len(boxes):
-            seen = draw_bounding_boxes(seen, boxes, colors="yellow")
-        frame = torch.tensor([[0, 0, seen.shape[-1] - 1, seen.shape[-2] - 1]])
-        return draw_bounding_boxes(seen, frame, labels=[name], colors=colour, width=2)
+            shown = draw_bounding_boxes(shown, boxes, colors="yellow")
+        frame = torch.tensor([[0, 0, shown.shape[-1] - 1, shown.shape[-2] - 1]])
+        return draw_bounding_boxes(shown, frame, labels=[name], colors=colour, width=2)
 
 
-class WholeCheckpointIO(TorchCheckpointIO):
-    """Checkpoints that are whole or not there."""
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Write checkpoints atomically."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write under another name, then rename."""
+        """Write under a temporary name, then rename."""
         write_checkpoint(Path(path), checkpoint)

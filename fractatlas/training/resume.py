@@ -1,9 +1,8 @@
-"""Stopped at any moment, gone on with to the last digit: when ``last.ckpt`` is written, and what it must hold.
+"""Save ``last.ckpt`` so that a stopped run can be resumed with the same results as an uninterrupted one.
 
-A step draws its augmentation and dropout from the seed, the epoch and its place in it (``RadiographDataModule``), the
-order of the images from the seed and the epoch; weights, optimizer, schedule, metrics and history are in the
-checkpoint, and what was logged after it is purged. So a run that was killed ends like one that was not, on a CPU bit
-for bit.
+Augmentation and dropout of a step depend on the seed, the epoch and the step (see ``RadiographDataModule``), the order
+of the images on the seed and the epoch. The checkpoint contains weights, optimizer, schedule, metrics and history. Log
+entries after the checkpoint are deleted when the run resumes. On a CPU, the results are equal bit for bit.
 """
 
 import logging
@@ -11,14 +10,15 @@ import signal
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 from lightning.pytorch.callbacks import Callback
 
 from fractatlas.errors import InputError
-from fractatlas.models.weights import read_checkpoint
-from fractatlas.signals import INTERRUPTED, REQUESTS, STOPPED, handlers
+from fractatlas.models.checkpoint import read_checkpoint
+from fractatlas.signals import INTERRUPTED, STOP_SIGNALS, STOPPED, signal_handlers
+from fractatlas.training.callbacks import BestCheckpoint
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +27,10 @@ PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")  # in the 
 
 
 def newest_checkpoint(run: Path) -> tuple[Path | None, int]:
-    """The checkpoint that a run goes on from, and the step that it stands before; ``None, 0`` where there is none yet.
+    """Return the checkpoint from which a run resumes, and its number of finished steps; ``None, 0`` without one.
 
     Raises:
-        InputError: it is broken, or no checkpoint of ours.
+        InputError: the file is broken, or not a checkpoint of this project.
     """
     last = run / "checkpoints" / LAST
     if not last.is_file():
@@ -38,77 +38,76 @@ def newest_checkpoint(run: Path) -> tuple[Path | None, int]:
     try:
         content = read_checkpoint(last)
     except InputError as error:
-        raise InputError(f"{error}: take it away to begin again") from None
-    if not {"config", "loops", "history", "train_scores"} <= content.keys():
-        raise InputError(f"{last} is not a checkpoint that a run can go on from: take it away to begin again")
+        raise InputError(f"{error}; delete it to start the run again from the beginning") from None
+    if not {"config", "loops", "history", "train_metrics"} <= content.keys():
+        raise InputError(f"{last}: no run can resume from it; delete it to start the run again from the beginning")
     return last, content["global_step"]
 
 
-class KeepLast(Callback):
-    """Write ``last.ckpt`` between two steps: at every epoch's start, at intervals, when the run is stopped, at its end.
+class LastCheckpoint(Callback):
+    """Save ``last.ckpt`` between two steps: at the start of every epoch, at intervals, on a stop signal, at the end.
 
-    Ctrl-C, SIGTERM and SIGUSR1 are answered after the step under way (a second Ctrl-C at once), with exit status
-    ``INTERRUPTED`` or ``STOPPED``. The answer during validation comes after it.
+    After Ctrl-C, SIGTERM or SIGUSR1 the current step or validation is completed, the checkpoint is saved, and the
+    process exits with status ``INTERRUPTED`` (Ctrl-C) or ``STOPPED``. A second Ctrl-C stops at once.
 
     Args:
-        every_n_steps: optimizer steps.
-        every_minutes: since the last time.
+        every_n_steps: interval in optimizer steps.
+        every_minutes: interval since the last save.
     """
 
     def __init__(self, every_n_steps: int | None, every_minutes: float | None):
         self.every_n_steps, self.every_minutes = every_n_steps, every_minutes
-        self._asked: int | None = None
-        self._listening = ExitStack()
+        self._signal: int | None = None
+        self._handlers = ExitStack()
 
     def on_load_checkpoint(
-        self, trainer: lightning.Trainer, classifier: lightning.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Know the best checkpoint again where the run folder has moved; Lightning would begin anew to look for it."""
-        folder = Path(trainer.checkpoint_callback.dirpath)
+        """Correct the paths in a checkpoint whose run folder has moved, so that Lightning keeps the best checkpoint."""
+        folder = _folder(trainer)
         for state in checkpoint["callbacks"].values():
             if "best_model_path" in state:
-                here = {name: str(folder / Path(path).name) for name, path in state.items() if name in PATHS and path}
+                paths = {name: str(folder / Path(path).name) for name, path in state.items() if name in PATHS and path}
                 best = {str(folder / Path(path).name): score for path, score in state["best_k_models"].items()}
-                state.update(here, dirpath=str(folder), best_k_models=best)
+                state.update(paths, dirpath=str(folder), best_k_models=best)
 
-    def on_train_start(self, trainer: lightning.Trainer, classifier: lightning.LightningModule) -> None:
-        """Listen, and end at once where a run had been stopped early before it was gone on with."""
-        self._saved, self._started_at = time.monotonic(), trainer.global_step
-        self._asked = None
-        self._listening.enter_context(handlers(self._hear, (signal.SIGINT, *REQUESTS)))
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Install the signal handlers; stop at once if early stopping had ended the run."""
+        self._saved, self._first_step, self._signal = time.monotonic(), trainer.global_step, None
+        self._handlers.enter_context(signal_handlers(self._handle, (signal.SIGINT, *STOP_SIGNALS)))
         trainer.should_stop = any(
             callback.wait_count >= callback.patience for callback in trainer.early_stopping_callbacks
         )
 
     def on_train_batch_start(
-        self, trainer: lightning.Trainer, classifier: lightning.LightningModule, batch: Any, index: int
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save where it is time, and stop where that was asked."""
+        """Save if an interval has passed; save and exit after a signal."""
         step = trainer.global_step
-        # Lightning counts the step that was interrupted twice, and all that is logged later would be one step late.
+        # Lightning counts an interrupted step twice, which would shift all later log entries by one step.
         trainer.fit_loop.epoch_loop._batches_that_stepped = step
-        if index % trainer.accumulate_grad_batches:
+        if batch_idx % trainer.accumulate_grad_batches:
             return
-        asked = trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False)
-        if asked or (step > self._started_at and self._due(trainer, index)):
+        stop = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+        if stop or (step > self._first_step and self._is_due(trainer, batch_idx)):
             self._save(trainer)
-        if asked:
+        if stop:
             log.info("stopped after step %d", step)
-            raise SystemExit(INTERRUPTED if self._asked == signal.SIGINT else STOPPED)
+            raise SystemExit(INTERRUPTED if self._signal == signal.SIGINT else STOPPED)
 
-    def on_train_end(self, trainer: lightning.Trainer, classifier: lightning.LightningModule) -> None:
-        """Save the end, from which what follows the training can be done again."""
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Save the final state, from which a resumed run repeats only the scoring."""
         self._save(trainer)
-        self._listening.close()
+        self._handlers.close()
 
     def on_exception(
-        self, trainer: lightning.Trainer, classifier: lightning.LightningModule, exception: BaseException
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
     ) -> None:
-        """Listen no more."""
-        self._listening.close()
+        """Restore the former signal handlers."""
+        self._handlers.close()
 
-    def _due(self, trainer: lightning.Trainer, index: int) -> bool:
-        if index == 0 or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+    def _is_due(self, trainer: lightning.Trainer, batch_idx: int) -> bool:
+        if batch_idx == 0 or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             return True
         if not self.every_minutes:
             return False
@@ -116,20 +115,21 @@ class KeepLast(Callback):
 
     def _save(self, trainer: lightning.Trainer) -> None:
         for logger in trainer.loggers:
-            logger.save()  # so that the logs reach as far as the checkpoint
+            logger.save()  # so that the logs contain everything up to the checkpoint
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        # Saved before the last step of an epoch, a run would go on with the validation, as if the step were done.
+        # If this is set, a run that resumes before the last step of an epoch starts with the validation.
         progress.is_last_batch, last = False, progress.is_last_batch
-        trainer.save_checkpoint(self._file(trainer))
+        trainer.save_checkpoint(_folder(trainer) / LAST)
         progress.is_last_batch = last
         self._saved = time.monotonic()
 
-    def _file(self, trainer: lightning.Trainer) -> Path:
-        return Path(trainer.checkpoint_callback.dirpath) / LAST
-
-    def _hear(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT and self._asked is not None:
+    def _handle(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and self._signal is not None:
             raise KeyboardInterrupt
-        self._asked = number
+        self._signal = number
         again = " (Ctrl-C again: at once)" if number == signal.SIGINT else ""
         log.info("%s: stopping before the next step%s", signal.Signals(number).name, again)
+
+
+def _folder(trainer: lightning.Trainer) -> Path:
+    return Path(cast(BestCheckpoint, trainer.checkpoint_callback).dirpath)

@@ -5,10 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fractatlas.data.catalogue import BODY_PARTS, VIEWS
 from fractatlas.data.groups import add_groups
+from fractatlas.data.sources.fracatlas import BODY_PARTS, VIEWS
 from fractatlas.data.splits import (
-    PARTS,
+    SUBSETS,
     crossings,
     grouped_split,
     kfold_split,
@@ -21,44 +21,44 @@ from fractatlas.errors import InputError
 RATIOS = (0.70, 0.15, 0.15)
 
 
-def images(count: int) -> pd.DataFrame:
-    """A catalogue as unbalanced as FracAtlas, every image a group of its own."""
+def make_catalogue(count: int) -> pd.DataFrame:
+    """Return a catalogue with the class balance of FracAtlas, in which each image is a group."""
     return pd.DataFrame(
         {"image_id": [f"IMG{n:07d}.jpg" for n in range(count)], "label": [n % 57 < 10 for n in range(count)]}
     ).assign(
         label=lambda table: table["label"].astype(int),
         excluded="",
         duplicates="",
-        study=lambda table: table["image_id"],
+        exam=lambda table: table["image_id"],
         group=lambda table: table["image_id"],
     )
 
 
 @cache
-def radiology(count: int, seed: int) -> pd.DataFrame:
-    """A catalogue of studies of 1 to 7 images with gaps between their ids, fractures in runs, and copies far away."""
+def catalogue_with_exams(count: int, seed: int) -> pd.DataFrame:
+    """Return a catalogue of exams of 1 to 7 images with gaps between ids, clustered fractures and distant copies."""
     generator = np.random.default_rng(seed)
     rows, number = [], 0
     while len(rows) < count:
-        part = BODY_PARTS[generator.integers(4)]
+        body_part = BODY_PARTS[generator.integers(4)]
         fractured = int(generator.random() < (0.5 if count * 0.4 < len(rows) < count * 0.6 else 0.1))
         for view in range(generator.choice([1, 2, 2, 2, 3, 7], p=[0.3, 0.3, 0.2, 0.1, 0.09, 0.01])):
-            rows.append({"number": number, "label": fractured, part: 1, VIEWS[min(view, 1)]: 1})
+            rows.append({"number": number, "label": fractured, body_part: 1, VIEWS[min(view, 1)]: 1})
             number += 1 if generator.random() < 0.95 else 2
         number += generator.random() < 0.1
     table = pd.DataFrame(rows[:count]).reindex(columns=["number", "label", *BODY_PARTS, *VIEWS]).fillna(0).astype(int)
     table["image_id"] = [f"IMG{n:07d}.jpg" for n in table.pop("number")]
     table["dhash"] = ""
-    for _ in range(count // 40):  # copies, of two or three
+    for _ in range(count // 40):  # clusters of two or three copies
         copies = generator.choice(count, generator.integers(2, 4), replace=False)
         table.loc[copies, "dhash"] = generator.bytes(32).hex()
     return add_groups(table.assign(excluded=""))
 
 
-def fewer(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
-    """Some of the images, in groups of their own making."""
+def sample(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
+    """Return a share of the images with new groups."""
     kept = np.random.default_rng(seed).random(len(table)) < share
-    return add_groups(table[kept].drop(columns=["duplicates", "study", "group"]).reset_index(drop=True))
+    return add_groups(table[kept].drop(columns=["duplicates", "exam", "group"]).reset_index(drop=True))
 
 
 def moved(before: pd.DataFrame, after: pd.DataFrame) -> float:
@@ -67,66 +67,65 @@ def moved(before: pd.DataFrame, after: pd.DataFrame) -> float:
 
 
 def assert_grouped(split: pd.DataFrame, ratios=RATIOS) -> None:
-    """No group in two parts; parts by their ratios and classes balanced, each to within a percentage point."""
+    """Check that no group is in two subsets, and sizes and classes to one percentage point."""
     assert (split.groupby("group")["split"].nunique() == 1).all()
-    for part, ratio in zip(PARTS, ratios, strict=True):
-        rows = split[split["split"] == part]
+    for subset, ratio in zip(SUBSETS, ratios, strict=True):
+        rows = split[split["split"] == subset]
         assert abs(len(rows) / len(split) - ratio) <= 0.01
         assert abs(rows["label"].mean() - split["label"].mean()) <= 0.01
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_group_is_in_two_parts_and_parts_are_balanced(seed):
-    catalogue = radiology(4083, seed)
+def test_no_group_is_in_two_subsets_and_subsets_are_balanced(seed):
+    catalogue = catalogue_with_exams(4083, seed)
     split = grouped_split(catalogue, ratios=RATIOS, seed=seed)
     assert_grouped(split)
     assert not any(crossings(split, catalogue)["groups"].values())
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_five_percent_more_images_move_few_of_the_others(seed):
-    whole = radiology(4083, seed)
-    before = grouped_split(fewer(whole, 0.95, seed), ratios=RATIOS, seed=seed)
-    assert moved(before, grouped_split(whole, ratios=RATIOS, seed=seed)) <= 0.02
+def test_five_percent_more_images_move_few_other_images(seed):
+    complete = catalogue_with_exams(4083, seed)
+    before = grouped_split(sample(complete, 0.95, seed), ratios=RATIOS, seed=seed)
+    assert moved(before, grouped_split(complete, ratios=RATIOS, seed=seed)) <= 0.02
 
 
 @pytest.mark.parametrize("split", [grouped_split, random_split])
 @pytest.mark.parametrize("seed", range(5))
-def test_no_image_of_an_earlier_split_moves(split, seed, tmp_path):
-    whole = radiology(4083, seed)
-    before = split(fewer(whole, 0.95, seed), ratios=RATIOS, seed=seed)
+def test_images_of_an_earlier_split_keep_their_subset(split, seed, tmp_path):
+    complete = catalogue_with_exams(4083, seed)
+    before = split(sample(complete, 0.95, seed), ratios=RATIOS, seed=seed)
     before.to_csv(tmp_path / "split.csv", index=False)
-    after = split(whole, ratios=RATIOS, seed=seed + 1, previous=str(tmp_path / "split.csv"))
+    after = split(complete, ratios=RATIOS, seed=seed + 1, previous=str(tmp_path / "split.csv"))
     assert moved(before, after) == 0
-    for part, ratio in zip(PARTS, RATIOS, strict=True):
-        assert abs((after["split"] == part).mean() - ratio) < 0.01
-    assert (
-        moved(before, split(fewer(whole, 0.5, seed), ratios=RATIOS, seed=0, previous=str(tmp_path / "split.csv"))) == 0
-    )
+    for subset, ratio in zip(SUBSETS, RATIOS, strict=True):
+        assert abs((after["split"] == subset).mean() - ratio) < 0.01
+    half = split(sample(complete, 0.5, seed), ratios=RATIOS, seed=0, previous=str(tmp_path / "split.csv"))
+    assert moved(before, half) == 0
 
 
 def test_new_images_follow_their_group_in_an_earlier_split(tmp_path):
-    whole = radiology(4083, 0)
-    # Not the first of a study, so that the others are still one without it.
-    new = whole[whole["image_id"] != whole["study"]].sample(100, random_state=0)["image_id"]
-    old = whole[~whole["image_id"].isin(new)]
+    complete = catalogue_with_exams(4083, 0)
+    # Not the first image of an exam, so that the other images remain one exam.
+    new = complete[complete["image_id"] != complete["exam"]].sample(100, random_state=0)["image_id"]
+    old = complete[~complete["image_id"].isin(new)]
     grouped_split(old, ratios=RATIOS, seed=0).to_csv(tmp_path / "split.csv", index=False)
-    assert_grouped(grouped_split(whole, ratios=RATIOS, seed=1, previous=str(tmp_path / "split.csv")))
+    assert_grouped(grouped_split(complete, ratios=RATIOS, seed=1, previous=str(tmp_path / "split.csv")))
 
 
-def test_an_earlier_split_that_tears_groups_is_kept_and_filled_up_to_the_ratios(tmp_path):
-    catalogue = radiology(4083, 0)
+def test_an_earlier_split_that_divides_groups_is_kept_and_completed(tmp_path):
+    catalogue = catalogue_with_exams(4083, 0)
     before = random_split(catalogue, ratios=RATIOS, seed=0).head(3000)
     before.to_csv(tmp_path / "split.csv", index=False)
     after = grouped_split(catalogue, ratios=RATIOS, seed=0, previous=str(tmp_path / "split.csv"))
     assert moved(before, after) == 0
-    for part, ratio in zip(PARTS, RATIOS, strict=True):
-        assert abs((after["split"] == part).mean() - ratio) < 0.02
+    for subset, ratio in zip(SUBSETS, RATIOS, strict=True):
+        assert abs((after["split"] == subset).mean() - ratio) < 0.02
 
 
 @pytest.mark.parametrize("folds", [3, 5, 10])
-def test_every_image_is_tested_in_one_fold(folds):
-    catalogue = radiology(4083, 0)
+def test_each_image_is_tested_in_one_fold(folds):
+    catalogue = catalogue_with_exams(4083, 0)
     splits = [kfold_split(catalogue, folds=folds, fold=fold, seed=0) for fold in range(folds)]
     for split in splits:
         assert_grouped(split, (1 - 2 / folds, 1 / folds, 1 / folds))
@@ -139,107 +138,107 @@ def test_every_image_is_tested_in_one_fold(folds):
         )
 
 
-def test_a_fold_that_is_not_there_is_refused():
+def test_a_fold_that_does_not_exist_is_refused():
     with pytest.raises(InputError, match=r"split.fold=5 should be less than split.folds=5"):
-        kfold_split(images(500), folds=5, fold=5, seed=0)
+        kfold_split(make_catalogue(500), folds=5, fold=5, seed=0)
 
 
-def test_crossings_count_the_images_that_another_part_gives_away():
-    catalogue = images(6).assign(
+def test_crossings_count_images_with_a_link_to_another_subset():
+    catalogue = make_catalogue(6).assign(
         duplicates=["a", "a", "", "", "", ""],
-        study=["s", "t", "t", "t", "u", "v"],
+        exam=["s", "t", "t", "t", "u", "v"],
         group=["s", "s", "s", "s", "u", "v"],
     )
     split = catalogue[["image_id", "label", "group"]].assign(split=["train", "val", "val", "train", "test", "test"])
     assert crossings(split, catalogue) == {
         "duplicates": {"train": 1, "val": 1, "test": 0},
-        "studies": {"train": 1, "val": 2, "test": 0},
+        "exams": {"train": 1, "val": 2, "test": 0},
         "groups": {"train": 2, "val": 2, "test": 0},
     }
 
 
-def test_a_manifest_is_taken_as_it_is(tmp_path):
-    catalogue = images(500)
+def test_a_manifest_is_used_without_changes(tmp_path):
+    catalogue = make_catalogue(500)
     split = random_split(catalogue, ratios=RATIOS, seed=3)
     split[["split", "image_id"]].sample(frac=0.9, random_state=0).to_csv(tmp_path / "mine.csv", index=False)
-    found = manifest_split(catalogue, path=str(tmp_path / "mine.csv"))
-    assert moved(split, found) == 0
-    assert len(found) == 450
+    listed = manifest_split(catalogue, path=str(tmp_path / "mine.csv"))
+    assert moved(split, listed) == 0
+    assert len(listed) == 450
 
 
-def test_a_manifest_of_images_that_are_not_there_is_refused(tmp_path):
+def test_a_manifest_with_unknown_images_is_refused(tmp_path):
     (tmp_path / "mine.csv").write_text("image_id,split\nother.jpg,train\n")
-    with pytest.raises(InputError, match=re.escape("lists 1 images that the data lack (other.jpg)")):
-        manifest_split(images(500), path=str(tmp_path / "mine.csv"))
+    with pytest.raises(InputError, match=re.escape("1 images are not in the data folder (other.jpg)")):
+        manifest_split(make_catalogue(500), path=str(tmp_path / "mine.csv"))
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_real_set_splits_without_leaks(real_catalogue, seed):
+def test_fracatlas_is_split_without_leaks(real_catalogue, seed):
     split = grouped_split(real_catalogue, ratios=RATIOS, seed=seed)
     assert_grouped(split)
     assert not any(crossings(split, real_catalogue)["groups"].values())
-    assert moved(grouped_split(fewer(real_catalogue, 0.95, seed), ratios=RATIOS, seed=seed), split) <= 0.02
+    assert moved(grouped_split(sample(real_catalogue, 0.95, seed), ratios=RATIOS, seed=seed), split) <= 0.02
 
 
 @pytest.mark.parametrize("count", [60, 101, 4083])
 @pytest.mark.parametrize("seed", range(5))
-def test_each_class_is_in_each_part_of_a_random_split_by_its_ratio_to_within_one_image(count, seed):
-    split = random_split(images(count), ratios=RATIOS, seed=seed)
+def test_a_random_split_has_the_ratios_in_each_class_to_one_image(count, seed):
+    split = random_split(make_catalogue(count), ratios=RATIOS, seed=seed)
     for _, rows in split.groupby("label"):
-        for part, ratio in zip(PARTS, RATIOS, strict=True):
-            assert abs((rows["split"] == part).sum() - ratio * len(rows)) < 1
+        for subset, ratio in zip(SUBSETS, RATIOS, strict=True):
+            assert abs((rows["split"] == subset).sum() - ratio * len(rows)) < 1
 
 
 @pytest.mark.parametrize("split", [grouped_split, random_split])
-def test_a_seed_decides_the_split(split):
-    one, same, other = (split(images(500), ratios=RATIOS, seed=seed) for seed in (1, 1, 2))
+def test_the_split_depends_on_the_seed(split):
+    one, same, other = (split(make_catalogue(500), ratios=RATIOS, seed=seed) for seed in (1, 1, 2))
     assert one.equals(same)
     assert moved(one, other) > 0.3
 
 
 def test_an_earlier_split_of_other_images_is_refused(tmp_path):
     (tmp_path / "split.csv").write_text("image_id,split\nother.jpg,train\n")
-    with pytest.raises(InputError, match="shares no image with the data"):
-        random_split(images(500), ratios=RATIOS, seed=0, previous=str(tmp_path / "split.csv"))
+    with pytest.raises(InputError, match="has no image in common with the data folder"):
+        random_split(make_catalogue(500), ratios=RATIOS, seed=0, previous=str(tmp_path / "split.csv"))
 
 
-def test_excluded_images_are_in_no_part():
-    table = images(500)
+def test_excluded_images_are_in_no_subset():
+    table = make_catalogue(500)
     table.loc[::7, "excluded"] = "truncated"
     split = random_split(table, ratios=RATIOS, seed=0)
     assert set(split["image_id"]) == set(table.loc[table["excluded"] == "", "image_id"])
 
 
-def test_a_recorded_split_is_read_back(tmp_path):
-    split = random_split(images(500), ratios=RATIOS, seed=0)
+def test_a_recorded_split_is_read(tmp_path):
+    split = random_split(make_catalogue(500), ratios=RATIOS, seed=0)
     split.to_csv(tmp_path / "split.csv", index=False)
-    assert recorded_split(images(500), path=str(tmp_path / "split.csv")).equals(split)
+    assert recorded_split(make_catalogue(500), path=str(tmp_path / "split.csv")).equals(split)
 
 
-@pytest.mark.fault("broken split file", "refused, and the line says where")
+@pytest.mark.fault("damaged split file", "refused; the error names the place")
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "message"),
     [
-        (None, "is not a readable split"),
-        ("image_id\nIMG0000000.jpg\n", "lacks the column split"),
-        ("image_id,split\nIMG0000000.jpg,Train\n", "has a split called 'Train'"),
-        ("image_id,split\nIMG0000000.jpg,train\nIMG0000000.jpg,val\n", "lists IMG0000000.jpg more than once"),
-        ("image_id,split\nIMG0000000.jpg,train\n", "train lacks an image that is not fractured"),
+        (None, "cannot be read as a split"),
+        ("image_id\nIMG0000000.jpg\n", "column split is missing"),
+        ("image_id,split\nIMG0000000.jpg,Train\n", "split is 'Train', should be one of train, val, test"),
+        ("image_id,split\nIMG0000000.jpg,train\nIMG0000000.jpg,val\n", "image_id IMG0000000.jpg occurs more than once"),
+        ("image_id,split\nIMG0000000.jpg,train\n", "train has no non-fractured images"),
     ],
 )
-def test_what_is_no_split_is_refused(tmp_path, content, says):
+def test_a_file_that_is_not_a_split_is_refused(tmp_path, content, message):
     file = tmp_path / "split.csv"
     if content:
         file.write_text(content)
-    with pytest.raises(InputError, match=says):
-        recorded_split(images(500), path=str(file))
+    with pytest.raises(InputError, match=message):
+        recorded_split(make_catalogue(500), path=str(file))
 
 
-def test_ratios_that_do_not_add_up_are_refused():
-    with pytest.raises(InputError, match="add up to 1.1, should be 1"):
-        random_split(images(500), ratios=(0.7, 0.2, 0.2), seed=0)
+def test_ratios_whose_sum_is_not_1_are_refused():
+    with pytest.raises(InputError, match="the sum is 1.1, should be 1"):
+        random_split(make_catalogue(500), ratios=(0.7, 0.2, 0.2), seed=0)
 
 
 def test_too_few_images_are_refused():
-    with pytest.raises(InputError, match="lacks"):
-        random_split(images(8), ratios=RATIOS, seed=0)
+    with pytest.raises(InputError, match="has no .*fractured images"):
+        random_split(make_catalogue(8), ratios=RATIOS, seed=0)

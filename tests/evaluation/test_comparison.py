@@ -23,7 +23,7 @@ def pair():
     return tables
 
 
-def test_the_interval_of_a_difference_is_scipys(pair):
+def test_the_interval_of_a_difference_equals_scipys(pair):
     first, second = pair
     row = compare(first, second).set_index("metric").loc["accuracy"]
 
@@ -38,27 +38,27 @@ def test_the_interval_of_a_difference_is_scipys(pair):
     assert (row["low"], row["high"]) == pytest.approx((theirs.low, theirs.high), abs=0.15 * width)
 
 
-def test_a_predictor_does_not_differ_from_itself(pair):
+def test_a_predictor_compared_with_itself_has_no_difference(pair):
     table = compare(pair[0], pair[0])
     assert (table["difference"] == 0).all()
     assert (table["p"] == 1).all()
 
 
-def test_p_is_small_exactly_where_the_interval_leaves_zero_out(pair):
+def test_p_is_small_exactly_if_the_interval_excludes_zero(pair):
     table = compare(*pair)
-    clear = (table["low"] > 0) | (table["high"] < 0)
-    assert clear.any()
-    assert (table.loc[clear, "p"] < 0.06).all()
-    assert (table.loc[~clear, "p"] > 0.04).all()
+    excludes_zero = (table["low"] > 0) | (table["high"] < 0)
+    assert excludes_zero.any()
+    assert (table.loc[excludes_zero, "p"] < 0.06).all()
+    assert (table.loc[~excludes_zero, "p"] > 0.04).all()
 
 
-def test_rows_are_matched_by_name_and_not_by_place(pair):
+def test_rows_are_matched_by_image_id(pair):
     first, second = pair
     assert compare(first, second.sample(frac=1, random_state=0)).equals(compare(first, second))
     assert set(compare(first, second.head(100))["n"]) == {100}
 
 
-def test_other_images_and_other_labels_are_refused(pair):
+def test_disjoint_images_and_different_labels_are_refused(pair):
     first, second = pair
     with pytest.raises(InputError, match="no image in common"):
         compare(first, second.assign(image_id="x" + second["image_id"]))
@@ -66,7 +66,7 @@ def test_other_images_and_other_labels_are_refused(pair):
         compare(first, second.assign(label=1 - second["label"]))
 
 
-def test_the_spread_of_seeds_is_their_sample_standard_deviation():
+def test_spread_returns_mean_and_sample_standard_deviation():
     table = spread(pd.DataFrame({"auroc": [0.8, 0.9, 1.0]}))
     assert table.loc[0].to_dict() == {
         "metric": "auroc",

@@ -6,8 +6,8 @@ from scipy import stats
 from sklearn import metrics as reference
 from torchmetrics.classification import BinaryCalibrationError, BinarySensitivityAtSpecificity
 
-from fractatlas.evaluation.bootstrap import draws
-from fractatlas.evaluation.metrics import at_threshold, evaluate, ranking
+from fractatlas.evaluation.bootstrap import bootstrap_weights
+from fractatlas.evaluation.metrics import decision_metrics, evaluate, ranking_metrics
 
 
 @pytest.fixture
@@ -19,18 +19,18 @@ def table():
     return pd.DataFrame({"label": label, "probability": probability, "group": np.arange(600)})
 
 
-def test_values_are_those_of_scikit_learn_and_torchmetrics(table):
+def test_values_equal_those_of_scikit_learn_and_torchmetrics(table):
     truth, probability = table["label"], table["probability"]
-    said = probability >= 0.5
+    predicted = probability >= 0.5
     expected = {
-        "accuracy": reference.accuracy_score(truth, said),
-        "balanced_accuracy": reference.balanced_accuracy_score(truth, said),
-        "sensitivity": reference.recall_score(truth, said),
-        "specificity": reference.recall_score(truth, said, pos_label=0),
-        "ppv": reference.precision_score(truth, said),
-        "npv": reference.precision_score(truth, said, pos_label=0),
-        "f1": reference.f1_score(truth, said),
-        "mcc": reference.matthews_corrcoef(truth, said),
+        "accuracy": reference.accuracy_score(truth, predicted),
+        "balanced_accuracy": reference.balanced_accuracy_score(truth, predicted),
+        "sensitivity": reference.recall_score(truth, predicted),
+        "specificity": reference.recall_score(truth, predicted, pos_label=0),
+        "ppv": reference.precision_score(truth, predicted),
+        "npv": reference.precision_score(truth, predicted, pos_label=0),
+        "f1": reference.f1_score(truth, predicted),
+        "mcc": reference.matthews_corrcoef(truth, predicted),
         "auroc": reference.roc_auc_score(truth, probability),
         "average_precision": reference.average_precision_score(truth, probability),
         "brier": reference.brier_score_loss(truth, probability),
@@ -46,15 +46,15 @@ def test_values_are_those_of_scikit_learn_and_torchmetrics(table):
     assert (report["n"], report["positives"]) == (600, truth.sum())
 
 
-def test_resamples_are_scikit_learns_with_weights(table):
+def test_resampled_values_equal_scikit_learns_with_sample_weights(table):
     weights = np.random.default_rng(1).multinomial(600, np.full(600, 1 / 600), size=5).astype(float)
     truth, scores = table["label"].to_numpy(), table["probability"].to_numpy()
-    ranked = ranking(truth, scores, weights)
+    ranked = ranking_metrics(truth, scores, weights)
     for row, area, precision, mcc in zip(
         weights,
         ranked["auroc"],
         ranked["average_precision"],
-        at_threshold(truth, scores >= 0.5, weights)["mcc"],
+        decision_metrics(truth, scores >= 0.5, weights)["mcc"],
         strict=True,
     ):
         assert area == pytest.approx(reference.roc_auc_score(truth, scores, sample_weight=row))
@@ -62,7 +62,7 @@ def test_resamples_are_scikit_learns_with_weights(table):
         assert mcc == pytest.approx(reference.matthews_corrcoef(truth, scores >= 0.5, sample_weight=row))
 
 
-def test_intervals_are_scipys(table):
+def test_intervals_equal_scipys(table):
     truth, scores = table["label"].to_numpy(), table["probability"].to_numpy()
     report = evaluate(table)
     for name, statistic in (("auroc", reference.roc_auc_score), ("brier", reference.brier_score_loss)):
@@ -75,7 +75,7 @@ def test_intervals_are_scipys(table):
 
 
 def test_images_of_one_group_are_drawn_together(table):
-    """Every image twice is no more information than once."""
+    """Duplicates in one group do not narrow the interval."""
     twice = pd.concat([table, table], ignore_index=True)
     once, grouped = evaluate(table)["auroc"], evaluate(twice)["auroc"]
     apart = evaluate(twice.assign(group=np.arange(1200)))["auroc"]
@@ -83,14 +83,14 @@ def test_images_of_one_group_are_drawn_together(table):
     assert apart["high"] - apart["low"] < 0.8 * (once["high"] - once["low"])
 
 
-def test_the_seed_decides_the_interval(table):
+def test_equal_seeds_give_equal_intervals(table):
     def report(seed: int) -> dict:
-        return evaluate(table, weights=draws(table["group"], seed=seed))
+        return evaluate(table, weights=bootstrap_weights(table["group"], seed=seed))
 
     assert report(1) == report(1) != report(2)
 
 
-def test_always_saying_no_is_exposed(table):
+def test_constant_predictions_have_the_majority_rate_and_no_skill(table):
     report = evaluate(table.assign(probability=0.0))
     assert report["accuracy"]["value"] == report["majority_rate"] > 0.8
     assert report["sensitivity"]["value"] == report["f1"]["value"] == report["mcc"]["value"] == 0
@@ -99,7 +99,7 @@ def test_always_saying_no_is_exposed(table):
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_what_one_class_leaves_undefined_is_none(table, label):
+def test_metrics_that_need_two_classes_are_none_for_one_class(table, label):
     report = evaluate(table[table["label"] == label])
     assert report["auroc"] is None
     assert (report["sensitivity"] is None) == (label == 0)

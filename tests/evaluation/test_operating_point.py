@@ -1,10 +1,20 @@
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, log_loss, recall_score
 
-from fractatlas.evaluation.operating_point import calibrate, fixed, settle, target_sensitivity, temperature, youden
+from fractatlas.evaluation.operating_point import (
+    DEFAULT_OPERATING_POINT,
+    calibrate,
+    choose_operating_point,
+    fixed,
+    target_sensitivity,
+    temperature,
+    youden,
+)
 
 
 @pytest.fixture
@@ -15,7 +25,7 @@ def validation():
     return pd.DataFrame({"label": label, "probability": 1 / (1 + np.exp(-logits))})
 
 
-def test_youdens_threshold_has_the_best_balanced_accuracy(validation):
+def test_youdens_threshold_has_the_highest_balanced_accuracy(validation):
     labels, probabilities = validation["label"].to_numpy(), validation["probability"].to_numpy()
     chosen = balanced_accuracy_score(labels, probabilities >= youden(labels, probabilities))
     others = [balanced_accuracy_score(labels, probabilities >= score) for score in probabilities]
@@ -23,7 +33,7 @@ def test_youdens_threshold_has_the_best_balanced_accuracy(validation):
 
 
 @pytest.mark.parametrize("target", [0.5, 0.9, 1.0])
-def test_a_target_sensitivity_is_reached_and_no_higher_threshold_reaches_it(validation, target):
+def test_the_target_sensitivity_is_reached_by_no_higher_threshold(validation, target):
     labels, probabilities = validation["label"].to_numpy(), validation["probability"].to_numpy()
     threshold = target_sensitivity(labels, probabilities, sensitivity=target)
     assert recall_score(labels, probabilities >= threshold) >= target
@@ -31,32 +41,42 @@ def test_a_target_sensitivity_is_reached_and_no_higher_threshold_reaches_it(vali
     assert recall_score(labels, probabilities >= higher) < target
 
 
-def test_a_threshold_does_not_lie_on_a_score(validation):
+def test_the_threshold_is_not_equal_to_a_score(validation):
     labels, probabilities = validation["label"].to_numpy(), validation["probability"].to_numpy()
     assert np.abs(probabilities - youden(labels, probabilities)).min() > 1e-9
 
 
-def test_the_temperature_is_that_of_a_logistic_regression_without_intercept(validation):
-    """Overconfident by a factor of three."""
-    labels, spoilt = validation["label"].to_numpy(), calibrate(validation["probability"], 1 / 3)
-    logits = np.log(spoilt / (1 - spoilt))[:, None]
+def test_the_temperature_equals_a_logistic_regression_without_intercept(validation):
+    labels, overconfident = (
+        validation["label"].to_numpy(),
+        calibrate(validation["probability"], 1 / 3),
+    )
+    logits = np.log(overconfident / (1 - overconfident))[:, None]
     slope = LogisticRegression(fit_intercept=False, C=1e9, tol=1e-9).fit(logits, labels).coef_[0, 0]
-    assert temperature(labels, spoilt) == pytest.approx(1 / slope, rel=1e-3)
+    assert temperature(labels, overconfident) == pytest.approx(1 / slope, rel=1e-3)
 
 
-def test_calibration_mends_overconfidence_and_keeps_the_order(validation):
-    labels, spoilt = validation["label"].to_numpy(), calibrate(validation["probability"], 1 / 3)
-    mended = calibrate(spoilt, temperature(labels, spoilt))
-    assert log_loss(labels, mended) < log_loss(labels, spoilt)
-    assert (np.argsort(mended) == np.argsort(spoilt)).all()
+def test_calibration_reduces_the_log_loss_and_keeps_the_order(validation):
+    labels, overconfident = (
+        validation["label"].to_numpy(),
+        calibrate(validation["probability"], 1 / 3),
+    )
+    calibrated = calibrate(overconfident, temperature(labels, overconfident))
+    assert log_loss(labels, calibrated) < log_loss(labels, overconfident)
+    assert (np.argsort(calibrated) == np.argsort(overconfident)).all()
 
 
-def test_certain_probabilities_are_calibrated_to_finite_ones():
-    labels, certain = np.array([0, 0, 1, 1]), np.array([0.0, 1.0, 1.0, 0.0])
-    assert np.isfinite(calibrate(certain, temperature(labels, certain))).all()
+def test_probabilities_of_0_and_1_are_calibrated_to_finite_ones():
+    labels, extreme = np.array([0, 0, 1, 1]), np.array([0.0, 1.0, 1.0, 0.0])
+    assert np.isfinite(calibrate(extreme, temperature(labels, extreme))).all()
 
 
-def test_what_is_settled_is_plain(validation):
-    point = settle(validation, lambda labels, probabilities: fixed(labels, probabilities, value=0.3), "fixed")
+def test_the_operating_point_contains_plain_values(validation):
+    point = choose_operating_point(validation, partial(fixed, value=0.3), "fixed")
     assert point == {"rule": "fixed", "threshold": 0.3, "temperature": pytest.approx(1.5**2 / 3, rel=0.3)}
     assert all(type(value) in (str, float) for value in point.values())
+
+
+def test_without_two_classes_the_default_operating_point_is_used(validation):
+    negatives = validation[validation["label"] == 0]
+    assert choose_operating_point(negatives, youden, "youden") == DEFAULT_OPERATING_POINT

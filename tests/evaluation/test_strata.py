@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from fractatlas.evaluation.bootstrap import draws
+from fractatlas.evaluation.bootstrap import bootstrap_weights
 from fractatlas.evaluation.strata import box_sizes, shortcuts, stratify
 
 
@@ -24,8 +24,8 @@ def table():
     })  # fmt: skip
 
 
-def test_every_kind_of_image_is_scored_on_its_own(table):
-    rows = stratify(table, 0.5, draws(table["group"], resamples=50)).set_index(["attribute", "stratum"])
+def test_every_stratum_is_scored_separately(table):
+    rows = stratify(table, 0.5, bootstrap_weights(table["group"], resamples=50)).set_index(["attribute", "stratum"])
     hands = table[table["hand"] == 1]
     row = rows.loc[("body part", "hand")]
     assert (row["n"], row["positives"]) == (len(hands), hands["label"].sum())
@@ -36,35 +36,35 @@ def test_every_kind_of_image_is_scored_on_its_own(table):
         assert rows.loc[attribute]["n"].sum() == len(table)
 
 
-def test_few_images_are_marked(table):
-    rows = stratify(table, 0.5, draws(table["group"], resamples=10)).set_index(["attribute", "stratum"])
-    assert rows.loc[("hardware", "yes"), "few"]
-    assert not rows.loc[("hardware", "no"), "few"]
+def test_strata_with_few_images_are_marked(table):
+    rows = stratify(table, 0.5, bootstrap_weights(table["group"], resamples=10)).set_index(["attribute", "stratum"])
+    assert rows.loc[("hardware", "yes"), "low_count"]
+    assert not rows.loc[("hardware", "no"), "low_count"]
 
 
-def test_each_size_of_box_is_held_against_all_images_without_a_fracture(table):
-    rows = stratify(table, 0.5, draws(table["group"], resamples=10)).set_index(["attribute", "stratum"])
+def test_each_box_size_is_scored_against_all_images_without_a_fracture(table):
+    rows = stratify(table, 0.5, bootstrap_weights(table["group"], resamples=10)).set_index(["attribute", "stratum"])
     sizes = rows.loc["box size"]
     assert list(sizes.index) == ["below 16 px", "16 to 32 px", "32 px and more"]
     assert sizes["positives"].sum() == table["label"].sum()
     assert (sizes["n"] - sizes["positives"] == (table["label"] == 0).sum()).all()
 
 
-def test_box_sizes_are_of_the_largest_box_at_a_shorter_side_of_256():
+def test_box_size_is_the_longest_side_at_a_shorter_side_of_256():
     table = pd.DataFrame({"image_id": ["a", "b"], "width": [512, 100], "height": [1024, 100]})
     sizes = box_sizes(table, {"a": np.array([[0, 0, 10, 40], [5, 5, 65, 6]], dtype=np.float32)})
     assert sizes[0] == 30
     assert np.isnan(sizes[1])
 
 
-def test_a_shortcut_in_the_file_is_found_and_held_against_the_classifier(table):
+def test_a_label_that_correlates_with_the_file_size_is_detected(table):
     leak = table.assign(bytes=np.where(table["label"] == 1, 9000, 1000))
-    found = shortcuts(leak, leak.assign(probability=0.5))
-    assert found["file"]["auroc"]["value"] == 1
-    assert found["file"]["classifier_above"]["value"] == pytest.approx(-0.5)
-    assert found["record"]["auroc"]["value"] < 0.9
+    scores = shortcuts(leak, leak.assign(probability=0.5))
+    assert scores["file"]["auroc"]["value"] == 1
+    assert scores["file"]["classifier_above"]["value"] == pytest.approx(-0.5)
+    assert scores["record"]["auroc"]["value"] < 0.9
 
 
-def test_without_the_columns_there_is_no_shortcut_to_measure(table):
+def test_without_the_columns_there_are_no_shortcut_scores(table):
     bare = table[["image_id", "group", "label", "probability"]]
     assert shortcuts(bare, bare) == {}

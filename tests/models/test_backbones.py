@@ -11,8 +11,8 @@ REST = {"weights": None, "weights_dir": "", "dropout": 0.0, "stage_decay": 1.0, 
     [*((densenet, name) for name in DENSENETS), *((resnet, name) for name in RESNETS)],
     ids=[*DENSENETS, *RESNETS],
 )
-def test_every_variant_gives_one_logit_an_image_and_knows_its_stages(family, variant):
-    with torch.device("meta"):  # shapes without the arithmetic
+def test_every_variant_returns_one_logit_per_image_and_its_stages_cover_the_trunk(family, variant):
+    with torch.device("meta"):  # computes shapes only
         network = family(variant, freeze="none", **REST)
         assert network(torch.empty(2, 3, 64, 64)).shape == (2,)
     in_stages = {key for names in network.stages.values() for name in names for key in network.network.state_dict()
@@ -24,7 +24,7 @@ def test_every_variant_gives_one_logit_an_image_and_knows_its_stages(family, var
 
 @pytest.mark.parametrize(("family", "variant"), [(densenet, "densenet_tiny"), (resnet, "resnet_tiny")])
 @pytest.mark.parametrize("freeze", ["none", 2, "trunk"])
-def test_what_is_frozen_stays_and_the_rest_learns(family, variant, freeze):
+def test_frozen_stages_do_not_change_and_the_others_do(family, variant, freeze):
     torch.manual_seed(0)
     network = family(variant, freeze=freeze, **REST)
     before = {key: value.clone() for key, value in network.network.state_dict().items()}
@@ -39,11 +39,11 @@ def test_what_is_frozen_stays_and_the_rest_learns(family, variant, freeze):
             for key, value in network.network.state_dict().items()
             if any(key.startswith(f"{name}.") for name in names)
         ]
-        # Running statistics count as well: a frozen BatchNorm keeps them.
+        # These are weights and running statistics of BatchNorm.
         assert not any(changed) if number < count else all(changed)
 
 
-def test_dropout_is_before_the_head_and_off_when_scoring():
+def test_dropout_is_active_in_training_mode_only():
     network = densenet("densenet_tiny", freeze="none", **(REST | {"dropout": 0.5}))
     images = torch.randn(2, 3, 64, 64)
     network.eval()
@@ -52,7 +52,7 @@ def test_dropout_is_before_the_head_and_off_when_scoring():
     assert not torch.equal(network(images), network(images))
 
 
-def test_channels_last_changes_memory_and_no_value():
+def test_channels_last_changes_the_memory_order_but_no_value():
     torch.manual_seed(0)
     last = resnet("resnet_tiny", freeze="none", **REST).eval()
     first = resnet("resnet_tiny", freeze="none", **(REST | {"channels_last": False})).eval()
@@ -63,7 +63,7 @@ def test_channels_last_changes_memory_and_no_value():
 
 
 @pytest.mark.parametrize(("family", "variant"), [(densenet, "densenet_tiny"), (resnet, "resnet_tiny")])
-def test_every_weight_learns_at_the_rate_of_its_stage(family, variant):
+def test_every_trainable_parameter_is_in_the_group_of_its_stage(family, variant):
     network = family(variant, freeze=1, **(REST | {"stage_decay": 0.5}))
     groups = network.parameter_groups()
     assert {group["name"]: group["scale"] for group in groups} == {
@@ -73,14 +73,14 @@ def test_every_weight_learns_at_the_rate_of_its_stage(family, variant):
     assert sorted(grouped) == sorted(id(p) for p in network.parameters() if p.requires_grad)
 
 
-def test_a_mirror_makes_an_image_and_its_mirror_image_score_alike_but_only_when_scoring():
+def test_mirror_averages_the_logits_of_image_and_mirror_image_in_evaluation_mode_only():
     torch.manual_seed(0)
     network = resnet("resnet_tiny", freeze="none", **(REST | {"mirror": True}))
     images = torch.randn(3, 3, 64, 64)
     network.eval()
     torch.testing.assert_close(network(images), network(images.flip(-1)))
-    network.mirror, both = False, network(images)
-    torch.testing.assert_close(both, (network(images) + network(images.flip(-1))) / 2)
+    network.mirror, mean = False, network(images)
+    torch.testing.assert_close(mean, (network(images) + network(images.flip(-1))) / 2)
     network.mirror = True
     network.train()
     assert not torch.allclose(network(images), network(images.flip(-1)))

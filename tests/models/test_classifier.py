@@ -1,84 +1,99 @@
 import pytest
 import torch
-from sklearn import metrics as reference
+from sklearn import metrics as sklearn_metrics
 
-from fractatlas.models.classifier import Scores, binary_cross_entropy
+from fractatlas.models.classifier import EpochMetrics, binary_cross_entropy
 from fractatlas.models.schedules import constant, cosine
 
 
-def test_logged_metrics_are_scikit_learns_over_the_whole_epoch():
+def test_epoch_metrics_equal_those_of_scikit_learn():
     torch.manual_seed(0)
     labels = (torch.rand(203) < 0.2).float()
     logits = torch.randn(203) + labels
-    scores, loss = Scores(), binary_cross_entropy(None)
-    for rows in torch.randperm(203).split(32):  # the last batch is smaller: a mean of means would be wrong
+    metrics, loss = EpochMetrics(), binary_cross_entropy(None)
+    for rows in torch.randperm(203).split(32):  # the last batch is smaller, so a mean of batch means would be wrong
         batch = {"label": labels[rows], "index": rows}
-        scores.update(batch, logits[rows], loss(logits[rows], labels[rows]))
-    ours = {name: value.item() for name, value in scores.compute().items()}
+        metrics.update(batch, logits[rows], loss(logits[rows], labels[rows]))
+    actual = {name: value.item() for name, value in metrics.compute().items()}
     truth, probability = labels.int().numpy(), logits.sigmoid().numpy()
-    said = probability > 0.5
+    decision = probability > 0.5
     expected = {
-        "accuracy": reference.accuracy_score(truth, said),
-        "balanced_accuracy": reference.balanced_accuracy_score(truth, said),
-        "auroc": reference.roc_auc_score(truth, probability),
-        "average_precision": reference.average_precision_score(truth, probability),
-        "f1": reference.f1_score(truth, said),
-        "mcc": reference.matthews_corrcoef(truth, said),
-        "sensitivity": reference.recall_score(truth, said),
-        "specificity": reference.recall_score(truth, said, pos_label=0),
-        "loss": reference.log_loss(truth, probability),
+        "accuracy": sklearn_metrics.accuracy_score(truth, decision),
+        "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(truth, decision),
+        "auroc": sklearn_metrics.roc_auc_score(truth, probability),
+        "average_precision": sklearn_metrics.average_precision_score(truth, probability),
+        "f1": sklearn_metrics.f1_score(truth, decision),
+        "mcc": sklearn_metrics.matthews_corrcoef(truth, decision),
+        "sensitivity": sklearn_metrics.recall_score(truth, decision),
+        "specificity": sklearn_metrics.recall_score(truth, decision, pos_label=0),
+        "loss": sklearn_metrics.log_loss(truth, probability),
         "majority_rate": max(truth.mean(), 1 - truth.mean()),
     }
-    assert ours == pytest.approx(expected, abs=1e-5)
-    assert torch.equal(scores.predictions(), torch.stack([torch.arange(203.0), logits], dim=1))
+    assert actual == pytest.approx(expected, abs=1e-5)
+    assert torch.equal(metrics.predictions(), torch.stack([torch.arange(203.0), logits], dim=1))
 
 
-def test_always_the_same_answer_has_no_correlation():
-    scores = Scores()
+def test_the_correlation_of_a_constant_answer_is_zero():
+    metrics = EpochMetrics()
     batch = {"label": torch.tensor([0.0, 0.0, 1.0]), "index": torch.arange(3)}
-    scores.update(batch, torch.tensor([-2.0, -3.0, -1.0]), torch.tensor(0.1))
-    assert scores.compute()["mcc"] == 0
+    metrics.update(batch, torch.tensor([-2.0, -3.0, -1.0]), torch.tensor(0.1))
+    assert metrics.compute()["mcc"] == 0
 
 
-def test_a_new_epoch_begins_empty():
-    scores = Scores()
+def test_reset_removes_the_former_epoch():
+    metrics = EpochMetrics()
     for labels in ([0.0, 1.0], [1.0, 0.0]):
         batch = {"label": torch.tensor(labels), "index": torch.arange(2)}
-        scores.update(batch, torch.tensor([-2.0, 2.0]), torch.tensor(0.1))
-        assert scores.compute()["accuracy"] == labels[1]
-        scores.reset()
+        metrics.update(batch, torch.tensor([-2.0, 2.0]), torch.tensor(0.1))
+        assert metrics.compute()["accuracy"] == labels[1]
+        metrics.reset()
 
 
-def test_confident_logits_in_the_unit_interval_are_not_taken_for_probabilities():
-    scores = Scores()
+def test_restore_continues_an_epoch_from_its_state():
+    uninterrupted, first, second = EpochMetrics(), EpochMetrics(), EpochMetrics()
+    for metrics, steps in ((uninterrupted, (0, 1)), (first, (0,)), (second, (1,))):
+        if metrics is second:
+            second.restore(first.state())
+        for step in steps:
+            batch = {"label": torch.tensor([0.0, 1.0]), "index": torch.arange(2) + 2 * step}
+            metrics.update(batch, torch.tensor([0.3 * step, -0.1]), torch.tensor(0.1 + step))
+    assert second.compute() == uninterrupted.compute()
+    assert torch.equal(second.predictions(), uninterrupted.predictions())
+
+
+def test_logits_in_the_unit_interval_are_not_taken_for_probabilities():
+    metrics = EpochMetrics()
     batch = {"label": torch.tensor([0.0, 1.0]), "index": torch.arange(2)}
-    scores.update(batch, torch.tensor([0.1, 0.4]), torch.tensor(0.1))
-    assert scores.compute()["specificity"] == 0  # a logit of 0.1 is a probability of 0.52
+    metrics.update(batch, torch.tensor([0.1, 0.4]), torch.tensor(0.1))
+    assert metrics.compute()["specificity"] == 0  # a logit of 0.1 is a probability of 0.52
 
 
-def test_a_positive_weight_counts_a_fracture_more():
+def test_the_positive_weight_multiplies_the_loss_of_fractured_images():
     logits, labels = torch.tensor([0.3, -0.2]), torch.tensor([1.0, 0.0])
     plain = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
     assert binary_cross_entropy(4.0)(logits, labels) == pytest.approx(((4 * plain[0] + plain[1]) / 2).item())
     assert binary_cross_entropy(None)(logits, labels) == pytest.approx(plain.mean().item())
 
 
-def rates(schedule, steps: int) -> list[float]:
+def learning_rates(schedule, steps: int) -> list[float]:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = schedule(optimizer, steps)
-    found = []
+    rates = []
     for _ in range(steps):
-        found.append(optimizer.param_groups[0]["lr"])
+        rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    return found
+    return rates
 
 
-def test_the_learning_rate_rises_falls_and_ends_near_zero():
-    found = rates(lambda optimizer, steps: cosine(optimizer, steps, warmup=0.2), 100)
-    assert max(found) == found[20] == pytest.approx(1.0)
-    assert found[:21] == sorted(found[:21])
-    assert found[20:] == sorted(found[20:], reverse=True)
-    assert found[60] == pytest.approx(0.5)
-    assert 0 < found[-1] < 0.001
-    assert set(rates(constant, 10)) == {1.0}
+def test_the_cosine_schedule_increases_then_decreases_to_zero():
+    rates = learning_rates(lambda optimizer, steps: cosine(optimizer, steps, warmup=0.2), 100)
+    assert max(rates) == rates[20] == pytest.approx(1.0)
+    assert rates[:21] == sorted(rates[:21])
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+    assert rates[60] == pytest.approx(0.5)
+    assert 0 < rates[-1] < 0.001
+
+
+def test_the_constant_schedule_keeps_the_learning_rate():
+    assert set(learning_rates(constant, 10)) == {1.0}

@@ -1,4 +1,4 @@
-"""Sweeps in processes of their own, with trials that take milliseconds: everything but the training is real."""
+"""Run searches in processes of their own; everything is real but the training, which takes milliseconds."""
 
 import json
 import math
@@ -12,30 +12,30 @@ from types import SimpleNamespace
 
 from tests.conftest import REPOSITORY, SMALL
 
-# Children are forked from a process that has loaded everything and computed nothing.
+# Children are forked from a process that has imported everything and computed nothing.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["fractatlas.search.study", "fractatlas.training.run", "fractatlas.search.report"])
+CONTEXT.set_forkserver_preload(["fractatlas.cli.train", "fractatlas.search.sweeper", "fractatlas.search.trial"])
 
 
-def typed(phantoms: Path, *overrides: str) -> list[str]:
-    """The arguments of a search over a tiny network."""
+def search_arguments(phantoms: Path, *overrides: str) -> list[str]:
+    """Return the arguments of ``train.py`` for a search with a tiny network."""
     small = [override for override in SMALL if "batch_size" not in override]  # it is searched
     return ["-m", "hparams_search=optuna", *small, f"data.root={phantoms}", *overrides]
 
 
 def start(folder: Path, phantoms: Path, *overrides: str, fake: dict | None = None):
-    """Begin ``train.py -m hparams_search=optuna`` in ``folder``; what it prints goes to ``output-<pid>.txt`` there.
+    """Start a search in ``folder``; its output is in ``output-<pid>.txt`` there.
 
-    ``fake`` replaces training: ``seconds`` that a trial takes, ``fail`` from trial numbers to what happens in them.
+    ``fake`` holds the arguments of ``FakeTraining``; ``None`` trains.
     """
-    arguments = typed(phantoms, *overrides)
+    arguments = search_arguments(phantoms, *overrides)
     process = CONTEXT.Process(target=_sweep, args=(str(folder), arguments, fake))
     process.start()
     return process
 
 
 def sweep(folder: Path, phantoms: Path, *overrides: str, fake: dict | None = None) -> tuple[int, str]:
-    """Run a sweep to its end: its exit status and what it printed."""
+    """Run a search to its end; return its exit status and its output."""
     process = start(folder, phantoms, *overrides, fake=fake)
     process.join(300)
     return process.exitcode, (folder / f"output-{process.pid}.txt").read_text()
@@ -51,20 +51,25 @@ def _sweep(folder: str, arguments: list[str], fake: dict | None) -> None:
     if fake is not None:
         import fractatlas.search.trial
 
-        fractatlas.search.trial.train = Fake(**fake)
+        fractatlas.search.trial.train = FakeTraining(**fake)
     sys.argv = [str(REPOSITORY / "train.py"), *arguments]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-class Fake:
-    """Stands in for training: a smooth function of the point, or what ``fail`` says of the trial's number."""
+class FakeTraining:
+    """Replace training by a smooth function of the hyperparameters.
+
+    Args:
+        seconds: that a trial takes.
+        fail: from trial numbers to ``raise``, ``memory``, ``nan`` or ``interrupt``.
+    """
 
     def __init__(self, seconds: float = 0.0, fail: dict[int, str] | None = None):
         self.seconds, self.fail = seconds, fail or {}
 
     def __call__(self, config: dict, callbacks: list) -> float:
         run = Path(config["paths"]["output_dir"])
-        assert not (run / "metrics.json").exists(), "this folder has had a trial before"
+        assert not (run / "metrics.json").exists(), "a trial has run in this folder before"
         (run / "started").touch(exist_ok=False)
         time.sleep(self.seconds)
         lr, dropout = config["optimizer"]["lr"], config["model"]["dropout"]

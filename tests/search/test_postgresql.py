@@ -1,4 +1,4 @@
-"""A search over a real PostgreSQL server: a cluster of its own, as an unprivileged user, on a free loopback port."""
+"""A search on a PostgreSQL server, which is started on a free loopback port as an unprivileged user."""
 
 import os
 import shutil
@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.search.processes import start
-from tests.search.test_study import ended, trials_of
+from tests.search.test_sweeper import check_study, trials_of
 
 
-def _programs() -> Path:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    initdb = found[-1] if found else shutil.which("initdb")
+def find_programs() -> Path:
+    servers = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = servers[-1] if servers else shutil.which("initdb")
     if not initdb:
         pytest.skip("no PostgreSQL server: install Debian's postgresql")
     return Path(initdb).parent
@@ -25,10 +25,10 @@ def _programs() -> Path:
 
 @pytest.fixture
 def server():
-    """The address of a running server, for SQLAlchemy."""
-    programs = _programs()
+    """Return the address of a running server, for SQLAlchemy."""
+    programs = find_programs()
     user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
-    folder = Path(tempfile.mkdtemp())  # not pytest's: a socket's path has 107 bytes
+    folder = Path(tempfile.mkdtemp())  # pytest's path is too long: a socket's path has at most 107 bytes
     if user:
         shutil.chown(folder, user)
     with socket.socket() as free:
@@ -50,10 +50,10 @@ def server():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.fault("four searching processes on PostgreSQL, two killed", "every trial accounted for")
-@pytest.mark.slow
-def test_four_workers_two_of_them_killed(server, tmp_path, phantoms):
-    arguments = [f"hydra.sweeper.storage='{server}'", "hydra.sweeper.lease=6", "hydra.sweeper.n_trials=20"]
+@pytest.mark.fault("four searches on one PostgreSQL study, two killed", "every trial complete once")
+@pytest.mark.integration
+def test_killing_two_of_four_workers_loses_no_trial(server, tmp_path, phantoms):
+    arguments = [f"hydra.sweeper.storage='{server}'", "hydra.sweeper.heartbeat_timeout=6", "hydra.sweeper.n_trials=20"]
     workers = [start(tmp_path, phantoms, *arguments, fake={"seconds": 1.0}) for _ in range(4)]
     folder = tmp_path / "logs" / "search" / "densenet_tiny_phantom"
     deadline = time.monotonic() + 120
@@ -66,4 +66,4 @@ def test_four_workers_two_of_them_killed(server, tmp_path, phantoms):
     assert [worker.exitcode for worker in workers] == [-signal.SIGKILL, -signal.SIGKILL, 0, 0]
     trials = trials_of(tmp_path)
     assert (trials["state"] == "complete").sum() == 20
-    ended(tmp_path)
+    check_study(tmp_path)

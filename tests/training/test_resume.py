@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and gone on with ends like one that was not: to the last digit, on a CPU."""
+"""A run that is stopped anywhere and resumed gives the results of an uninterrupted run, on a CPU bit for bit."""
 
 import json
 import multiprocessing
@@ -16,23 +16,19 @@ from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fractatlas.errors import InputError
-from fractatlas.files import alone
-from fractatlas.models.weights import read_checkpoint
-from fractatlas.training.run import train
+from fractatlas.io import run_lock
+from fractatlas.models.checkpoint import read_checkpoint
+from fractatlas.training.fit import train
 
-# Seven steps an epoch; every source of randomness and every state that a checkpoint has to hold.
-RUN = ("trainer.max_epochs=3", "trainer.log_every_n_steps=1", "augment=light", "model.dropout=0.5", "scheduler=cosine",
-       "optimizer.lr=0.01", "callbacks=averaged", "model.stage_decay=0.5",
-       "callbacks.last.every_n_steps=2",
-       )  # fmt: skip
-
-
+# Seven steps per epoch, with every source of randomness and every kind of state that a checkpoint must contain.
+RUN = ("trainer.max_epochs=3", "trainer.log_every_n_steps=1", "augment=light", "model.dropout=0.5", "optimizer.lr=0.01",
+       "scheduler=cosine", "callbacks=averaged", "model.stage_decay=0.5", "callbacks.last.every_n_steps=2")  # fmt: skip
 SAME = "bit for bit the outcome of the uninterrupted run"
 KILLS = int(os.environ.get("FRACTATLAS_KILLS", 5))
 
 
 class Killed(BaseException):
-    """Nothing in the run may catch it."""
+    """An exception that no handler of ``Exception`` catches."""
 
 
 class KillAt(Callback):
@@ -49,13 +45,13 @@ class KillAt(Callback):
 
 
 def outcome(run: Path) -> dict:
-    """All that a run says, without the time that it took."""
-    report = json.loads((run / "metrics.json").read_text())
-    del report["timing"]
+    """Return all results of a run except its timing."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    del metrics["timing"]
     logs = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "images": 0}).Reload()
     last, best = (read_checkpoint(run / "checkpoints" / f"{name}.ckpt") for name in ("last", "best"))
     return {
-        "metrics": report,
+        "metrics": metrics,
         "predictions": (run / "predictions.csv").read_text(),
         "curves": {tag: [(event.step, event.value) for event in logs.Scalars(tag)] for tag in logs.Tags()["scalars"]},
         "images": {tag: [event.step for event in logs.Images(tag)] for tag in logs.Tags()["images"]},
@@ -78,43 +74,47 @@ def plain(value: object) -> object:
 
 
 @pytest.fixture(scope="module")
-def through(configuration, tmp_path_factory):
-    run = tmp_path_factory.mktemp("through")
+def uninterrupted(configuration, tmp_path_factory) -> dict:
+    run = tmp_path_factory.mktemp("uninterrupted")
     train(configuration(run, *RUN))
     return outcome(run)
 
 
-@pytest.mark.fault(
-    "training ended at a hook (step, validation, checkpointing, scoring), resumed",
-    SAME,
-)
+@pytest.mark.fault("training ended at a hook (step, validation, checkpointing, scoring), resumed", SAME)
 @pytest.mark.parametrize(
     ("hook", "call"),
     [
-        ("on_train_batch_start", 1),  # before there is a checkpoint
-        ("on_train_batch_start", 6),
-        ("on_train_batch_end", 7),  # after the last step of an epoch, before its validation
-        ("on_validation_batch_end", 1),
-        ("on_validation_end", 2),  # the best checkpoint is not yet written
-        ("on_train_epoch_end", 1),  # the best one is, and the last is older
-        ("on_train_batch_start", 8),  # a checkpoint was written at the epoch's start
-        ("on_save_checkpoint", 4),
-        ("on_train_batch_end", 14),
-        ("on_train_batch_end", 21),
-        ("on_train_end", 1),
-        ("on_test_batch_end", 1),  # after the training
+        ("on_train_batch_end", 13),  # in the middle of an epoch
+        *(
+            pytest.param(*values, marks=pytest.mark.integration)
+            for values in (
+                ("on_train_batch_start", 1),  # before the first checkpoint
+                ("on_train_batch_start", 6),
+                ("on_train_batch_end", 7),  # after the last step of an epoch, before its validation
+                ("on_validation_batch_end", 1),
+                ("on_validation_end", 2),  # best.ckpt is not written yet
+                ("on_train_epoch_end", 1),  # best.ckpt is newer than last.ckpt
+                ("on_train_batch_start", 8),  # after the checkpoint at the start of an epoch
+                ("on_save_checkpoint", 4),
+                ("on_train_batch_end", 14),
+                ("on_train_batch_end", 21),
+                ("on_train_end", 1),
+                ("on_test_batch_end", 1),  # after the training
+            )
+        ),
     ],
 )
-def test_killed_anywhere_it_ends_the_same(configuration, through, tmp_path, hook, call):
+def test_a_run_ended_at_a_hook_resumes_to_the_same_results(configuration, uninterrupted, tmp_path, hook, call):
     with pytest.raises(Killed):
         train(configuration(tmp_path, *RUN), [KillAt(hook, call)])
     assert not (tmp_path / "metrics.json").exists()
     train(configuration(tmp_path, *RUN, f"resume={tmp_path}"))
-    assert_equal(outcome(tmp_path), through)
+    assert_equal(outcome(tmp_path), uninterrupted)
 
 
 @pytest.mark.fault("training ended at every third step, resumed each time", SAME)
-def test_killed_at_every_third_step_it_ends_the_same(configuration, through, tmp_path):
+@pytest.mark.integration
+def test_a_run_ended_at_every_third_step_resumes_to_the_same_results(configuration, uninterrupted, tmp_path):
     resumed = ()
     for _ in range(20):
         try:
@@ -123,79 +123,80 @@ def test_killed_at_every_third_step_it_ends_the_same(configuration, through, tmp
             resumed = (f"resume={tmp_path}",)
         else:
             break
-    assert_equal(outcome(tmp_path), through)
+    assert_equal(outcome(tmp_path), uninterrupted)
 
 
-def assert_ends_the_same(configuration, folder: Path, changes: tuple[str, ...], kill: KillAt) -> None:
-    """Once through, once killed and gone on with."""
-    through, killed = folder / "through", folder / "killed"
-    train(configuration(through, *changes))
+def assert_resumes(configuration, folder: Path, changes: tuple[str, ...], kill: KillAt) -> None:
+    """Compare an uninterrupted run with a killed and resumed one."""
+    uninterrupted, killed = folder / "uninterrupted", folder / "killed"
+    train(configuration(uninterrupted, *changes))
     with pytest.raises(Killed):
         train(configuration(killed, *changes), [kill])
     train(configuration(killed, *changes, f"resume={killed}"))
-    assert_equal(outcome(killed), outcome(through))
+    assert_equal(outcome(killed), outcome(uninterrupted))
 
 
-def run_apart(config: dict) -> None:
+def train_in_process(config: dict) -> None:
     torch.set_num_threads(1)
     train(config)
 
 
 @pytest.mark.fault("training killed with -9 at a random moment, resumed", SAME)
-@pytest.mark.slow
-def test_killed_at_random_moments_it_ends_the_same(configuration, tmp_path, record_property):
-    # A server that has imported everything, so that the runs are killed while training and not while importing.
+@pytest.mark.integration
+def test_a_run_killed_at_random_moments_resumes_to_the_same_results(configuration, tmp_path, record_property):
+    # The fork server imports everything in advance, so that runs are killed during training and not during imports.
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["fractatlas.training.run"])
+    processes.set_forkserver_preload(["fractatlas.training.fit"])
 
     def start(run: Path, *changes: str) -> multiprocessing.Process:
-        process = processes.Process(target=run_apart, args=(configuration(run, *RUN, *changes),))
+        process = processes.Process(target=train_in_process, args=(configuration(run, *RUN, *changes),))
         process.start()
         return process
 
-    whole = start(tmp_path / "whole")
     started = time.monotonic()
-    whole.join()
+    start(tmp_path / "uninterrupted").join()
     seconds = time.monotonic() - started
-    expected, moments, killed = outcome(tmp_path / "whole"), random.Random(KILLS), 0
+    expected, moments, killed = outcome(tmp_path / "uninterrupted"), random.Random(KILLS), 0
     while killed < KILLS:
         run = tmp_path / f"{killed}"
-        shutil.rmtree(run, ignore_errors=True)  # of one that had ended before it was killed
+        shutil.rmtree(run, ignore_errors=True)  # of a run that finished before it was killed
         process = start(run)
         process.join(moments.uniform(0, seconds))
         process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL
         if not (run / "metrics.json").exists():
-            again = start(run, f"resume={run}")
-            again.join()
-            assert again.exitcode == 0
+            resumed = start(run, f"resume={run}")
+            resumed.join()
+            assert resumed.exitcode == 0
         assert_equal(outcome(run), expected)
     record_property("tried", killed)
 
 
 @pytest.mark.fault("two processes, one run folder", "the second refused in one line")
-def test_two_processes_do_not_write_one_run(configuration, tmp_path):
-    with alone(tmp_path), pytest.raises(InputError, match="another process is writing this run"):
+def test_a_second_process_in_a_run_folder_is_refused(configuration, tmp_path):
+    with run_lock(tmp_path), pytest.raises(InputError, match="another process is writing to this run folder"):
         train(configuration(tmp_path, *RUN))
     assert [file.name for file in tmp_path.iterdir()] == [".lock"]
 
 
 @pytest.mark.fault("training ended after an early stop, resumed", SAME)
-def test_a_run_that_had_stopped_early_trains_no_further(configuration, tmp_path):
+@pytest.mark.integration
+def test_a_resumed_run_that_had_stopped_early_does_not_train_again(configuration, tmp_path):
     changes = ("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "trainer.max_epochs=6", "test=false",
                "callbacks.early_stopping.min_delta=0.5", "optimizer.lr=1e-12")  # fmt: skip
-    assert_ends_the_same(configuration, tmp_path, changes, KillAt("on_train_end", 1))
+    assert_resumes(configuration, tmp_path, changes, KillAt("on_train_end", 1))
 
 
-def test_a_checkpoint_in_the_middle_of_gathered_gradients_is_put_off(configuration, tmp_path):
+@pytest.mark.integration
+def test_no_checkpoint_is_saved_while_gradients_accumulate(configuration, tmp_path):
     changes = (*RUN, "trainer.accumulate_grad_batches=3", "callbacks.last.every_n_steps=1")
-    assert_ends_the_same(configuration, tmp_path, changes, KillAt("on_train_batch_end", 12))
+    assert_resumes(configuration, tmp_path, changes, KillAt("on_train_batch_end", 12))
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a disk of its own, of 2.7 MB: two checkpoints of these runs fit, a third does not."""
+    """A mount of 2.7 MB: two checkpoints of these runs fit, a third does not."""
     folder = tmp_path / "disk"
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2700k", "tmpfs", str(folder)], capture_output=True)
@@ -205,43 +206,46 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.fault("disk full while checkpointing, given room, resumed", "one line, nothing half written; " + SAME)
-def test_a_full_disk_costs_nothing_but_the_time(configuration, through, small_disk):
+@pytest.mark.fault("disk full while saving a checkpoint, enlarged, resumed", "one line, no partial file; " + SAME)
+@pytest.mark.integration
+def test_a_run_on_a_full_disk_leaves_complete_files_and_resumes(configuration, uninterrupted, small_disk):
     run = small_disk / "run"
     with pytest.raises(OSError, match="No space left on device") as raised:
         train(configuration(run, *RUN))
     assert raised.value.filename in (str(run / "checkpoints" / name) for name in ("last.ckpt", "best.ckpt"))
-    left = {file.name for file in (run / "checkpoints").iterdir()}
-    assert left <= {"last.ckpt", "best.ckpt"}
-    assert "last.ckpt" in left
+    files = {file.name for file in (run / "checkpoints").iterdir()}
+    assert files <= {"last.ckpt", "best.ckpt"}
+    assert "last.ckpt" in files
     assert not (run / "metrics.json").exists()
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
     train(configuration(run, *RUN, f"resume={run}"))
-    assert_equal(outcome(run), through)
+    assert_equal(outcome(run), uninterrupted)
 
 
-@pytest.mark.fault("data folder gone while training, back, resumed", "the file named; " + SAME)
-def test_images_that_vanish_end_the_run_and_no_more(configuration, phantoms, tmp_path):
-    data, run, through = tmp_path / "data", tmp_path / "run", tmp_path / "through"
+@pytest.mark.fault("data folder removed during training, restored, resumed", "the error names the file; " + SAME)
+@pytest.mark.integration
+def test_a_run_whose_images_disappear_and_return_resumes_to_the_same_results(configuration, phantoms, tmp_path):
+    data, run, uninterrupted = tmp_path / "data", tmp_path / "run", tmp_path / "uninterrupted"
     shutil.copytree(phantoms, data)
     changes = (*RUN, "data.cache=false", f"data.root={data}")
-    train(configuration(through, *changes))
+    train(configuration(uninterrupted, *changes))
 
-    class Vanish(Callback):
+    class MoveImages(Callback):
         def on_train_batch_end(self, trainer, classifier, outputs, batch, index):
             if trainer.current_epoch == 1 and data.exists():
                 data.rename(tmp_path / "away")
 
     with pytest.raises((OSError, InputError), match=r"IMG\d+"):
-        train(configuration(run, *changes), [Vanish()])
+        train(configuration(run, *changes), [MoveImages()])
     (tmp_path / "away").rename(data)
     train(configuration(run, *changes, f"resume={run}"))
-    assert_equal(outcome(run), outcome(through))
+    assert_equal(outcome(run), outcome(uninterrupted))
 
 
 @pytest.mark.fault("run folder moved after a kill, or copied when finished, resumed", SAME)
+@pytest.mark.integration
 @pytest.mark.parametrize("hook", ["on_train_epoch_end", "on_train_batch_end", None])
-def test_a_run_folder_may_move(configuration, through, tmp_path, hook):
+def test_a_moved_run_folder_resumes_to_the_same_results(configuration, uninterrupted, tmp_path, hook):
     before, after = tmp_path / "before", tmp_path / "after"
     if hook:
         with pytest.raises(Killed):
@@ -251,4 +255,4 @@ def test_a_run_folder_may_move(configuration, through, tmp_path, hook):
         train(configuration(before, *RUN))
         shutil.copytree(before, after)
     train(configuration(after, *RUN, f"resume={after}"))
-    assert_equal(outcome(after), through)
+    assert_equal(outcome(after), uninterrupted)

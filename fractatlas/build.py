@@ -1,0 +1,73 @@
+"""Build the parts of a run from a checked configuration."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning
+from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
+
+from fractatlas.data.datamodule import RadiographDataModule
+from fractatlas.errors import InputError
+from fractatlas.models.classifier import FractureClassifier
+
+
+def build(part: dict[str, Any], **arguments: Any) -> Any:
+    """Instantiate one part of a checked configuration, with ``arguments`` added to its own."""
+    # Safe, because the schema lists every _target_ that reaches this line. Hydra's own list would need the module that
+    # defines a class (torch.optim.adam.Adam) instead of the documented name (torch.optim.Adam).
+    return instantiate(part, _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS, **arguments)
+
+
+def build_data(config: dict[str, Any], split: Any = None) -> RadiographDataModule:
+    """Build the data module.
+
+    Args:
+        config: a checked ``TrainConfig``, plain.
+        split: a function from a catalogue to a split; ``None`` builds the one of ``config``.
+    """
+    return build(
+        config["data"],
+        split=split or build(config["split"]),
+        preprocess=build(config["preprocess"]),
+        augment=build(config["augment"]),
+        seed=config["seed"],
+    )
+
+
+def build_classifier(config: dict[str, Any], pretrained: bool = True) -> FractureClassifier:
+    """Build the classifier.
+
+    Args:
+        config: a checked ``TrainConfig``, plain.
+        pretrained: whether to load the weights that ``config`` names; a checkpoint contains its own.
+    """
+    return FractureClassifier(
+        backbone=build(config["model"] if pretrained else config["model"] | {"weights": None}),
+        loss=build(config["loss"]),
+        optimizer=build(config["optimizer"]),
+        scheduler=build(config["scheduler"]),
+        config=config,
+    )
+
+
+def build_trainer(config: dict[str, Any], run: Path, **arguments: Any) -> lightning.Trainer:
+    """Build Lightning's trainer, which writes below the folder ``run``.
+
+    Args:
+        config: any checked configuration, plain.
+        run: the run folder.
+        arguments: of ``lightning.Trainer``, beside those of ``config``.
+
+    Raises:
+        InputError: this machine does not have the accelerator or the number of devices.
+    """
+    try:
+        return build(
+            config["trainer"],
+            default_root_dir=str(run),
+            use_distributed_sampler=False,  # the data module has its own samplers
+            **arguments,
+        )
+    except Exception as error:  # Hydra wraps Lightning's exception, for example for a missing accelerator
+        cause = error.__cause__ or error
+        raise InputError(f"trainer: {' '.join(str(cause).split())}") from None

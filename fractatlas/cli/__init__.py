@@ -1,0 +1,1 @@
+"""The ``fractatlas`` command: one module per verb."""

@@ -1,0 +1,56 @@
+"""Print mistakes and interruptions in one line, with an exit status."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from fractatlas.errors import InputError
+from fractatlas.overrides import CONF
+from fractatlas.schema import TrainConfig
+from fractatlas.signals import INTERRUPTED
+from fractatlas.validation import explain
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Report wrong arguments in one line, and exit with status 1 as after any other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and how to get help."""
+        sys.exit(f"error: {message}; {self.prog} --help describes the arguments")
+
+
+@contextmanager
+def one_line_errors(schema_class: type = TrainConfig, interrupted: str = "interrupted") -> Iterator[None]:
+    """Print what a user can correct in one line on stderr and exit with status 1.
+
+    Ctrl-C prints ``interrupted`` and exits with status 130.
+
+    Args:
+        schema_class: the schema of the command's configuration, for suggestions of similar keys.
+        interrupted: the line to print after Ctrl-C; it states what is kept and how to resume.
+    """
+    try:
+        yield
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    except (HydraException, OmegaConfBaseException) as error:
+        sys.exit(f"error: {explain(error, schema_class, CONF)}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of the output has closed it
+    except OSError as error:
+        sys.exit(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def log_to_terminal() -> None:
+    """Log messages with the time, as Hydra's commands do."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

@@ -1,0 +1,59 @@
+"""Dispatch ``fractatlas VERB`` to the module of the verb."""
+
+import os
+import sys
+from importlib import import_module
+
+import fractatlas
+from fractatlas.signals import exit_on_stop_signals
+
+VERBS = {
+    "train": "Fine-tune a network",
+    "evaluate": "Score a checkpoint, or a table of predictions of any system",
+    "predict": "Predict fractures in image files",
+    "export": "Export a checkpoint to ONNX",
+    "data": "Download or audit the FracAtlas data set",
+    "search": "Search hyperparameters with Optuna",
+    "report": "Write the report page and the model card of a run folder again",
+    "compare": "Compare runs on the same images",
+    "table": "Print a Markdown table of runs",
+    "plan": "Train, score and tabulate the runs of an experiment",
+    "probe": "Score frozen ImageNet features with a linear classifier",
+}
+CHILD_VERB = "FRACATLAS_VERB"  # environment variable: the verb of the processes that Lightning starts
+
+
+def main(verb: str | None = None) -> None:
+    """Run one verb with the arguments of the process.
+
+    Exits with status 1 after a mistake, 130 after Ctrl-C, and 75 after SIGTERM or SIGUSR1.
+
+    Args:
+        verb: its name; ``None`` takes the first argument.
+    """
+    if verb is None and set(sys.argv[1:2]) & set(VERBS):
+        verb = sys.argv.pop(1)
+    elif verb is None and "LOCAL_RANK" in os.environ:
+        verb = os.environ.get(CHILD_VERB)  # Lightning starts the other processes of a run without the verb
+    if verb:
+        os.environ[CHILD_VERB] = verb
+        with exit_on_stop_signals():
+            import_module(f"fractatlas.cli.{verb}").main()
+    elif sys.argv[1:2] in ([], ["-h"], ["--help"]):
+        print(_help())
+    elif sys.argv[1] == "--version":
+        print(f"fractatlas {fractatlas.__version__}")
+    else:
+        sys.exit(f"error: fractatlas has no verb '{sys.argv[1]}'; the verbs are {', '.join(VERBS)}")
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {verb:10}{summary}" for verb, summary in VERBS.items())
+    return f"""usage: fractatlas VERB [ARGUMENT ...]
+
+Detect bone fractures in radiographs.
+
+verbs:
+{rows}
+
+fractatlas VERB --help describes a verb; fractatlas --version prints the version."""

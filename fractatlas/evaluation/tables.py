@@ -1,0 +1,41 @@
+"""Format scores and tables as Markdown."""
+
+import math
+
+import pandas as pd
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """Return a table as Markdown, its cells as they are, with a line end after the last row."""
+    cells = table.astype(str).map(lambda cell: cell.replace("|", "\\|"))
+    return cells.to_markdown(index=False, disable_numparse=True) + "\n"
+
+
+def format_fraction(value: float | None, low: float = math.nan, high: float = math.nan, sd: float = math.nan) -> str:
+    """Return ``0.852 [0.797, 0.904]``, or ``0.852 ± 0.010 [0.797, 0.904]`` with a standard deviation over seeds.
+
+    Args:
+        value: the score; ``undefined`` is returned for ``None`` and NaN.
+        low: lower end of the 95 % interval.
+        high: upper end.
+        sd: standard deviation over seeds; NaN for a single seed.
+    """
+    return _format(value, low, high, sd, scale=1, value_digits=3, interval_digits=3)
+
+
+def format_percent(value: float | None, low: float = math.nan, high: float = math.nan, sd: float = math.nan) -> str:
+    """Return ``86.36 [83.4, 89.3]`` for the fraction 0.8636; arguments as ``format_fraction``."""
+    return _format(value, low, high, sd, scale=100, value_digits=2, interval_digits=1)
+
+
+def _format(
+    value: float | None, low: float, high: float, sd: float, scale: int, value_digits: int, interval_digits: int
+) -> str:
+    if value is None or not math.isfinite(value):
+        return "undefined"
+    text = f"{scale * value:.{value_digits}f}"
+    if math.isfinite(sd):
+        text += f" ± {scale * sd:.{interval_digits}f}"
+    if math.isfinite(low):
+        text += f" [{scale * low:.{interval_digits}f}, {scale * high:.{interval_digits}f}]"
+    return text

@@ -1,0 +1,1 @@
+"""Experiments: plans of several trainings, their tables and figures, and probes of frozen features."""

@@ -1,0 +1,182 @@
+"""Carry out a plan: train, score and tabulate the runs of an experiment.
+
+A plan is a YAML file with ``seeds``, ``common`` (options of ``fractatlas train`` for every run), ``config_dir`` (a
+folder with more configuration files, relative to the plan), and at least one of
+
+- ``recipes``: names with options. Each is trained with every seed; then the test subset is scored, once for each seed.
+- ``steps``: names with options. Each is trained on top of the steps before it that were kept. A step is kept unless it
+  lowers the mean validation AUROC over the seeds. The test subset is not used.
+
+The runs are in ``logs/plans/<experiment>/<plan>/<name>/seed_<n>``, where ``<experiment>`` is the name of the plan's
+folder; the same command again resumes them. Tables and figures are in ``<plan>/`` beside the plan's file, and are
+written again after every recipe and step. They keep the rows of recipes and steps that were not requested.
+"""
+
+import itertools
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from fractatlas.errors import InputError
+from fractatlas.experiments import tables
+from fractatlas.experiments.runs import score_test, train
+from fractatlas.overrides import compose_config
+from fractatlas.schema import Count, Strict
+
+
+@dataclass
+class Plan(Strict):
+    """The contents of a plan's file; ``config_dir`` is absolute, or empty."""
+
+    seeds: list[Count]
+    config_dir: str
+    common: list[str]
+    recipes: dict[str, list[str]]
+    steps: dict[str, list[str]]
+
+    def __post_init__(self):
+        if not self.seeds or not (self.recipes or self.steps):
+            raise ValueError("a plan needs a seed, and a recipe or a step")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds lists one seed twice")
+        if both := self.steps.keys() & self.recipes.keys():
+            raise ValueError(f"{min(both)!r} is a step and a recipe; rename one of them")
+        folders: dict[str, str] = {}
+        for name in [*self.steps, *self.recipes]:
+            if not folder_name(name):
+                raise ValueError(f"{name!r} needs a letter or a digit")
+            if (other := folders.setdefault(folder_name(name), name)) != name:
+                raise ValueError(f"{name!r} and {other!r} would have the same folder; rename one of them")
+        for option in itertools.chain(self.common, *self.steps.values(), *self.recipes.values()):
+            if option.startswith(("-", "hydra.", "seed=", "test=", "resume=")):
+                raise ValueError(f"{option} is not an option of a recipe or step; the plan sets it")
+
+    def options(self, *several: Sequence[str]) -> list[str]:
+        """Return the options of a run: those of all runs, then ``several``; later values replace earlier ones."""
+        config_dir = [f"--config-dir={self.config_dir}"] if self.config_dir else []
+        return config_dir + combine(self.common, *several)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read and check a plan.
+
+    Raises:
+        InputError: the file is not a valid plan.
+    """
+    try:
+        # OmegaConf's reader, because it refuses duplicate names.
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+        plan = TypeAdapter(Plan).validate_python({"config_dir": "", "common": [], "recipes": {}, "steps": {}} | content)
+    except (OSError, UnicodeDecodeError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        mark = getattr(error, "problem_mark", None)
+        reason = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else getattr(error, "strerror", None)
+        raise InputError(f"{path}: {reason or 'not YAML with seeds, recipes, steps'}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        if first["type"] == "unexpected_keyword_argument":
+            message = f"unknown key; a plan has {', '.join(field.name for field in fields(Plan))}"
+        raise InputError(": ".join(filter(None, [str(path), place, message]))) from None
+    if plan.config_dir:
+        folder = path.absolute().parent / plan.config_dir
+        if not folder.is_dir():
+            raise InputError(f"{path}: config_dir: there is no folder {folder}")
+        plan.config_dir = str(folder.resolve())
+    return plan
+
+
+def check_options(plan: Plan) -> None:
+    """Compose the configuration of every run, each step on top of all steps before it, before any training.
+
+    Raises:
+        InputError: an option of a recipe or step is invalid.
+    """
+    kept: list[str] = []
+    runs = {name: plan.options(options) for name, options in plan.recipes.items()}
+    for name, options in plan.steps.items():
+        kept = combine(kept, options)
+        runs[name] = plan.options(kept)
+    for name, options in runs.items():
+        try:
+            compose_config(options)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
+
+
+def carry_out_file(file: Path, out: Path | None = None, logs: Path | None = None, only: Collection[str] = ()) -> Path:
+    """Carry out the plan in a file, or resume it.
+
+    Args:
+        file: the plan.
+        out: the folder for tables and figures; by default named as the plan, beside it.
+        logs: the folder for the runs; by default ``logs/plans/<experiment>/<plan>``.
+        only: names of recipes and steps; with a step, the ones before it are carried out, too. Empty for all.
+
+    Returns:
+        The folder with tables and figures.
+
+    Raises:
+        InputError: the plan is invalid, a run failed, or a run folder was started with other settings.
+        SystemExit: this process was asked to stop.
+    """
+    plan, path = read_plan(file), file.absolute()
+    names = [*plan.steps, *plan.recipes]
+    if unknown := [name for name in only if name not in names]:
+        raise InputError(f"{file} has no {unknown[0]!r}; it has {', '.join(names)}")
+    check_options(plan)
+    out = out or path.with_suffix("")
+    out.mkdir(parents=True, exist_ok=True)
+    carry_out(plan, out, logs or Path("logs/plans") / path.parent.name / path.stem, only)
+    return out
+
+
+def carry_out(plan: Plan, out: Path, logs: Path, only: Collection[str] = ()) -> None:
+    """Train, score and tabulate; arguments and exceptions as ``carry_out_file``."""
+    kept: list[str] = []
+    kept_runs: list[Path] = []
+    rows: dict[str, list[dict[str, Any]]] = {}
+    steps = list(plan.steps.items())
+    last = max((number for number, (name, _) in enumerate(steps) if name in only), default=-1) if only else len(steps)
+    for name, options in steps[: last + 1]:
+        runs = _train(plan, logs, name, plan.options(kept, options))
+        row = tables.step_row(name, runs, kept_runs)
+        if row["kept"]:
+            kept, kept_runs = combine(kept, options), runs
+        rows[name] = [row]
+        tables.write_steps(out, tables.merge(out / "steps.csv", list(plan.steps), rows))
+    rows = {}
+    for name in [name for name in plan.recipes if name in only or not only]:
+        runs = _train(plan, logs, name, plan.options(plan.recipes[name]))
+        for run in runs:
+            score_test(run)
+        rows[name] = tables.recipe_rows(name, runs)
+        tables.write_recipes(out, tables.merge(out / "recipes.csv", list(plan.recipes), rows))
+
+
+def combine(*several: Sequence[str]) -> list[str]:
+    """Join lists of options; a later option replaces an earlier one with the same key."""
+    merged: dict[str, str] = {}
+    for option in itertools.chain(*several):
+        key = option.partition("=")[0]
+        merged.pop(key, None)
+        merged[key] = option
+    return list(merged.values())
+
+
+def folder_name(name: str) -> str:
+    """Return the name of the folder for the runs of a recipe or step: lower-case letters, digits, underscores."""
+    return re.sub(r"\W+", "_", name).strip("_").lower()
+
+
+def _train(plan: Plan, logs: Path, name: str, options: Sequence[str]) -> list[Path]:
+    runs = [logs / folder_name(name) / f"seed_{seed}" for seed in plan.seeds]
+    for seed, run in zip(plan.seeds, runs, strict=True):
+        train(run, [*options, f"seed={seed}"])
+    return runs

@@ -1,0 +1,99 @@
+"""Train and score run folders with commands; what is finished is not done again."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import OmegaConf
+
+from fractatlas.errors import InputError
+from fractatlas.overrides import RESUMABLE, compose_config
+from fractatlas.signals import INTERRUPTED, STOP_SIGNALS, STOPPED, signal_handlers
+
+log = logging.getLogger(__name__)
+# Settings in which a run may differ from the plan. A resumed run may train longer, but its result is another one.
+NOT_COMPARED = ("paths.", "logger.save_dir", "callbacks.checkpoint.dirpath", "model.weights_dir",
+                *(key for key in RESUMABLE if key != "trainer.max_epochs"))  # fmt: skip
+
+
+def train(run: Path, options: Sequence[str]) -> None:
+    """Train in the folder ``run``, or resume the training there; the test subset is not used.
+
+    Args:
+        run: the run folder.
+        options: of ``fractatlas train``.
+
+    Raises:
+        InputError: the folder was started with other settings, or the training failed.
+        SystemExit: this process was asked to stop.
+    """
+    started = (run / "split.csv").is_file()  # without it, training has not begun
+    if started and (differing := _differing_settings(run, options)):
+        raise InputError(
+            f"{run} was started with other settings: {'; '.join(differing)}; move the folder to start again"
+        )
+    if (run / "metrics.json").is_file():
+        return
+    if started:
+        run_command(run, "train", f"resume={run}")
+    else:
+        run_command(run, "train", *options, "test=false", f"hydra.run.dir={run}")
+
+
+def score_test(run: Path) -> None:
+    """Score the best checkpoint of a finished run on the test subset, in ``<run>/test``, unless it is scored already.
+
+    Raises:
+        InputError: the evaluation failed.
+        SystemExit: this process was asked to stop.
+    """
+    if not (run / "test" / "metrics.json").is_file():
+        checkpoint = run / "checkpoints" / "best.ckpt"
+        run_command(run, "evaluate", f"ckpt={checkpoint}", "subset=test", f"hydra.run.dir={run / 'test'}")
+
+
+def run_command(run: Path, verb: str, *arguments: str) -> None:
+    """Run ``fractatlas VERB``; if this process is asked to stop, wait until the command has stopped in its own way.
+
+    Raises:
+        InputError: the command failed; it has printed the reason.
+        SystemExit: status ``INTERRUPTED`` or ``STOPPED``, after the command has stopped.
+    """
+    statuses: list[int] = []
+
+    def forward(number: int, frame: Any) -> None:
+        statuses.append(STOPPED)
+        child.send_signal(number)
+
+    command = [sys.executable, "-m", "fractatlas", verb, *arguments]
+    with subprocess.Popen(command) as child, signal_handlers(forward, STOP_SIGNALS):
+        while child.returncode is None:
+            with suppress(KeyboardInterrupt):  # the terminal has sent Ctrl-C to the child, too
+                child.wait()
+                break
+            statuses.append(INTERRUPTED)
+    if statuses or child.returncode in (INTERRUPTED, STOPPED):
+        log.info("stopped; the same command resumes the plan")
+        raise SystemExit(statuses[0] if statuses else child.returncode)
+    if child.returncode:
+        raise InputError(f"{run}: {verb} failed with status {child.returncode}; correct the error printed above")
+
+
+def _differing_settings(run: Path, options: Sequence[str]) -> list[str]:
+    """Return ``key was A, is B`` for each setting of a run that the options would change; three at most."""
+    stored = OmegaConf.load(run / ".hydra" / "config.yaml")
+    stored.paths.root = stored.paths.output_dir = "."  # as ``compose_config`` sets them
+    was, now = (
+        pd.json_normalize(config).to_dict("records")[0]
+        for config in (OmegaConf.to_container(stored, resolve=True), compose_config([*options, "test=false"]))
+    )
+    return [
+        f"{key} was {was.get(key, 'absent')}, is {now.get(key, 'absent')}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key) and not key.startswith(NOT_COMPARED)
+    ][:3]

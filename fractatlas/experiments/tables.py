@@ -1,0 +1,253 @@
+"""Tables and figures of an experiment: recipes with several seeds, and steps compared with the step before."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from hydra.utils import instantiate
+from matplotlib.figure import Figure
+
+from fractatlas.errors import InputError
+from fractatlas.evaluation import comparison, metrics
+from fractatlas.evaluation.bootstrap import bootstrap_weights, interval
+from fractatlas.evaluation.external_predictions import ALLOWED_RULES
+from fractatlas.evaluation.localisation import summarise
+from fractatlas.evaluation.operating_point import choose_operating_point
+from fractatlas.evaluation.tables import format_fraction, format_percent, to_markdown
+from fractatlas.io import atomic_path, write_csv, write_text
+from fractatlas.reference import REFERENCE_ACCURACY
+from fractatlas.report.figures import COLOURS, STYLE
+from fractatlas.report.run_folder import RunFolder
+
+SCORES = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity", "brier")
+TITLES = {score: score.replace("_", " ") for score in SCORES} | {"auroc": "AUROC"}
+POINTING = "pointing game (image centre)"
+# Published AUROC on FracAtlas, on other test images from splits without duplicates: the model cards of FractureLens
+# (DenseNet-121, 224 px) and of fracture-detection-model (ConvNeXt-T, 384 px).
+PUBLISHED = {"DenseNet-121": 0.912, "ConvNeXt-T": 0.937}
+ENSEMBLE = ", ensemble of "
+NOTE = (
+    "Means over seeds; ± is the standard deviation over seeds. Brackets: 95 % bootstrap intervals over groups of "
+    "images. Intervals and p values are for these seeds; they do not include the variation between seeds.\n"
+)
+
+
+def recipe_rows(name: str, runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """Score a recipe on the validation and test subsets, as the mean over its seeds.
+
+    Args:
+        name: of the recipe.
+        runs: finished run folders that differ in their seed, each with an evaluation of the test subset in ``test/``.
+
+    Returns:
+        A row for ``val`` and one for ``test``: ``recipe, model, split, input, subset, seeds, n, positives,
+        majority_rate, reference_accuracy`` (of the reference report on its random split, 0 if there is none),
+        ``commit``; each of ``SCORES`` with the 95 % interval of the mean (``_low, _high``, over bootstrap samples of
+        groups, the same for all seeds) and the standard deviation over the seeds (``_sd``); ``hit`` and ``hit_centre``
+        of the pointing game if there are heatmaps. With several seeds, two rows for their ensemble follow: the mean
+        probability, with the threshold chosen again on validation.
+    """
+    config = _config(RunFolder(runs[0]))
+    subsets = {"val": [RunFolder(run) for run in runs], "test": [RunFolder(run / "test") for run in runs]}
+    tables = {subset: [_table(run, subset) for run in seeds] for subset, seeds in subsets.items()}
+    rows = [
+        _row(name, subset, config, seeds, tables[subset], [run.threshold for run in seeds]) | _pointing(subset, seeds)
+        for subset, seeds in subsets.items()
+    ]
+    if len(runs) > 1:
+        means = {
+            subset: several[0].assign(probability=np.mean([table["probability"] for table in several], axis=0))
+            for subset, several in tables.items()
+        }
+        rule = instantiate(config["threshold"], _execution_whitelist_=ALLOWED_RULES)
+        threshold = choose_operating_point(means["val"], rule, "")["threshold"]
+        for subset, seeds in subsets.items():
+            rows.append(_row(f"{name}{ENSEMBLE}{len(runs)}", subset, config, seeds, [means[subset]], [threshold]))
+    return rows
+
+
+def step_row(name: str, runs: Sequence[Path], before: Sequence[Path]) -> dict[str, Any]:
+    """Score a step on the validation subset, and compare it with the step before.
+
+    Args:
+        name: of the step.
+        runs: its finished run folders, one for each seed.
+        before: the run folders of the last step that was kept; empty for the first step.
+
+    Returns:
+        A row as from ``recipe_rows`` for ``val``, with ``auroc_difference`` and ``average_precision_difference`` to
+        the step before (each with ``_low, _high, _p``), and ``kept``: whether the AUROC is not lower.
+    """
+    seeds, earlier = [RunFolder(run) for run in runs], [RunFolder(run) for run in before]
+    tables, thresholds = [_table(run, "val") for run in seeds], [run.threshold for run in seeds]
+    row = _row(name, "val", _config(seeds[0]), seeds, tables, thresholds) | _pointing("val", seeds) | {"kept": True}
+    if earlier:
+        compared = comparison.compare_seeds(
+            [_table(run, "val") for run in earlier], tables, ([run.threshold for run in earlier], thresholds)
+        )
+        row |= comparison.difference_columns(compared, ("auroc", "average_precision"))
+        row["kept"] = bool(row["auroc_difference"] >= 0)
+    return row
+
+
+def merge(file: Path, names: Sequence[str], rows: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
+    """Return the new rows, and for all other names the rows that the file has already.
+
+    Args:
+        file: ``recipes.csv`` or ``steps.csv``; it may not exist yet.
+        names: of all recipes or steps, in order.
+        rows: the new rows by name.
+    """
+    table = pd.DataFrame({"recipe": pd.Series(dtype=str)})
+    if file.is_file():
+        table = pd.read_csv(file, dtype={"recipe": str, "commit": str})
+    recipe = table["recipe"].map(lambda name: name.partition(ENSEMBLE)[0])
+    return pd.DataFrame([row for name in names for row in rows.get(name, table[recipe == name].to_dict("records"))])
+
+
+def write_recipes(out: Path, table: pd.DataFrame) -> None:
+    """Write ``recipes.csv``, ``recipes.md`` and ``recipes.png``."""
+    write_csv(out / "recipes.csv", table)
+    write_text(out / "recipes.md", recipes_markdown(table))
+    _draw(out / "recipes.png", table, [f"{row.recipe} ({row.subset})" for row in table.itertuples()], PUBLISHED)
+
+
+def write_steps(out: Path, table: pd.DataFrame) -> None:
+    """Write ``steps.csv``, ``steps.md`` and ``steps.png``."""
+    write_csv(out / "steps.csv", table)
+    write_text(out / "steps.md", steps_markdown(table))
+    _draw(out / "steps.png", table, list(table["recipe"]), {})
+
+
+def recipes_markdown(table: pd.DataFrame) -> str:
+    """Return the rows of ``recipe_rows`` as Markdown; accuracies in per cent."""
+    titles = ["recipe", "split", "input", "seeds", "subset", "n (fractured)", "accuracy",
+              "reference report's accuracy", "majority rate", "AUROC", "average precision", "sensitivity",
+              "specificity", POINTING, "commit"]  # fmt: skip
+    return to_markdown(_format(table)[titles]) + "\n" + NOTE
+
+
+def steps_markdown(table: pd.DataFrame) -> str:
+    """Return the rows of ``step_row`` as Markdown."""
+    titles = ["step", "input", "seeds", "n (fractured)", "AUROC", "AUROC, difference", "average precision",
+              "average precision, difference", "accuracy", POINTING, "kept", "commit"]  # fmt: skip
+    intro = "Validation subset. Differences are to the last step before that was kept. "
+    return to_markdown(_format(table)[titles]) + "\n" + intro + NOTE
+
+
+def _row(
+    name: str,
+    subset: str,
+    config: dict[str, Any],
+    runs: Sequence[RunFolder],
+    tables: Sequence[pd.DataFrame],
+    thresholds: Sequence[float],
+) -> dict[str, Any]:
+    weights, first = bootstrap_weights(tables[0]["group"]), tables[0]
+    means = comparison.seed_means(tables, thresholds, weights)
+    positives = int(first["label"].sum())
+    split = config["split"]["_target_"].rpartition(".")[2].removesuffix("_split")
+    reference = REFERENCE_ACCURACY.get(config["task_name"], {}) if split == "random" else {}
+    row = {
+        "recipe": name,
+        "model": runs[0].metrics["model"],
+        "split": split,
+        "input": _describe_input(config["preprocess"]),
+        "subset": subset,
+        "seeds": len(runs),
+        "n": len(first),
+        "positives": positives,
+        "majority_rate": max(positives, len(first) - positives) / len(first),
+        "reference_accuracy": reference.get(subset, 0.0),
+        "commit": " ".join(sorted({run.metrics["versions"]["commit"] for run in runs})),
+    }
+    exact = metrics.intervals(first, thresholds[0], weights) if len(tables) == 1 else {}
+    each = [metrics.resampled(table, at, weights[:1]) for table, at in zip(tables, thresholds, strict=True)]
+    for score in SCORES:
+        value = exact.get(score) or interval(means[score]) or dict.fromkeys(("value", "low", "high"), np.nan)
+        row |= {score: value["value"], f"{score}_low": value["low"], f"{score}_high": value["high"]}
+        row[f"{score}_sd"] = np.std([one[score][0] for one in each], ddof=1) if len(each) > 1 else np.nan
+    return row
+
+
+def _pointing(subset: str, runs: Sequence[RunFolder]) -> dict[str, float]:
+    """Return ``hit`` and ``hit_centre``, averaged over the seeds for each image."""
+    files = [run.path / "localisation.csv" for run in runs]
+    if not all(file.is_file() for file in files):
+        return {}
+    tables = [table[table["split"] == subset].drop(columns="split") for table in map(pd.read_csv, files)]
+    located = pd.concat(tables).groupby("image_id", as_index=False).mean()
+    means = summarise(located, runs[0].predictions.set_index("image_id")["group"])["all"]
+    return {
+        f"{name}{end}": means[name][key]
+        for name in ("hit", "hit_centre")
+        for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
+    }
+
+
+def _config(run: RunFolder) -> dict[str, Any]:
+    if run.config is None:
+        raise InputError(f"{run.path} has no .hydra/config.yaml; move the folder to train it again")
+    return run.config
+
+
+def _table(run: RunFolder, subset: str) -> pd.DataFrame:
+    return run.predictions[run.predictions["split"] == subset].sort_values("image_id", ignore_index=True)
+
+
+def _describe_input(preprocess: dict[str, Any]) -> str:
+    """Return the pixels that the network receives."""
+    if "crop" in preprocess:
+        return f"{preprocess['crop']} of {preprocess['resize']} px"
+    return f"whole image, {preprocess['size']} px"
+
+
+def _draw(path: Path, table: pd.DataFrame, names: Sequence[str], published: dict[str, float]) -> None:
+    """Draw AUROC and average precision of each row with their intervals, and published values."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 1.1 + 0.27 * len(table)), layout="constrained")
+        places = np.arange(len(table))[::-1]
+        for axes, (score, title) in zip(
+            figure.subplots(1, 2, sharey=True), {"auroc": "AUROC", "average_precision": "average precision"}.items(),
+            strict=True,
+        ):  # fmt: skip
+            for place, row in zip(places, table.to_dict("records"), strict=True):
+                colour = COLOURS[row["subset"]]
+                axes.plot([row[f"{score}_low"], row[f"{score}_high"]], [place, place], color=colour)
+                axes.plot(row[score], place, "o", color=colour, markersize=5)
+            if score == "auroc":
+                for name, value in published.items():
+                    axes.axvline(value, color="#bc4c00", linestyle=":", linewidth=1, zorder=0)
+                    axes.annotate(name, (value, len(table) - 0.4), rotation=30, fontsize=7, color="#bc4c00")
+            axes.set(xlabel=title, ylim=(-0.7, len(table) - 0.3))
+            axes.grid(axis="x", color="#eaeef2")
+        figure.axes[0].set_yticks(places, names)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=130)
+
+
+def _format(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows as text, under the titles of the Markdown tables."""
+    rows = []
+    for row in table.to_dict("records"):
+        cells = {name: row[name] for name in ("recipe", "split", "input", "seeds", "subset", "commit")}
+        cells |= {"step": row["recipe"], "kept": "yes" if row.get("kept") else "no"}
+        cells["n (fractured)"] = f"{row['n']} ({row['positives']})"
+        cells["majority rate"] = format_percent(row["majority_rate"])
+        reference = row["reference_accuracy"]
+        cells["reference report's accuracy"] = format_percent(reference) if reference else ""
+        for score in SCORES:
+            form = format_percent if score == "accuracy" else format_fraction
+            cells[TITLES[score]] = form(row[score], row[f"{score}_low"], row[f"{score}_high"], row[f"{score}_sd"])
+        for score in ("auroc", "average_precision"):
+            value, low, high, p = (row.get(f"{score}_difference{end}", np.nan) for end in ("", "_low", "_high", "_p"))
+            cells[f"{TITLES[score]}, difference"] = (
+                f"{value:+.3f} [{low:+.3f}, {high:+.3f}], p {p:.3f}" if np.isfinite(value) else ""
+            )
+        hit, low, high, centre = (100 * row.get(name, np.nan) for name in ("hit", "hit_low", "hit_high", "hit_centre"))
+        cells[POINTING] = f"{hit:.1f} % [{low:.1f}, {high:.1f}] ({centre:.1f} %)" if np.isfinite(hit) else ""
+        rows.append(cells)
+    return pd.DataFrame(rows)

@@ -1,0 +1,1 @@
+"""Load a trained network and apply it to images."""

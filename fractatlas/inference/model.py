@@ -1,0 +1,179 @@
+"""Load a checkpoint as a model that predicts from radiographs."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from fractatlas.build import build, build_classifier
+from fractatlas.data.images import UnreadableError, read_radiograph
+from fractatlas.data.transforms import Preprocess
+from fractatlas.errors import InputError
+from fractatlas.evaluation import operating_point
+from fractatlas.evaluation.localisation import place
+from fractatlas.models.backbones import Backbone
+from fractatlas.models.checkpoint import read_checkpoint
+from fractatlas.models.classifier import FractureClassifier
+from fractatlas.models.heatmaps import with_heatmaps
+from fractatlas.schema import TrainConfig
+from fractatlas.validation import validate
+
+Radiograph = str | Path | Image.Image
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The prediction for one radiograph.
+
+    Attributes:
+        probability: of a fracture, 0 to 1.
+        probability_calibrated: the same after temperature scaling on the validation subset.
+        fractured: the decision: whether ``probability`` reaches the checkpoint's threshold.
+        heatmap: Grad-CAM, float32 (height, width) in pixels of the upright radiograph, 0 and above: by how much each
+            place raises the logit; 0 outside the part that the network receives. ``None`` if not requested.
+    """
+
+    probability: float
+    probability_calibrated: float
+    fractured: bool
+    heatmap: np.ndarray | None
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A trained classifier with the preprocessing and the operating point of its checkpoint.
+
+    Attributes:
+        config: the configuration that it was trained with.
+        classifier: in evaluation mode.
+        preprocess: from an image to the network's input.
+        operating_point: ``rule, threshold, temperature``, chosen on the validation subset; ``None`` if the run that
+            wrote the checkpoint did not finish.
+    """
+
+    config: dict[str, Any]
+    classifier: FractureClassifier
+    preprocess: Preprocess
+    operating_point: dict[str, Any] | None
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network without the training code."""
+        return self.classifier.backbone
+
+    @overload  # a str is one path here, although mypy also sees an iterable of str
+    def predict(  # type: ignore[overload-overlap]
+        self, images: Radiograph, batch_size: int = ..., heatmaps: bool = ...
+    ) -> Prediction: ...
+    @overload
+    def predict(
+        self, images: Iterable[Radiograph], batch_size: int = ..., heatmaps: bool = ...
+    ) -> list[Prediction]: ...
+    def predict(
+        self, images: Radiograph | Iterable[Radiograph], batch_size: int = 32, heatmaps: bool = True
+    ) -> Prediction | list[Prediction]:
+        """Predict one radiograph, or several in batches.
+
+        Args:
+            images: one radiograph or several: paths of image files (DICOM included), or PIL images of 8 bits.
+            batch_size: images per forward pass.
+            heatmaps: whether to return heatmaps; without them, many large images need less memory.
+
+        Returns:
+            One ``Prediction`` for one image, otherwise a list in the order of ``images``.
+
+        Raises:
+            UnreadableError: a file is not a complete image.
+            InputError: a PIL image has more than 8 bits or transparent pixels, or a logit is not finite.
+        """
+        if isinstance(images, Radiograph):
+            return self._predict_batch([images], heatmaps)[0]
+        images = list(images)
+        starts = range(0, len(images), batch_size)
+        return [row for start in starts for row in self._predict_batch(images[start : start + batch_size], heatmaps)]
+
+    def _predict_batch(self, images: Sequence[Radiograph], heatmaps: bool) -> list[Prediction]:
+        radiographs = [_read(image) for image in images]
+        logits, heat = self.forward(torch.stack([self.preprocess(image) for image in radiographs]), heatmaps)
+        placed: list[np.ndarray | None] = [None] * len(images)
+        if heat is not None:
+            placed = [self._place(cells, image.size) for cells, image in zip(heat.cpu(), radiographs, strict=True)]
+        rows = zip(*(values.tolist() for values in self.decide(logits)), placed, strict=True)
+        return [Prediction(*row) for row in rows]
+
+    def _place(self, heat: Tensor, size: tuple[int, int]) -> np.ndarray:
+        return place(heat.numpy(), np.array(self.preprocess.view(*size)), *size).astype(np.float32)
+
+    @torch.inference_mode()
+    def forward(self, pixels: Tensor, heatmaps: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Run the network on a batch.
+
+        Args:
+            pixels: outputs of ``preprocess``, uint8 (n, 1, size, size); moved to the network's device.
+            heatmaps: whether to compute heatmaps.
+
+        Returns:
+            Logits (n,), and the heatmaps of ``with_heatmaps``, float32 (n, h, w), or ``None``.
+        """
+        images = self.preprocess.normalise(pixels.to(self.classifier.device))
+        return with_heatmaps(self.backbone, images) if heatmaps else (self.backbone(images), None)
+
+    def decide(self, logits: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Turn logits (n,) into probabilities, calibrated probabilities and decisions: float64, float64 and bool (n,).
+
+        Without an operating point, the threshold is 0.5 and the probabilities are not calibrated.
+
+        Raises:
+            InputError: a logit is not finite.
+        """
+        if not logits.isfinite().all():
+            raise InputError("the network returns values that are not finite: its training diverged; train it again")
+        point = self.operating_point or operating_point.DEFAULT_OPERATING_POINT
+        probabilities = logits.double().cpu().sigmoid().numpy()
+        calibrated = operating_point.calibrate(probabilities, point["temperature"])
+        return probabilities, calibrated, probabilities >= point["threshold"]
+
+
+def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> Model:
+    """Load a checkpoint that training wrote.
+
+    No pretrained weights are downloaded: the checkpoint contains all weights.
+
+    Args:
+        checkpoint: ``<run folder>/checkpoints/best.ckpt``.
+        device: where the network runs, such as ``"cuda"``.
+
+    Raises:
+        InputError: the file is not a checkpoint of this project.
+    """
+    file = Path(checkpoint)
+    content = read_checkpoint(file)
+    if "config" not in content or "state_dict" not in content:
+        raise InputError(f"{file} is not a checkpoint of fractatlas; use <run folder>/checkpoints/best.ckpt")
+    config = validate(OmegaConf.create(content["config"]), TrainConfig)
+    classifier = build_classifier(config, pretrained=False)
+    try:
+        classifier.load_state_dict(content["state_dict"])
+    except RuntimeError:
+        raise InputError(f"{file}: its weights belong to another architecture than its configuration") from None
+    classifier = classifier.to(device).eval()
+    return Model(config, classifier, build(config["preprocess"]), content.get("operating_point"))
+
+
+def _read(image: Radiograph) -> Image.Image:
+    """Return a radiograph of mode ``L``, upright."""
+    if isinstance(image, Image.Image):
+        # Pillow would clip 16 bits to 8, and ignore transparency.
+        if image.mode.startswith(("I", "F")) or image.has_transparency_data:
+            raise InputError(f"a PIL image of mode {image.mode}: convert it to mode L, or give the path of its file")
+        return ImageOps.exif_transpose(image).convert("L")
+    try:
+        return read_radiograph(Path(image))
+    except UnreadableError as error:
+        raise UnreadableError(f"{image}: {error}") from None

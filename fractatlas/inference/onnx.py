@@ -1,0 +1,138 @@
+"""Export a checkpoint to ONNX.
+
+The file contains all weights. Its input is ``image``, float32 (n, 3, size, size), preprocessed. Its outputs are
+``logit`` and ``probability`` (the sigmoid of the logit) of a fracture, float32 (n,). Its ``metadata_props`` contain
+``preprocess`` (JSON: the geometry, then ``(value / 255 - mean) / std``), ``model``, ``version`` and, if the checkpoint
+has an operating point, ``rule``, ``threshold`` and ``temperature``.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+import fractatlas
+from fractatlas.data.images import decode
+from fractatlas.errors import InputError
+from fractatlas.inference.model import Model, load_model
+from fractatlas.io import atomic_path
+from fractatlas.models.backbones import Backbone
+
+TOLERANCE = 1e-4  # of a probability
+OPSET = 18  # supported by every ONNX Runtime since 1.14
+IMAGES = 16  # of the run, and as many of noise, for the comparison
+BATCH_SIZES = (1, 3, 16)  # of the comparison
+
+
+class WithProbability(nn.Module):
+    """Add the sigmoid of the logit as a second output."""
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map normalised images, float (n, 3, h, w), to logits and probabilities, both (n,)."""
+        logits = self.backbone(images)
+        return logits, logits.sigmoid()
+
+
+def export_onnx(checkpoint: Path, output: Path) -> float:
+    """Export a checkpoint to one ONNX file, and compare ONNX Runtime's probabilities with PyTorch's.
+
+    They are compared on images of the checkpoint's run, if these still exist, and on noise.
+
+    Args:
+        checkpoint: ``<run folder>/checkpoints/best.ckpt``.
+        output: the file to write.
+
+    Returns:
+        The largest difference between two probabilities.
+
+    Raises:
+        InputError: the file is not a checkpoint of this project, or the difference exceeds ``TOLERANCE``; nothing is
+            written.
+    """
+    model = load_model(checkpoint)
+    model.backbone.memory_format = torch.contiguous_format  # the only one in ONNX
+    network = WithProbability(model.backbone.to(memory_format=torch.contiguous_format)).eval()
+    images = _test_images(model, checkpoint.absolute().parents[1] / "catalogue.csv")
+    preprocess = dict(model.config["preprocess"])
+    geometry = preprocess.pop("_target_").rpartition(".")[2]
+    metadata = {
+        "preprocess": json.dumps({"geometry": geometry, **preprocess}),
+        "model": model.config["model"]["variant"],
+        "version": fractatlas.__version__,
+        **{name: str(value) for name, value in (model.operating_point or {}).items()},
+    }
+    with atomic_path(output) as temporary:
+        with _no_messages():
+            program = torch.onnx.export(
+                network,
+                (images[:2],),
+                input_names=["image"],
+                output_names=["logit", "probability"],
+                dynamic_shapes=({0: torch.export.Dim("n")},),
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+            assert program is not None  # with dynamo=True
+            program.model.metadata_props.update(metadata)
+            program.save(temporary, external_data=False)
+        difference = _largest_difference(network, temporary, images)
+        if not difference <= TOLERANCE:  # true for NaN, too
+            raise InputError(
+                f"{output} is not written: probabilities of ONNX Runtime and PyTorch differ by {difference:.1e}, "
+                f"more than {TOLERANCE:.0e}; export another checkpoint"
+            )
+    return difference
+
+
+def _test_images(model: Model, catalogue: Path) -> Tensor:
+    """Return normalised images, float (n, 3, size, size): the first of the run that exist, and noise."""
+    preprocess = model.preprocess
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randint(0, 256, (IMAGES, 1, preprocess.size, preprocess.size), generator=generator, dtype=torch.uint8)
+    pixels = []
+    if catalogue.is_file():
+        with catalogue.open(encoding="utf-8", newline="") as rows:
+            paths = [row["path"] for row in csv.DictReader(rows) if not row["excluded"]]
+        files = [Path(model.config["data"]["root"]) / path for path in paths[:IMAGES]]
+        pixels = [preprocess(decode(file.read_bytes())) for file in files if file.is_file()]
+    return preprocess.normalise(torch.stack([*pixels, *noise]))
+
+
+@torch.no_grad()
+def _largest_difference(network: nn.Module, file: Path, images: Tensor) -> float:
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for size in BATCH_SIZES:
+        for batch in images.split(size):
+            _, expected = network(batch)
+            (exported,) = session.run(["probability"], {"image": batch.numpy()})
+            largest = np.maximum(largest, np.abs(expected.numpy() - exported).max())  # keeps NaN, unlike max()
+    return float(largest)
+
+
+@contextlib.contextmanager
+def _no_messages() -> Iterator[None]:
+    """Suppress the exporter's progress messages and warnings."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        output = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

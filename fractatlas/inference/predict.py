@@ -1,0 +1,181 @@
+"""Predict many image files and write ``predictions.csv``."""
+
+import logging
+import os
+import re
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fractatlas.build import build_trainer
+from fractatlas.data.images import UnreadableError, read_radiograph
+from fractatlas.data.transforms import Preprocess
+from fractatlas.errors import InputError
+from fractatlas.evaluation.localisation import place
+from fractatlas.evaluation.overlays import overlay
+from fractatlas.inference.inputs import Inputs
+from fractatlas.inference.model import load_model
+from fractatlas.io import atomic_path, write_csv
+from fractatlas.progress import track
+from fractatlas.training.warnings import quieten
+
+log = logging.getLogger(__name__)
+
+OVERLAY_SIDE = 512  # pixels of the shorter side
+READ_AHEAD = 2  # batches of preprocessed images that may wait for the network
+
+
+def predict(config: dict[str, Any], inputs: Inputs) -> int:
+    """Predict images and write ``predictions.csv`` to ``paths.output_dir``.
+
+    ``predictions.csv`` has one row per readable image, in the order of ``inputs``: ``path``, ``probability`` (of a
+    fracture), ``probability_calibrated`` (if the checkpoint has an operating point) and ``prediction`` (1 if the
+    probability reaches the threshold). ``errors.csv`` has ``path, error`` for each unreadable file or folder. With
+    ``heatmaps``, each readable image is drawn with its heatmap in ``overlays/``.
+
+    Args:
+        config: a checked ``PredictConfig``, plain.
+        inputs: the result of ``find_inputs(config["input"])``.
+
+    Returns:
+        The number of inputs that could not be read.
+
+    Raises:
+        InputError: the file is not a checkpoint of this project, or this machine does not have the accelerator.
+    """
+    quieten()
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # errors.csv states what is wrong with a file
+    warnings.filterwarnings("ignore", module="pydicom|PIL")
+    run, checkpoint = Path(config["paths"]["output_dir"]), Path(config["ckpt"])
+    model = load_model(checkpoint)
+    _log_inputs(inputs)
+    trainer = build_trainer(config, run, callbacks=[], logger=False, enable_progress_bar=False)
+    if trainer.world_size > 1:
+        raise InputError("predict runs on one device: remove trainer.devices, or use trainer=cpu or trainer=gpu")
+    model.classifier.to(trainer.strategy.root_device)
+    for name in ("predictions.csv", "errors.csv"):
+        (run / name).unlink(missing_ok=True)
+    for file in (run / "overlays").glob(f"{'[0-9]' * 5}_*.jpg"):
+        file.unlink()
+
+    errors = dict(inputs.errors)
+    paths: list[str] = []
+    logits: list[Tensor] = []
+    threads, ahead = config["threads"] or os.cpu_count() or 1, READ_AHEAD * config["batch_size"]
+    images = track(read_ahead(inputs.images, model.preprocess, threads, ahead), "predicting", len(inputs.images))
+    for batch_paths, pixels in batches(images, config["batch_size"], errors):
+        with trainer.precision_plugin.forward_context():
+            batch_logits, heat = model.forward(pixels, config["heatmaps"])
+        if heat is not None:
+            for row, path in enumerate(batch_paths):
+                file = run / "overlays" / f"{len(paths) + row + 1:05d}_{_safe_name(path)}.jpg"
+                probability = batch_logits[row].sigmoid().item()
+                write_overlay(file, path, heat[row].cpu().numpy(), model.preprocess, probability)
+        paths += batch_paths
+        logits.append(batch_logits.double().cpu())
+    probabilities, calibrated, fractured = model.decide(torch.cat(logits) if logits else torch.zeros(0))
+    columns: dict[str, Any] = {"path": paths, "probability": probabilities}
+    if model.operating_point:
+        columns["probability_calibrated"] = calibrated
+    else:
+        log.warning("%s: its run did not finish; threshold 0.5, probabilities not calibrated", checkpoint)
+    columns["prediction"] = fractured.astype(np.int64)
+    if errors:
+        write_csv(run / "errors.csv", pd.DataFrame(list(errors.items()), columns=["path", "error"]))
+    write_csv(run / "predictions.csv", pd.DataFrame(columns))
+    unreadable = f", {len(errors)} could not be read (errors.csv)" if errors else ""
+    log.info("%d images, %d predicted fractured%s; results in %s", len(paths), fractured.sum(), unreadable, run)
+    return len(errors)
+
+
+def write_overlay(file: Path, path: str, heat: np.ndarray, preprocess: Preprocess, probability: float) -> None:
+    """Draw a radiograph with its heatmap; the maximum of the drawn heat is the probability of a fracture.
+
+    Args:
+        file: the JPEG to write, ``OVERLAY_SIDE`` pixels on its shorter side.
+        path: of the radiograph.
+        heat: (h, w), from ``models.heatmaps.with_heatmaps``.
+        preprocess: the preprocessing of the network.
+        probability: of a fracture.
+    """
+    image = read_radiograph(Path(path))
+    scale = OVERLAY_SIDE / min(image.size)
+    view = np.array(preprocess.view(*image.size)) * scale
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    placed = place(heat, view, width, height)
+    drawn = overlay(image.resize((width, height)), probability * placed / max(placed.max(), 1e-9))
+    with atomic_path(file) as temporary:
+        drawn.save(temporary, "JPEG", quality=90)
+
+
+def read_ahead(
+    paths: Iterable[str], preprocess: Preprocess, threads: int, ahead: int
+) -> Iterator[tuple[str, Tensor | UnreadableError]]:
+    """Read and preprocess images in threads, at most ``ahead`` of them before they are used.
+
+    Yields:
+        In the order of ``paths``, each path with its pixels, uint8 (1, size, size), or with the reason why it cannot be
+        read.
+    """
+
+    def read(path: str) -> Tensor | UnreadableError:
+        try:
+            return preprocess(read_radiograph(Path(path)))
+        except UnreadableError as error:
+            return error
+
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[str, Future[Tensor | UnreadableError]]] = deque()
+        try:
+            for next_path in paths:
+                waiting.append((next_path, pool.submit(read, next_path)))
+                if len(waiting) >= ahead:
+                    path, future = waiting.popleft()
+                    yield path, future.result()
+            for path, future in waiting:
+                yield path, future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def batches(
+    images: Iterable[tuple[str, Tensor | UnreadableError]], size: int, errors: dict[str, str]
+) -> Iterator[tuple[list[str], Tensor]]:
+    """Group readable images into batches; add the others to ``errors``, reason by path.
+
+    Yields:
+        Up to ``size`` paths, and their pixels, uint8 (n, 1, height, width).
+    """
+    paths: list[str] = []
+    pixels: list[Tensor] = []
+    for path, image in images:
+        if isinstance(image, UnreadableError):
+            errors[path] = str(image)
+            continue
+        paths.append(path)
+        pixels.append(image)
+        if len(paths) == size:
+            yield paths, torch.stack(pixels)
+            paths, pixels = [], []
+    if paths:
+        yield paths, torch.stack(pixels)
+
+
+def _safe_name(path: str) -> str:
+    """Return a file's name without its extension and without characters that file systems or shells reject."""
+    return re.sub(r"\W+", "_", Path(path).stem)[:60]
+
+
+def _log_inputs(inputs: Inputs) -> None:
+    log.info("%d images to read", len(inputs.images))
+    if inputs.skipped:
+        counts = ", ".join(f"{count} {extension}" for extension, count in inputs.skipped.most_common(6))
+        log.info("skipped %d other files (%s)", inputs.skipped.total(), counts)

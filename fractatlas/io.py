@@ -1,0 +1,112 @@
+"""Write files atomically, and lock folders that several processes use."""
+
+import csv
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from fractatlas.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds, delete it if not.
+
+    Raises:
+        OSError: with ``path`` as its ``filename``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        temporary.chmod(0o666 & ~_umask())
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        if error.filename in (None, name):
+            error.filename = str(path)  # the temporary name means nothing to the reader of the message
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def cache_lock(folder: Path) -> Iterator[None]:
+    """Create a cache folder and admit one process at a time to the block; the other processes wait and log it.
+
+    Raises:
+        InputError: the folder, or a file that the block writes, is not writable.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")  # the system releases the lock of a killed process
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            log.info("waiting for another process that writes to %s", folder)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+    except OSError as error:
+        raise InputError(
+            f"cannot write the cache in {folder} ({error.strerror or error}); "
+            "use another folder (paths.cache_dir=DIR; for the audit: --cache DIR) or no cache (data.cache=false)"
+        ) from None
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Lock a run folder for the block.
+
+    Raises:
+        InputError: another process holds the lock.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise InputError(f"{folder}: another process is writing to this run folder; wait until it ends") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table atomically, without its index and with every digit of its numbers.
+
+    Bytes of file names that are not UTF-8 become ``\\udc..`` escapes.
+    """
+    # Before Python 3.13, the csv module does not quote a lone carriage return, which readers take for a line end.
+    text = table.select_dtypes(include=["object", "string"])
+    returns = any(isinstance(value, str) and "\r" in value for name in text for value in text[name])
+    with atomic_path(path) as temporary:
+        quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+        table.to_csv(temporary, index=False, errors="backslashreplace", quoting=quoting)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write indented JSON atomically; raise ``ValueError`` for NaN and infinity, which JSON does not have."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,101 @@
+"""Load pretrained weights into a network, from a file or from torchvision's download."""
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+
+from fractatlas.errors import InputError
+from fractatlas.models.checkpoint import read_checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def load_trunk(
+    network: nn.Module, variant: str, stages: Mapping[str, list[str]], weights: str | None, weights_dir: str
+) -> dict[str, Any]:
+    """Load weights into the trunk of a torchvision network; tensors that the file lacks, and the head, stay random.
+
+    Args:
+        network: changed in place.
+        variant: its name in torchvision.
+        stages: the names of the modules of each stage.
+        weights: ``imagenet``: the file in ``weights_dir`` whose name starts with the variant's, otherwise torchvision's
+            file, which is downloaded into that folder. A path: a state dict with torchvision's keys, complete or not,
+            or a checkpoint of this project. ``None``: no weights.
+        weights_dir: the folder of ImageNet weights.
+
+    Returns:
+        The report: ``file`` (its name), the number of tensors ``loaded`` ``of`` the trunk's, and the ``random`` stages.
+
+    Raises:
+        InputError: the file is missing and cannot be downloaded, or its tensors do not fit the network.
+    """
+    own = network.state_dict()
+    trunk = {key for names in stages.values() for name in names for key in own if key.startswith(f"{name}.")}
+    if weights is None:
+        return {"file": None, "loaded": 0, "of": len(trunk), "random": [*stages, "head"]}
+    file = _imagenet_file(variant, Path(weights_dir)) if weights == "imagenet" else Path(weights)
+    tensors = {_current_key(key): tensor for key, tensor in _state_dict(file).items()}
+    fitting = {key: tensor for key, tensor in tensors.items() if key in trunk}
+    if not fitting:
+        raise InputError(
+            f"{file}: none of its {len(tensors)} tensors is one of a {variant}; use weights of a {variant}"
+        )
+    for key, tensor in fitting.items():
+        if tensor.shape != own[key].shape:
+            raise InputError(
+                f"{file}: {key} has shape {tuple(tensor.shape)}, in a {variant} {tuple(own[key].shape)}; "
+                f"use weights of a {variant}"
+            )
+    network.load_state_dict(fitting, strict=False)  # converts half precision to float32
+    # Old files lack num_batches_tracked, which is not needed.
+    missing = {key for key in trunk - set(fitting) if not key.endswith("num_batches_tracked")}
+    random = [stage for stage, names in stages.items() if any(k.startswith(f"{n}.") for k in missing for n in names)]
+    random.append("head")
+    count = len(fitting) + len(missing)
+    log.info("%s: %d of %d trunk tensors from %s; random: %s", variant, len(fitting), count, file, ", ".join(random))
+    return {"file": file.name, "loaded": len(fitting), "of": count, "random": random}
+
+
+def _state_dict(file: Path) -> dict[str, Tensor]:
+    content = read_checkpoint(file)
+    content = content.get("state_dict", content)  # a Lightning checkpoint contains more than the weights
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise InputError(f"{file} contains no tensors; use a state dict saved with torch.save")
+    return {key.removeprefix("backbone.network."): value for key, value in tensors.items()}
+
+
+def _current_key(key: str) -> str:
+    """Return today's name of a layer: torchvision's DenseNet files still have ``norm.1`` for ``norm1``."""
+    return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", key)
+
+
+def _imagenet_file(variant: str, folder: Path) -> Path:
+    files = sorted(folder.glob(f"{variant}[-_.]*pth"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise InputError(f"{folder} contains several files for {variant} ({names}); choose one: model.weights=FILE")
+    if files:
+        return files[0]
+    try:
+        url = get_model_weights(variant).DEFAULT.url
+    except ValueError:
+        raise InputError(f"there are no ImageNet weights for {variant}; use model.weights=null") from None
+    file = folder / url.rpartition("/")[2]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.load_state_dict_from_url(url, str(folder), progress=True, check_hash=True, weights_only=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"cannot download the ImageNet weights of {variant} ({error}); save {url} as {file}, name a file "
+            "(model.weights=FILE) or a folder (FRACATLAS_WEIGHTS=DIR), or use random weights (model.weights=null)"
+        ) from None
+    return file

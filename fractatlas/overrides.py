@@ -1,0 +1,167 @@
+"""Turn the arguments of a command into overrides that Hydra accepts, and compose configurations from them."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fractatlas.errors import InputError
+from fractatlas.schema import TrainConfig
+from fractatlas.validation import explain, group_keys, path_keys, validate
+
+_PACKAGE = Path(__file__).parent
+# A wheel holds the configuration inside the package, a checkout beside it.
+CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
+MULTIRUN = {"-m", "--multirun"}
+# Hydra's options that take a value.
+OPTIONS_WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package",
+                      "-p", "--experimental-rerun")  # fmt: skip
+# What a resumed run may change: how long, where and how fast it trains, but not the model, the data or the recipe.
+RESUMABLE = ("resume", "test", "report", "trainer.max_epochs", "trainer.accelerator", "trainer.devices", "data.root",
+             "data.cache", "data.cache_dir", "data.num_workers", "data.pin_memory")  # fmt: skip
+
+
+def prepare(arguments: Sequence[str], schema_class: type) -> list[str]:
+    """Quote the values that Hydra's grammar rejects, and direct ``resume=<run folder>`` to that folder.
+
+    The values of ``path_keys`` are taken as they were typed, except in a multirun, where a comma separates values.
+
+    Args:
+        arguments: the command's arguments without its name.
+        schema_class: the schema of the command's configuration.
+
+    Raises:
+        InputError: an argument is not ``key=value``, or the run cannot be resumed, or not with these arguments.
+    """
+    groups = group_keys(schema_class)
+    folder: str | None = None
+    arguments = list(_joined(arguments))
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not argument.startswith(("-", "~")) and not equals:
+            raise InputError(f"{argument}: should be key=value; --help lists the keys")
+        if key in groups and value in ("", "null"):
+            raise InputError(f"{argument}: needs one of the choices that --help lists")
+        if key.lstrip("+") == "resume" and value != "null":
+            # In quotes if Lightning starts a second process with the output of this function.
+            folder = str(OverridesParser.create().parse_override(argument).value()) if _in_quotes(value) else value
+    paths = set() if MULTIRUN & set(arguments) else path_keys(schema_class)
+    quoted = [_quote(argument, paths) for argument in arguments]
+    return quoted if folder is None else _resume(folder, quoted)
+
+
+def compose_config(options: Sequence[str]) -> dict[str, Any]:
+    """Compose and check a training configuration.
+
+    Args:
+        options: overrides of ``train.py``, and ``--config-dir=DIR`` for experiments outside ``conf/``.
+
+    Returns:
+        The configuration as plain values, its paths relative to the working directory.
+
+    Raises:
+        InputError: an option is invalid.
+    """
+    prepared = prepare(options, TrainConfig)
+    folders = [Path(option.partition("=")[2]).absolute() for option in prepared if option.startswith("--config-dir=")]
+    overrides = [option for option in prepared if not option.startswith("--config-dir=")]
+    if folders:
+        overrides.append(f"hydra.searchpath=[{', '.join(_as_string(f'file://{folder}') for folder in folders)}]")
+    try:
+        with initialize_config_dir(str(CONF)):
+            return validate(compose("train", [*overrides, "paths.root=.", "paths.output_dir=."]), TrainConfig)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(explain(error, TrainConfig, CONF)) from None
+
+
+def _joined(arguments: Sequence[str]) -> Iterator[str]:
+    """Yield ``--config-dir DIR`` as ``--config-dir=DIR``, and every other argument unchanged."""
+    option = ""
+    for argument in arguments:
+        if option:
+            yield f"{option}={argument}"
+            option = ""
+        elif argument in OPTIONS_WITH_VALUE:
+            option = argument
+        else:
+            yield argument
+    if option:
+        yield option
+
+
+def _resume(folder: str, arguments: list[str]) -> list[str]:
+    """Return the arguments with which Hydra composes the configuration that a run folder stores."""
+    run = Path(folder).absolute()
+    if not folder or not (run / ".hydra" / "config.yaml").is_file():
+        raise InputError(f"resume={folder}: not a run folder (it has no .hydra/config.yaml); give a folder of logs/")
+    if MULTIRUN & set(arguments):
+        raise InputError(f"resume={folder} resumes one run: remove -m")
+    kept = []
+    for argument in arguments:
+        key = argument.lstrip("+").partition("=")[0]
+        # Lightning starts further processes of a run with the output of this function and with Hydra's own keys.
+        if key.startswith(("hydra.", "paths.root", "--config-")):
+            kept.append(argument)
+        elif key not in RESUMABLE:
+            raise InputError(
+                f"resume={folder} uses the configuration that the run stores: remove {argument}; "
+                f"only {', '.join(RESUMABLE[1:])} can change"
+            )
+        elif key != "resume":
+            kept.append(argument)
+    hydra = OmegaConf.load(run / ".hydra" / "hydra.yaml").hydra
+    formats = OmegaConf.select(hydra, "job_logging.formatters.simple", default={})  # absent if logging is disabled
+    return [
+        f"--config-path={run / '.hydra'}",
+        "--config-name=config",
+        _literal("resume", str(run)),
+        _literal("paths.root", hydra.runtime.cwd),
+        _literal("hydra.run.dir", str(run)),
+        "hydra.output_subdir=null",
+        *(_literal(f"++hydra.job_logging.formatters.simple.{name}", value) for name, value in formats.items()),
+        *kept,
+    ]
+
+
+def _quote(argument: str, paths: set[str]) -> str:
+    """Return ``key=value`` unchanged if Hydra's grammar accepts it, otherwise with the value in quotes."""
+    key, equals, value = argument.partition("=")
+    if argument.startswith("-") or not equals:
+        return argument
+    try:
+        parsed = OverridesParser.create().parse_override(argument)
+    except HydraException:
+        parsed = None
+    if key.lstrip("+") in paths:
+        # In quotes already if the user quoted it for Hydra, or if Lightning starts a second process.
+        if parsed and _in_quotes(value) and not parsed.is_sweep_override():
+            return argument
+        return _literal(key, _expand_home(value))
+    return argument if parsed else _literal(key, value)
+
+
+def _in_quotes(value: str) -> bool:
+    return len(value) > 1 and value[0] in ("'", '"') and value[-1] == value[0]
+
+
+def _expand_home(value: str) -> str:
+    """Replace a leading ``~`` by the home folder, and escape ``${``, which would be an interpolation."""
+    home = os.path.expanduser("~") + value[1:] if value == "~" or value.startswith("~/") else value
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", home)
+
+
+def _literal(key: str, value: str) -> str:
+    return f"{key}={_as_string(value)}"
+
+
+def _as_string(value: str) -> str:
+    """Return ``value`` as a quoted string of Hydra's grammar."""
+    escaped = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + match[2].replace("'", r"\'"), value)
+    return f"'{escaped}'"

@@ -1,0 +1,497 @@
+"""Declare the names, types and ranges of every configuration key.
+
+One dataclass for each part that Hydra instantiates; ``_target_`` selects it. A target that no dataclass lists is never
+instantiated, whether it comes from the command line or from a checkpoint. Defaults, and a description of each key, are
+in ``conf/``. ``fractatlas.validation`` applies this schema. This module imports no torch.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Interval, Len, Lt
+from pydantic import ConfigDict, Field
+
+Count = Annotated[int, Ge(0)]
+Positive = Annotated[int, Ge(1)]
+Probability = Annotated[float, Interval(ge=0, le=1)]
+Proportion = Annotated[float, Interval(gt=0, lt=1)]
+Rate = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Batches = Positive | Annotated[float, Interval(gt=0, le=1)]  # a number of batches, or a fraction of all
+Monitor = Literal["val/loss", "val/accuracy", "val/balanced_accuracy", "val/auroc", "val/average_precision", "val/f1",
+                  "val/mcc", "val/sensitivity", "val/specificity"]  # fmt: skip
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Pixels = Annotated[int, Interval(ge=8, le=4096)]
+Channels = Annotated[list[float], Len(3, 3)]
+AS_TYPED = "taken from the command line as it was typed"
+TypedPath = Annotated[str, Field(min_length=1), AS_TYPED]
+
+
+class Strict:
+    """Refuse keys that the dataclass does not have."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass
+class Phantom(Strict):
+    """Generate phantoms on first use."""
+
+    _target_: Literal["fractatlas.data.sources.phantom.generate"]
+    _partial_: Literal[True]
+    images: Annotated[int, Ge(60)]
+    seed: Count
+
+
+@dataclass
+class Data(Strict):
+    """The images, and how they are cached and batched."""
+
+    _target_: Literal["fractatlas.data.datamodule.RadiographDataModule"]
+    root: str
+    prepare: Phantom | None
+    cache: bool
+    cache_dir: str
+    keep_contradictions: bool
+    batch_size: Positive
+    num_workers: Count
+    pin_memory: bool
+
+
+@dataclass
+class DrawnSplit(Strict):
+    """Draw a split, stratified by label: by group, or by image."""
+
+    _target_: Literal["fractatlas.data.splits.grouped_split", "fractatlas.data.splits.random_split"]
+    _partial_: Literal[True]
+    ratios: Annotated[list[Proportion], Len(3, 3)]
+    seed: Count
+    previous: str | None
+
+
+@dataclass
+class KFoldSplit(Strict):
+    """Cross-validate by group: each fold is the test subset once."""
+
+    _target_: Literal["fractatlas.data.splits.kfold_split"]
+    _partial_: Literal[True]
+    folds: Annotated[int, Interval(ge=3, le=100)]
+    fold: Count
+    seed: Count
+
+
+@dataclass
+class ManifestSplit(Strict):
+    """Read the split from a CSV file."""
+
+    _target_: Literal["fractatlas.data.splits.manifest_split"]
+    _partial_: Literal[True]
+    path: str
+
+
+@dataclass
+class ResizeAndCrop(Strict):
+    """Resize the shorter side, then crop the centre."""
+
+    _target_: Literal["fractatlas.data.transforms.resize_and_crop"]
+    resize: Pixels
+    crop: Pixels
+    mean: Channels
+    std: Annotated[list[Rate], Len(3, 3)]
+
+
+@dataclass
+class Letterbox(Strict):
+    """Resize the longer side, then pad to a square."""
+
+    _target_: Literal["fractatlas.data.transforms.letterbox"]
+    size: Pixels
+    fill: Annotated[int, Interval(ge=0, le=255)]
+    mean: Channels
+    std: Annotated[list[Rate], Len(3, 3)]
+
+
+@dataclass
+class NoAugmentation(Strict):
+    """Leave training images unchanged."""
+
+    _target_: Literal["torchvision.transforms.v2.Identity"]
+
+
+@dataclass
+class LightAugmentation(Strict):
+    """Flip, rotate, and change brightness and contrast at random."""
+
+    _target_: Literal["fractatlas.data.transforms.light_augmentation"]
+    flip: Probability
+    degrees: Annotated[float, Interval(ge=0, le=180)]
+    brightness: Probability
+    contrast: Probability
+
+
+@dataclass
+class Backbone(Strict):
+    """Keys of both network families."""
+
+    weights: str | None
+    weights_dir: str
+    dropout: Annotated[float, Ge(0), Lt(1)]
+    freeze: Literal["none", "trunk"] | Annotated[int, Interval(ge=0, le=5)]
+    stage_decay: Annotated[float, Interval(gt=0, le=1)]
+    mirror: bool
+    channels_last: bool
+
+
+@dataclass
+class DenseNet(Backbone):
+    """DenseNet (Huang et al. 2017)."""
+
+    _target_: Literal["fractatlas.models.backbones.densenet"]
+    variant: Literal["densenet121", "densenet161", "densenet169", "densenet201", "densenet_tiny"]
+
+
+@dataclass
+class ResNet(Backbone):
+    """ResNet (He et al. 2016)."""
+
+    _target_: Literal["fractatlas.models.backbones.resnet"]
+    variant: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet_tiny"]
+
+
+@dataclass
+class BinaryCrossEntropy(Strict):
+    """Binary cross-entropy of the logit."""
+
+    _target_: Literal["fractatlas.models.classifier.binary_cross_entropy"]
+    pos_weight: Rate | None
+
+
+@dataclass
+class Optimizer(Strict):
+    """Keys of every optimizer."""
+
+    _partial_: Literal[True]
+    lr: Rate
+    weight_decay: NonNegative
+
+
+@dataclass
+class Adam(Optimizer):
+    """Adam, or AdamW with decoupled weight decay."""
+
+    _target_: Literal["torch.optim.Adam", "torch.optim.AdamW"]
+    betas: Annotated[list[Annotated[float, Ge(0), Lt(1)]], Len(2, 2)]
+
+
+@dataclass
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum."""
+
+    _target_: Literal["torch.optim.SGD"]
+    momentum: Annotated[float, Ge(0), Lt(1)]
+    nesterov: bool
+
+    def __post_init__(self):
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov=true needs a momentum above 0")
+
+
+@dataclass
+class ConstantSchedule(Strict):
+    """Keep the learning rate constant."""
+
+    _target_: Literal["fractatlas.models.schedules.constant"]
+    _partial_: Literal[True]
+
+
+@dataclass
+class CosineSchedule(Strict):
+    """Increase the learning rate linearly, then decrease it to zero along a cosine."""
+
+    _target_: Literal["fractatlas.models.schedules.cosine"]
+    _partial_: Literal[True]
+    warmup: Annotated[float, Ge(0), Lt(1)]
+
+
+@dataclass
+class FixedThreshold(Strict):
+    """Classify as fractured if the probability is at least ``value``."""
+
+    _target_: Literal["fractatlas.evaluation.operating_point.fixed"]
+    _partial_: Literal[True]
+    value: Proportion
+
+
+@dataclass
+class YoudenThreshold(Strict):
+    """Choose the threshold that maximises sensitivity + specificity on the validation subset."""
+
+    _target_: Literal["fractatlas.evaluation.operating_point.youden"]
+    _partial_: Literal[True]
+
+
+@dataclass
+class SensitivityThreshold(Strict):
+    """Choose the highest threshold that reaches ``sensitivity`` on the validation subset."""
+
+    _target_: Literal["fractatlas.evaluation.operating_point.target_sensitivity"]
+    _partial_: Literal[True]
+    sensitivity: Annotated[float, Interval(gt=0, le=1)]
+
+
+@dataclass
+class Trainer(Strict):
+    """Arguments of Lightning's ``Trainer`` that can be set; the others are fixed by the package."""
+
+    _target_: Literal["lightning.Trainer"]
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"]
+    devices: Literal["auto"] | Positive | Literal[-1] | list[Count]
+    num_nodes: Positive
+    strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"]
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"]
+    max_epochs: Positive
+    min_epochs: Positive | None
+    accumulate_grad_batches: Positive
+    gradient_clip_val: Rate | None
+    limit_train_batches: Batches
+    limit_val_batches: Batches
+    limit_test_batches: Batches
+    overfit_batches: Count | Probability
+    check_val_every_n_epoch: Positive
+    log_every_n_steps: Positive
+    num_sanity_val_steps: Annotated[int, Ge(-1)]
+    sync_batchnorm: bool
+    deterministic: bool | Literal["warn"]
+    benchmark: bool
+    detect_anomaly: bool
+    profiler: Literal["simple", "advanced", "pytorch"] | None
+    enable_model_summary: bool
+
+    def __post_init__(self):
+        if self.check_val_every_n_epoch > self.max_epochs:
+            raise ValueError("check_val_every_n_epoch above max_epochs: no epoch would be validated")
+
+
+@dataclass
+class BestCheckpoint(Strict):
+    """Save the checkpoint of the best epoch."""
+
+    _target_: Literal["fractatlas.training.callbacks.BestCheckpoint"]
+    dirpath: str
+    monitor: Monitor
+
+
+@dataclass
+class LearningRateMonitor(Strict):
+    """Log the learning rate."""
+
+    _target_: Literal["lightning.pytorch.callbacks.LearningRateMonitor"]
+    logging_interval: Literal["step", "epoch"]
+
+
+@dataclass
+class EarlyStopping(Strict):
+    """Stop after ``patience`` validations without an improvement of ``monitor``."""
+
+    _target_: Literal["fractatlas.training.callbacks.EarlyStopping"]
+    monitor: Monitor
+    patience: Positive
+    min_delta: NonNegative
+
+
+@dataclass
+class TerminalProgressBar(Strict):
+    """Show a progress bar on a terminal."""
+
+    _target_: Literal["fractatlas.training.callbacks.TerminalProgressBar"]
+
+
+@dataclass
+class ProgressLines(Strict):
+    """Print progress lines for log files."""
+
+    _target_: Literal["fractatlas.training.callbacks.ProgressLines"]
+
+
+@dataclass
+class InputGrid(Strict):
+    """Log a grid of preprocessed training images."""
+
+    _target_: Literal["fractatlas.training.callbacks.InputGrid"]
+    images: Positive
+
+
+@dataclass
+class LastCheckpoint(Strict):
+    """Write ``last.ckpt`` at the start of each epoch, at these intervals, and when the run stops."""
+
+    _target_: Literal["fractatlas.training.resume.LastCheckpoint"]
+    every_n_steps: Positive | None
+    every_minutes: Rate | None
+
+
+@dataclass
+class WeightAveraging(Strict):
+    """Validate, save and score an exponential moving average of the weights."""
+
+    _target_: Literal["lightning.pytorch.callbacks.EMAWeightAveraging"]
+    decay: Proportion
+
+
+@dataclass
+class Callbacks(Strict):
+    """Callbacks of a run; ``null`` disables one."""
+
+    checkpoint: BestCheckpoint
+    last: LastCheckpoint | None
+    learning_rate: LearningRateMonitor | None
+    progress_bar: TerminalProgressBar | None
+    progress_lines: ProgressLines | None
+    input_grid: InputGrid | None
+    average: WeightAveraging | None
+    early_stopping: EarlyStopping | None
+
+
+@dataclass
+class TensorBoard(Strict):
+    """Write TensorBoard logs."""
+
+    _target_: Literal["lightning.pytorch.loggers.TensorBoardLogger"]
+    save_dir: str
+    name: str
+    version: str
+
+
+@dataclass
+class Paths(Strict):
+    """Folders; every default is relative to ``root``."""
+
+    root: str
+    data_dir: str
+    data_root: str
+    cache_dir: str
+    weights: str
+    log_dir: str
+    output_dir: str
+
+
+# Parts with several schemas: ``_target_`` selects one.
+_BY_TARGET = Field(discriminator="_target_")
+Split = Annotated[DrawnSplit | KFoldSplit | ManifestSplit, _BY_TARGET]
+Preprocess = Annotated[ResizeAndCrop | Letterbox, _BY_TARGET]
+Augment = Annotated[NoAugmentation | LightAugmentation, _BY_TARGET]
+Model = Annotated[DenseNet | ResNet, _BY_TARGET]
+AnyOptimizer = Annotated[Adam | SGD, _BY_TARGET]
+Scheduler = Annotated[ConstantSchedule | CosineSchedule, _BY_TARGET]
+Threshold = Annotated[FixedThreshold | YoudenThreshold | SensitivityThreshold, _BY_TARGET]
+
+
+@dataclass
+class TrainConfig(Strict):
+    """A configuration composed from ``conf/train.yaml``."""
+
+    task_name: Name
+    seed: Annotated[int, Interval(ge=0, lt=2**32)]
+    monitor: Monitor
+    test: bool
+    report: bool
+    resume: str | None
+    data: Data
+    split: Split
+    preprocess: Preprocess
+    augment: Augment
+    model: Model
+    loss: BinaryCrossEntropy
+    optimizer: AnyOptimizer
+    scheduler: Scheduler
+    threshold: Threshold
+    trainer: Trainer
+    callbacks: Callbacks
+    logger: TensorBoard
+    paths: Paths
+
+
+@dataclass
+class EvaluateConfig(Strict):
+    """A configuration composed from ``conf/evaluate.yaml``."""
+
+    task_name: Name
+    ckpt: TypedPath | None
+    subset: Literal["train", "val", "test"]
+    predictions: TypedPath | None
+    catalogue: TypedPath | None
+    heatmaps: TypedPath | None
+    data_root: TypedPath | None
+    report: bool
+    threshold: Threshold
+    trainer: Trainer
+    paths: Paths
+
+
+@dataclass
+class PredictConfig(Strict):
+    """A configuration composed from ``conf/predict.yaml``."""
+
+    task_name: Name
+    ckpt: TypedPath
+    input: TypedPath
+    heatmaps: bool
+    batch_size: Positive
+    threads: Positive | None
+    trainer: Trainer
+    paths: Paths
+
+
+@dataclass
+class Sampler(Strict):
+    """Propose the hyperparameters of the next trial."""
+
+    _target_: Literal["optuna.samplers.TPESampler", "optuna.samplers.GPSampler", "optuna.samplers.RandomSampler",
+                      "optuna.samplers.QMCSampler"]  # fmt: skip
+    seed: Annotated[int, Interval(ge=0, lt=2**32)]
+    n_startup_trials: Count = 10
+    constant_liar: bool = False
+    multivariate: bool = False
+    qmc_type: Literal["sobol", "halton"] = "sobol"
+    scramble: bool = False
+
+
+@dataclass
+class NopPruner(Strict):
+    """Complete every trial."""
+
+    _target_: Literal["optuna.pruners.NopPruner"]
+
+
+@dataclass
+class MedianPruner(Strict):
+    """Stop a trial that is worse than the median of earlier trials at the same epoch."""
+
+    _target_: Literal["optuna.pruners.MedianPruner"]
+    n_startup_trials: Count
+    n_warmup_steps: Count
+
+
+@dataclass
+class HyperbandPruner(Strict):
+    """Stop trials by successive halving in brackets (Li et al. 2018)."""
+
+    _target_: Literal["optuna.pruners.HyperbandPruner"]
+    min_resource: Positive
+    max_resource: Positive
+    reduction_factor: Annotated[int, Ge(2)]
+
+
+@dataclass
+class SearchConfig(Strict):
+    """The search, composed from ``conf/hydra/sweeper/resumable.yaml``."""
+
+    _target_: Literal["fractatlas.search.sweeper.ResumableSweeper"]
+    sampler: Sampler
+    pruner: Annotated[NopPruner | MedianPruner | HyperbandPruner, _BY_TARGET]
+    study_name: Name
+    storage: str
+    n_trials: Positive
+    n_jobs: Positive
+    heartbeat_timeout: Annotated[int, Ge(2)]
+    params: dict[str, str]

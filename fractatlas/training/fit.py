@@ -1,0 +1,162 @@
+"""Train one network: build the parts, fit, score the best checkpoint, write the run folder."""
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import lightning
+import pandas as pd
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+from fractatlas.build import build, build_classifier, build_data, build_trainer
+from fractatlas.data.datamodule import RadiographDataModule
+from fractatlas.data.sources.fracatlas import read_boxes
+from fractatlas.data.splits import recorded_split
+from fractatlas.errors import InputError
+from fractatlas.evaluation import operating_point, selection
+from fractatlas.evaluation.localisation import read_heatmaps
+from fractatlas.evaluation.overlays import draw_radiographs, tile
+from fractatlas.io import run_lock, write_csv
+from fractatlas.models.checkpoint import read_checkpoint, write_checkpoint
+from fractatlas.training.callbacks import AtomicCheckpointIO, BestCheckpoint
+from fractatlas.training.resume import newest_checkpoint
+from fractatlas.training.scoring import device_name, predict_subset, write_scores
+from fractatlas.training.warnings import quieten
+
+log = logging.getLogger(__name__)
+
+
+def train(config: dict[str, Any], callbacks: Sequence[Callback] = ()) -> float:
+    """Fine-tune one network and score its best checkpoint.
+
+    Writes ``catalogue.csv, split.csv, checkpoints/, tensorboard/`` and then what ``write_scores`` writes to
+    ``paths.output_dir``. A run folder without ``metrics.json`` is not finished.
+
+    Args:
+        config: a checked ``TrainConfig``, plain.
+        callbacks: in addition to those of the configuration.
+
+    Returns:
+        The value of ``monitor`` at the best checkpoint.
+
+    Raises:
+        InputError: the data or the weights do not fit the configuration, or another process uses this run folder.
+    """
+    quieten()
+    run = Path(config["paths"]["output_dir"])
+    with nullcontext() if rank_zero_only.rank else run_lock(run):  # type: ignore[attr-defined]
+        return _train(config, callbacks, run)
+
+
+def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path) -> float:
+    started = time.monotonic()
+    lightning.seed_everything(config["seed"], workers=True, verbose=False)
+    split, last, step = build(config["split"]), None, None
+    if config["resume"]:
+        last, step = newest_checkpoint(run)  # refuses a broken checkpoint before anything is written
+        if last:
+            split = partial(recorded_split, path=str(run / "split.csv"))
+        else:
+            log.info("%s has no checkpoint yet: starting from the beginning", run)
+    data = build_data(config, split=split)
+    data.prepare_data()
+    data.setup()
+    classifier = build_classifier(config)
+    trainer = build_trainer(
+        config,
+        run,
+        callbacks=[*(build(part) for part in config["callbacks"].values() if part), *callbacks],
+        logger=build(config["logger"], default_hp_metric=False, purge_step=step),
+        plugins=[AtomicCheckpointIO()],
+    )
+    if trainer.is_global_zero:
+        (run / "metrics.json").unlink(missing_ok=True)  # a resumed run is not finished
+        write_csv(run / "catalogue.csv", data.catalogue)
+        write_csv(run / "split.csv", data.split)
+
+    fit_started = time.monotonic()
+    try:
+        trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
+    except MisconfigurationException as error:
+        raise InputError(f"trainer: {' '.join(str(error).split())}") from None
+    fit_seconds = time.monotonic() - fit_started
+
+    best_checkpoint = cast(BestCheckpoint, trainer.checkpoint_callback)
+    checkpoint, best = Path(best_checkpoint.best_model_path), float(cast(Tensor, best_checkpoint.best_model_score))
+    subsets = ["val", "test"] if config["test"] else ["val"]
+    predictions = pd.concat([predict_subset(trainer, classifier, data, name, checkpoint) for name in subsets])
+    if trainer.is_global_zero:
+        rule = config["threshold"]
+        validation = predictions[predictions["split"] == "val"]
+        point = operating_point.choose_operating_point(validation, build(rule), rule["_target_"].rpartition(".")[2])
+        content = read_checkpoint(checkpoint)
+        write_checkpoint(checkpoint, content | {"operating_point": point})
+        epoch = content["epoch"] + 1
+        record = {
+            "task_name": config["task_name"],
+            "model": config["model"]["variant"],
+            "weights": classifier.backbone.loaded_weights,
+            "monitor": {"name": config["monitor"], "value": best, "epoch": epoch},
+            "operating_point": point,
+            "history": classifier.history,
+            "timing": {
+                "total_seconds": round(time.monotonic() - started, 1),
+                "fit_seconds": round(fit_seconds, 1),
+            },
+            "seed": config["seed"],
+            "device": device_name(trainer),
+        }
+        device = trainer.strategy.root_device
+        record = write_scores(run, record, predictions, classifier, data, device, config["report"])
+        if trainer.logger:
+            _log_final(trainer.logger, config, record, subsets, trainer.global_step)
+            if config["report"]:
+                _log_heatmaps(trainer.logger, run, data, predictions, trainer.global_step)
+            trainer.logger.save()
+        log.info("%s %.4f (epoch %d); results in %s", config["monitor"], best, epoch, run)
+    return best
+
+
+def _log_final(logger: Any, config: dict[str, Any], record: dict[str, Any], subsets: list[str], step: int) -> None:
+    """Log hyperparameters and final metrics, which TensorBoard's HPARAMS tab compares."""
+    final = {
+        f"final/{subset}/{name}": value["value"] if isinstance(value, dict) else value
+        for subset in subsets
+        for name, value in record[subset].items()
+        if name not in ("n", "positives", "threshold") and value is not None
+    }
+    logger.log_hyperparams(_hyperparameters(config), final, step)
+
+
+def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the plain values that TensorBoard shows as hyperparameters, by name."""
+    shown = {
+        "seed": config["seed"],
+        "batch_size": config["data"]["batch_size"],
+        "max_epochs": config["trainer"]["max_epochs"],
+        "precision": config["trainer"]["precision"],
+    }
+    for group in ("model", "optimizer", "scheduler", "loss", "split", "preprocess", "augment"):
+        shown[group] = config[group]["_target_"].rpartition(".")[2]
+        for name, value in config[group].items():
+            if not name.startswith("_") and name != "weights_dir":
+                shown[f"{group}/{name}"] = value if isinstance(value, int | float | str) else str(value)
+    return shown
+
+
+def _log_heatmaps(logger: Any, run: Path, data: RadiographDataModule, predictions: pd.DataFrame, step: int) -> None:
+    """Log radiographs of fractures with their heatmaps as TensorBoard images, one grid per subset."""
+    if not (run / "heatmaps.npz").is_file():
+        return
+    heatmaps, boxes = read_heatmaps(run / "heatmaps.npz"), read_boxes(data.root)
+    for subset, table in predictions.groupby("split"):
+        table = selection.spread_by_probability(table.merge(data.catalogue[["image_id", "path"]], on="image_id"))
+        if drawn := draw_radiographs(table, data.root, boxes, heatmaps):
+            logger.experiment.add_image(f"heatmaps/{subset}", tile(drawn), step, dataformats="HWC")

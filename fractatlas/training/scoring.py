@@ -1,0 +1,171 @@
+"""Score a network on the subsets of a split, and write the scores into a run folder."""
+
+import logging
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import pandas as pd
+import torch
+import torchvision
+
+import fractatlas
+from fractatlas.data.datamodule import RadiographDataModule
+from fractatlas.data.sources.fracatlas import read_boxes
+from fractatlas.data.splits import SUBSETS
+from fractatlas.errors import InputError
+from fractatlas.evaluation import assessment, metrics, operating_point, selection
+from fractatlas.evaluation.localisation import Heatmaps
+from fractatlas.io import write_csv, write_json
+from fractatlas.models.classifier import FractureClassifier
+from fractatlas.models.heatmaps import compute_heatmaps, write_heatmaps
+
+log = logging.getLogger(__name__)
+
+
+def predict_subset(
+    trainer: lightning.Trainer,
+    classifier: FractureClassifier,
+    data: RadiographDataModule,
+    subset: str,
+    checkpoint: Path | None = None,
+) -> pd.DataFrame:
+    """Predict the images of one subset.
+
+    Args:
+        trainer: runs the network on its devices.
+        classifier: the network.
+        data: with the split.
+        subset: ``train``, ``val`` or ``test``.
+        checkpoint: weights to load first; ``None`` uses the classifier's.
+
+    Returns:
+        ``image_id, group, split, label, probability`` in the split's order, the same on every process.
+
+    Raises:
+        InputError: the checkpoint does not fit the classifier.
+    """
+    score = trainer.test if subset == "test" else trainer.validate
+    data.validation_subset = subset
+    try:
+        score(classifier, datamodule=data, ckpt_path=checkpoint, weights_only=True, verbose=False)
+    except RuntimeError as error:
+        if "state_dict" not in str(error):
+            raise
+        raise InputError(f"{checkpoint}: its weights belong to another architecture than its configuration") from None
+    rows = classifier.predictions["test" if subset == "test" else "val"]
+    table = data.subset(subset).iloc[rows[:, 0].long().tolist()]
+    probability = rows[:, 1].double().sigmoid().numpy()
+    return table.assign(probability=probability)[["image_id", "group", "split", "label", "probability"]]
+
+
+def write_scores(
+    run: Path,
+    record: dict[str, Any],
+    predictions: pd.DataFrame,
+    classifier: FractureClassifier,
+    data: RadiographDataModule,
+    device: torch.device,
+    details: bool,
+) -> dict[str, Any]:
+    """Write ``predictions.csv`` and, last of all, ``metrics.json``.
+
+    Args:
+        run: the run folder.
+        record: the contents of ``metrics.json`` so far, with ``operating_point``; scores are added.
+        predictions: from ``predict_subset``, of one subset or several.
+        classifier: with the weights that gave the predictions.
+        data: the data module that gave the images.
+        device: for the heatmaps.
+        details: whether to compute what a report shows: ``heatmaps.npz``, ``strata.csv``, ``localisation.csv``.
+
+    Returns:
+        The complete record.
+    """
+    point = record["operating_point"]
+    calibrated = operating_point.calibrate(predictions["probability"], point["temperature"])
+    predictions = predictions.assign(probability_calibrated=calibrated)
+    subsets = {name: table for name in SUBSETS if len(table := predictions[predictions["split"] == name])}
+    scores = {name: metrics.evaluate(table, point["threshold"]) for name, table in subsets.items()}
+    record = record | scores | {"data": _describe_data(data), "versions": _versions()}
+    write_csv(run / "predictions.csv", predictions)
+    if details:
+        heatmaps = _compute_heatmaps(subsets, point["threshold"], classifier, data, device)
+        if heatmaps:
+            write_heatmaps(run / "heatmaps.npz", heatmaps)
+        assessed = assessment.assess(
+            predictions,
+            point["threshold"],
+            data.catalogue,
+            data.split.loc[data.split["split"] == "train", ["image_id", "label"]],
+            read_boxes(data.root),
+            heatmaps,
+        )
+        record |= assessment.write(run, assessed)
+    write_json(run / "metrics.json", record)
+    return record
+
+
+def device_name(trainer: lightning.Trainer) -> str:
+    """Return number, type and name of the trainer's devices, such as ``2 x cuda (NVIDIA H100)``."""
+    kind = trainer.strategy.root_device.type
+    name = torch.cuda.get_device_name(trainer.strategy.root_device) if kind == "cuda" else platform.machine()
+    return f"{trainer.world_size} x {kind} ({name})"
+
+
+def _compute_heatmaps(
+    subsets: dict[str, pd.DataFrame],
+    threshold: float,
+    classifier: FractureClassifier,
+    data: RadiographDataModule,
+    device: torch.device,
+) -> Heatmaps | None:
+    """Compute the heatmaps of every fractured image and of the false positives that the report shows."""
+    ids, arrays, views = [], [], []
+    backbone = classifier.backbone.to(device)
+    for name, table in subsets.items():
+        shown = pd.concat([table[table["label"] == 1], selection.most_confident_errors(table, threshold)])["image_id"]
+        images = data.subset(name)
+        rows = np.flatnonzero(images["image_id"].isin(shown))
+        if not len(rows):
+            continue
+        batches = data.rows_dataloader(name, rows.tolist())
+        index, _, heatmaps = compute_heatmaps(backbone, batches, data.preprocess.normalise, device)
+        images = images.iloc[index]
+        ids += images["image_id"].tolist()
+        arrays.append(heatmaps)
+        sizes = zip(images["width"], images["height"], strict=True)
+        views += [data.preprocess.view(int(width), int(height)) for width, height in sizes]
+    if not ids:
+        return None
+    return Heatmaps(np.array(ids, dtype=np.str_), np.concatenate(arrays), np.array(views, dtype=np.float32))
+
+
+def _describe_data(data: RadiographDataModule) -> dict[str, Any]:
+    excluded = data.catalogue.loc[data.catalogue["excluded"] != "", "excluded"]
+    labels = {name: data.split.loc[data.split["split"] == name, "label"] for name in SUBSETS}
+    return {
+        "root": str(data.root),
+        "images": len(data.catalogue),
+        "excluded": {reason: int(count) for reason, count in excluded.value_counts().items()},
+        "crossings": data.crossings,
+        "split": {name: {"n": len(rows), "positives": int(rows.sum())} for name, rows in labels.items()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    return {
+        "fractatlas": fractatlas.__version__,
+        "commit": git.stdout.strip() or "unknown",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "lightning": lightning.__version__,
+    }

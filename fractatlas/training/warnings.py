@@ -1,0 +1,24 @@
+"""Silence log messages and warnings that require no action."""
+
+import logging
+import os
+import warnings
+
+IRRELEVANT = (
+    ".*LeafSpec.*",  # Lightning uses a deprecated function of torch
+    ".*does not have many workers.*",  # the cache delivers images faster than the network processes them
+    ".*dataloader is not resumable.*",  # the sampler of the data module is
+    ".*exists and is not empty.*",  # normal in a resumed run folder
+    ".*callbacks used to create the checkpoint need to be provided.*",  # not for scoring
+    ".*smaller than the logging interval.*",  # the last step of an epoch is always logged
+    ".*sync_dist=True.*",  # torchmetrics has synchronised the values
+)
+
+
+def quieten() -> None:
+    """Hide messages that require no action; of several processes, only the first one logs information."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in IRRELEVANT:
+        warnings.filterwarnings("ignore", message)
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        logging.disable(logging.INFO)

@@ -1,0 +1,159 @@
+"""Check a composed configuration against the schema, and word each mistake in one line."""
+
+import dataclasses
+import difflib
+import functools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import TypeAdapter, ValidationError
+
+from fractatlas import schema
+from fractatlas.errors import InputError
+
+SCHEMA_NAMES = {name for name, value in vars(schema).items() if dataclasses.is_dataclass(value)}
+
+
+def metric_mode(monitor: str) -> str:
+    """Return ``min`` if a smaller value of the metric ``monitor`` is better (a loss), else ``max``."""
+    return "min" if str(monitor).endswith("loss") else "max"
+
+
+def validate(config: DictConfig, schema_class: type) -> dict[str, Any]:
+    """Check a configuration against its schema.
+
+    Runs after composition, because Hydra's ``+`` and ``++`` add keys even to a structured configuration.
+
+    Args:
+        config: the composed configuration; its interpolations are resolved here.
+        schema_class: ``TrainConfig``, ``EvaluateConfig``, ``PredictConfig`` or ``SearchConfig``.
+
+    Returns:
+        The configuration as plain dicts, lists and scalars, which a checkpoint can store.
+
+    Raises:
+        InputError: a key is unknown or missing, or its value has the wrong type or range: one line for each.
+        omegaconf.errors.OmegaConfBaseException: an interpolation cannot be resolved.
+    """
+    plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    try:
+        # Strict, so that "3" is not a number. From JSON, because strict mode accepts dicts only there.
+        _adapter(schema_class).validate_json(json.dumps(plain), strict=True)
+    except ValidationError as error:
+        raise InputError("\n".join(_messages(error, schema_class))) from None
+    return plain
+
+
+def known_keys(schema_class: type, prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key that a configuration of ``schema_class`` can have."""
+    for name, hint in get_type_hints(schema_class).items():
+        yield prefix + name
+        for part in _dataclasses_in(hint):
+            yield from known_keys(part, f"{prefix}{name}.")
+
+
+def group_keys(schema_class: type) -> set[str]:
+    """Return the keys that hold a group of keys (``model``, ``optimizer``) instead of a value."""
+    return {name for name, hint in get_type_hints(schema_class).items() if any(_dataclasses_in(hint))}
+
+
+def path_keys(schema_class: type) -> set[str]:
+    """Return the keys whose value is a path that is taken from the command line as it was typed."""
+    hints = get_type_hints(schema_class, include_extras=True)
+    return {
+        name
+        for name, hint in hints.items()
+        if any(schema.AS_TYPED in getattr(one, "__metadata__", ()) for one in (hint, *get_args(hint)))
+    }
+
+
+def explain(error: Exception, schema_class: type, conf: Path) -> str:
+    """Rewrite an error of Hydra or OmegaConf in one line that names the remedy.
+
+    Args:
+        error: the exception.
+        schema_class: the schema of the command's configuration.
+        conf: the project's configuration folder; of Hydra's choices, only the ones in it are listed.
+    """
+    text = str(error)
+    if match := re.match(r"Could not override '([^']+)'", text):
+        return unknown_key_message(match[1].partition("@")[0], schema_class)
+    if match := re.search(
+        r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':\s*(.*?)\n(?!\s)", text, re.DOTALL
+    ):
+        ours = [choice for choice in match[3].split() if (conf / match[1] / f"{choice}.yaml").is_file()]
+        return f"{match[1]}={match[2]}: no such choice; the choices are {', '.join(ours or match[3].split())}"
+    if match := re.match(r"Ambiguous value for argument '([^']+)'", text):
+        return (
+            f"{match[1]}: several values need -m (one run for each); "
+            "if the comma is part of one value, put the value in quotes"
+        )
+    if text.startswith("Missing mandatory value"):
+        key = getattr(error, "full_key", "")
+        return f"{key} needs a value: {key}=..."
+    return " ".join(text.split("\n")[0].split())
+
+
+def unknown_key_message(key: str, schema_class: type) -> str:
+    """Return one line for a ``key`` that the schema does not have, with the most similar key that it has."""
+    known = sorted(set(known_keys(schema_class)))
+    parent, _, leaf = key.rpartition(".")
+    if key in known:
+        return f"'{key}' does not belong to the chosen '{key.partition('.')[0]}'; --help lists its keys"
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.7)
+    nearest = nearest or [name for name in known if name.rpartition(".")[2] == leaf]
+    if nearest:
+        return f"unknown key '{key}'; did you mean '{nearest[0]}'?"
+    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent and "._" not in name]
+    return f"unknown key '{key}'" + (f"; the keys here are {', '.join(siblings)}" if siblings else "")
+
+
+def _dataclasses_in(hint: Any) -> Iterator[type]:
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        yield hint
+    for inner in get_args(hint):
+        yield from _dataclasses_in(inner)
+
+
+@functools.cache
+def _adapter(schema_class: type) -> TypeAdapter:
+    return TypeAdapter(schema_class)
+
+
+def _messages(error: ValidationError, schema_class: type) -> Iterator[str]:
+    """Yield one line per wrong value.
+
+    Errors of all branches of a union become one line, and so do keys that take the same wrong value from one key.
+    """
+    by_key: dict[str, list[Any]] = {}
+    for item in error.errors(include_url=False):
+        key = ".".join(str(step) for step in item["loc"] if not _is_branch_name(str(step)))
+        by_key.setdefault(key, []).append(item)
+    seen = set()
+    for key, items in by_key.items():
+        first = items[0]
+        kind, value = first["type"], first["input"]
+        if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+            yield unknown_key_message(key, schema_class)
+        elif kind in ("missing", "string_too_short"):
+            yield f"{key} needs a value"
+        elif kind == "value_error":
+            yield f"{key}: {first['ctx']['error']}"
+        elif kind == "union_tag_invalid":
+            yield f"{key}._target_={first['ctx']['tag']}: should be one of {first['ctx']['expected_tags']}"
+        else:
+            shown = value if isinstance(value, str) else json.dumps(value)
+            allowed = ", or ".join(dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in items))
+            problem = f"{shown}: should be {allowed}" if first["msg"].startswith("Input") else f"{shown}: {allowed}"
+            if problem not in seen:
+                seen.add(problem)
+                yield f"{key}={problem}"
+
+
+def _is_branch_name(step: str) -> bool:
+    """Return whether pydantic added ``step`` to a location to name the branch of a union that it tried."""
+    return step in ("int", "float", "bool", "str") or step in SCHEMA_NAMES or any(mark in step for mark in ".[-(")

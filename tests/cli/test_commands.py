@@ -1,0 +1,343 @@
+"""The commands as a user types them: in this process where that is possible, because a new one imports torch first."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from fractatlas.cli.main import VERBS, main
+from tests.conftest import REPOSITORY, SMALL
+
+PLAIN = {key: value for key, value in os.environ.items() if not key.startswith("FRACATLAS_")}
+MODULE = ("-m", "fractatlas")
+
+
+def process(*line: str, folder: Path, timeout: int = 300) -> subprocess.CompletedProcess:
+    """Run Python with these arguments in ``folder``."""
+    return subprocess.run(
+        [sys.executable, *line], cwd=folder, env=PLAIN, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def script(name: str, *arguments: str, folder: Path, timeout: int = 300) -> None:
+    """Run a script of the repository, which must succeed."""
+    result = process(str(REPOSITORY / name), *arguments, folder=folder, timeout=timeout)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(phantoms, tmp_path_factory) -> Path:
+    """The working directory of the commands; Hydra's grammar does not accept its name."""
+    folder = tmp_path_factory.mktemp("Röntgen (alt)")
+    (folder / "phantoms").symlink_to(phantoms)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fractatlas(folder) -> Callable[..., int | str]:
+    """Run a verb in this process and in ``folder``; return its exit status, or the message that it exits with."""
+
+    def call(*arguments: str) -> int | str:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in set(os.environ) - set(PLAIN):
+                patch.delenv(name)
+            for name in ("FRACATLAS_VERB", "HYDRA_FULL_ERROR"):
+                patch.setenv(name, "")
+            patch.setattr(logging, "raiseExceptions", True)
+            patch.setattr(sys, "argv", ["fractatlas", *arguments])
+            patch.chdir(folder)
+            try:
+                main()
+            except SystemExit as end:
+                return end.code or 0
+            return 0
+
+    return call
+
+
+def refused(message: int | str, part: str) -> None:
+    """Check that a command ends with one line about a mistake, and with status 1, as ``sys.exit(str)`` does."""
+    assert isinstance(message, str)
+    assert message.startswith("error: ")
+    assert "\n" not in message
+    assert part in message
+
+
+@pytest.fixture(scope="module")
+def run(fractatlas, folder) -> Path:
+    """The folder of a finished run."""
+    arguments = [*SMALL, "task_name=finished", "data.root=phantoms", "split=random", "trainer.max_epochs=2"]
+    assert fractatlas("train", *arguments) == 0
+    (run,) = (folder / "logs" / "finished" / "runs").iterdir()
+    return run
+
+
+def test_help_lists_every_verb_and_every_verb_describes_itself(fractatlas, capsys):
+    assert fractatlas("--help") == 0
+    listed = capsys.readouterr().out
+    for verb in VERBS:
+        assert f"  {verb} " in listed
+        assert fractatlas(verb, "--help") == 0
+        assert f"fractatlas {verb}" in capsys.readouterr().out
+    assert fractatlas("--version") == 0
+    assert capsys.readouterr().out.startswith("fractatlas 0.")
+    refused(fractatlas("trian"), "no verb 'trian'; the verbs are train, evaluate")
+
+
+def test_help_of_train_lists_every_group_and_choice(fractatlas, capsys):
+    assert fractatlas("train", "--help") == 0
+    printed = capsys.readouterr().out
+    for choice in ("densenet, resnet", "adam, adamw, sgd", "auto, cpu, ddp, ddp_cpu, gpu", "baseline_densenet"):
+        assert choice in printed
+
+
+def test_help_and_mistakes_do_not_load_torch(folder):
+    program = """
+import sys
+from fractatlas.cli.main import main
+for line in ("--help", *(f"{verb} --help" for verb in sys.argv[1:]), "train trainer.max_epoch=3", "train model=densnet",
+             "train +model.droput=1", "predict batch_size=0", "evaluate predictions=nowhere.csv"):
+    sys.argv = ["fractatlas", *line.split()]
+    try:
+        main()
+    except SystemExit:
+        pass
+    heavy = {"torch", "lightning", "matplotlib"} & set(sys.modules)
+    assert not heavy, (line, heavy)
+"""
+    result = process("-c", program, *VERBS, folder=folder)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.fault("train.py with a mistake in its arguments", "one line, nothing written")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trainer.max_epoch=3"], "unknown key 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
+        (["++trainer.max_epoch=3"], "unknown key 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
+        (["modle=densenet"], "unknown key 'modle'; did you mean 'model'?"),
+        (["model=densnet"], "model=densnet: no such choice; the choices are densenet, resnet"),
+        (["model=null"], "model=null: needs one of the choices"),
+        (["optimizer=sgd", "optimizer.betas=[0,0]"], "'optimizer.betas' does not belong to the chosen 'optimizer'"),
+        (["data.batch_size=0"], "data.batch_size=0: should be greater than or equal to 1"),
+        (["data.batch_size=many"], "data.batch_size=many: should be a valid integer"),
+        (["resume=nowhere"], "resume=nowhere: not a run folder"),
+        (["hydra.run.dir=/sys/run"], "/sys/run"),  # where nobody can write, not even root
+        ([*SMALL, "data.root=phantoms", "trainer=gpu"], "trainer: "),
+    ],
+)
+def test_a_mistake_is_reported_in_one_line(fractatlas, arguments, message):
+    if "trainer=gpu" in arguments and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    refused(fractatlas("train", *arguments), message)
+
+
+@pytest.mark.parametrize("line", [[str(REPOSITORY / "train.py")], [*MODULE, "train"]])
+def test_scripts_and_verbs_report_a_mistake_on_stderr_with_status_1(folder, line):
+    result = process(*line, "modle=densenet", folder=folder)
+    assert result.returncode == 1
+    assert result.stderr == "error: unknown key 'modle'; did you mean 'model'?\n"
+    assert not result.stdout
+
+
+def test_missing_data_is_reported_with_a_remedy(fractatlas, folder):
+    message = fractatlas("train", "task_name=missing")
+    assert isinstance(message, str)
+    assert f"{folder}/data/FracAtlas" in message
+    assert not list(folder.glob("logs/missing/runs/*/metrics.json"))
+
+
+@pytest.mark.parametrize("arguments", [["data"], ["data", "upload"], ["plan"], ["table", "--wrong"], ["report"]])
+def test_wrong_arguments_are_refused_with_the_command_for_help(fractatlas, arguments):
+    refused(fractatlas(*arguments), f"fractatlas {arguments[0]} --help")
+
+
+def test_evaluating_reproduces_the_metrics_of_the_run(fractatlas, run, folder):
+    assert fractatlas("evaluate", f"ckpt={run}/checkpoints/best.ckpt", "trainer=cpu") == 0
+    (report,) = (folder / "logs" / "evaluate" / "runs").glob("*/metrics.json")
+    assert json.loads(report.read_text())["test"] == json.loads((run / "metrics.json").read_text())["test"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "evaluate needs either ckpt="),
+        (["ckpt=x", "predictions=y"], "evaluate needs either ckpt="),
+        (["predictions=nowhere.csv"], "nowhere.csv"),
+        (["predictions=phantoms/dataset.csv"], "label"),
+        (["ckpt=nowhere.ckpt"], "nowhere.ckpt"),
+        (["ckpt=phantoms/dataset.csv"], "phantoms/dataset.csv"),
+        (["ckpt=x", "subset=tset"], "subset=tset: should be 'train', 'val' or 'test'"),
+    ],
+)
+def test_evaluating_what_is_not_a_checkpoint_is_refused_in_one_line(fractatlas, arguments, message):
+    refused(fractatlas("evaluate", "task_name=refused", *arguments), message)
+
+
+def test_predictions_of_any_system_are_evaluated_in_the_same_way(fractatlas, run, folder):
+    table = pd.read_csv(run / "predictions.csv")[["image_id", "label", "probability"]]
+    table.to_csv(folder / "their predictions (1).csv", index=False)
+    arguments = ["predictions=their predictions (1).csv", "task_name=theirs", f"catalogue={run}/catalogue.csv",
+                 "data_root=phantoms"]  # fmt: skip
+    assert fractatlas("evaluate", *arguments) == 0
+    (page,) = (folder / "logs" / "theirs" / "runs").glob("*/report.html")
+    report = json.loads((page.parent / "metrics.json").read_text())
+    assert report["test"]["n"] == len(table)
+    assert set(pd.read_csv(page.parent / "strata.csv")["attribute"]) >= {"body part", "view", "box size"}
+
+
+def test_the_predictions_of_a_run_keep_its_threshold_and_reproduce_its_scores(fractatlas, run, folder):
+    assert fractatlas("evaluate", f"predictions={run}/predictions.csv", "task_name=again") == 0
+    (again,) = (folder / "logs" / "again" / "runs").glob("*/metrics.json")
+    before, after = (json.loads(file.read_text()) for file in (run / "metrics.json", again))
+    for subset in ("val", "test"):
+        assert after[subset]["auroc"]["value"] == pytest.approx(before[subset]["auroc"]["value"])
+        assert after[subset]["sensitivity"] == before[subset]["sensitivity"]
+    assert after["operating_point"] == before["operating_point"]
+
+
+def test_table_prints_finished_runs(fractatlas, run, capsys):
+    assert fractatlas("table", "logs/finished", str(run)) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((run / "metrics.json").read_text())
+    assert printed.count(f"{100 * report['test']['accuracy']['value']:.2f} [") >= 2
+    assert f"{100 * report['test']['majority_rate']:.2f}" in printed
+    refused(fractatlas("table", "nowhere"), "nowhere")
+
+
+@pytest.mark.integration
+@pytest.mark.fault("Ctrl-C, SIGTERM, SIGUSR1 while training", "last.ckpt, status 130 or 75, resumable")
+@pytest.mark.parametrize(
+    ("line", "typed", "number", "status"),
+    [
+        ([str(REPOSITORY / "train.py")], f"python {REPOSITORY / 'train.py'}", signal.SIGINT, 130),
+        ([*MODULE, "train"], "fractatlas train", signal.SIGTERM, 75),
+        ([*MODULE, "train"], "fractatlas train", signal.SIGUSR1, 75),
+    ],
+)
+def test_a_stopped_run_saves_a_checkpoint_and_prints_how_to_resume(phantoms, tmp_path, line, typed, number, status):
+    arguments = [*SMALL, f"data.root={phantoms}", "trainer.max_epochs=40", "data.num_workers=2", "data.cache=false",
+                 "test=false"]  # fmt: skip
+    with subprocess.Popen(
+        [sys.executable, *line, *arguments],
+        cwd=tmp_path, env=PLAIN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    ) as running:  # fmt: skip
+        output = ""
+        for printed in running.stdout:
+            output += printed
+            if "epoch 2/40 step 3" in printed:
+                os.killpg(running.pid, number)  # as a terminal does, to the data-loading workers, too
+    assert running.returncode == status, output
+    assert "Traceback" not in output, output
+    (run,) = (tmp_path / "logs" / "train" / "runs").iterdir()
+    assert f"to resume: {typed} resume={run}" in output
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    assert not (run / "metrics.json").exists()
+
+    before = (run / ".hydra" / "config.yaml").read_bytes()
+    result = process(*line, f"resume={run}", "trainer.max_epochs=3", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert list((tmp_path / "logs" / "train" / "runs").iterdir()) == [run]
+    assert (run / ".hydra" / "config.yaml").read_bytes() == before
+    assert "epoch 2/3" in result.stdout
+    assert "epoch 1/3" not in result.stdout
+    assert (run / "metrics.json").is_file()
+
+
+@pytest.mark.integration
+def test_two_processes_score_a_checkpoint_as_one_does(run, folder):
+    """An odd number of images is not divisible by two: a padded image would be counted twice."""
+    arguments = [f"ckpt={run}/checkpoints/best.ckpt", "subset=train"]
+    split = pd.read_csv(run / "split.csv")
+    assert (split["split"] == "train").sum() % 2 == 1
+    reports = []
+    for trainer in ("cpu", "ddp_cpu"):
+        script("evaluate.py", *arguments, f"task_name=evaluate_{trainer}", f"trainer={trainer}", folder=folder)
+        (report,) = (folder / "logs" / f"evaluate_{trainer}" / "runs").glob("*/metrics.json")
+        reports.append((report.parent, json.loads(report.read_text())))
+    assert reports[1][1]["device"].startswith("2 x cpu")
+    assert reports[0][1]["train"]["n"] == reports[1][1]["train"]["n"]
+    one, two = (pd.read_csv(folder / "predictions.csv") for folder, _ in reports)
+    assert one["image_id"].tolist() == two["image_id"].tolist()
+    assert (one["probability"] - two["probability"]).abs().max() < 1e-5
+    assert reports[0][1]["train"]["auroc"]["value"] == pytest.approx(reports[1][1]["train"]["auroc"]["value"], abs=1e-6)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "line",
+    [
+        [sys.executable, str(REPOSITORY / "train.py")],
+        [sys.executable, *MODULE, "train"],
+        [str(Path(sys.executable).with_name("fractatlas")), "train"],
+    ],
+    ids=["script", "module", "console script"],
+)
+def test_two_processes_train_together_and_write_one_run(phantoms, tmp_path, line):
+    arguments = [*SMALL, f"data.root={phantoms}", "trainer=ddp_cpu", "trainer.max_epochs=1"]
+    result = subprocess.run([*line, *arguments], cwd=tmp_path, env=PLAIN, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    (run,) = (tmp_path / "logs" / "train" / "runs").iterdir()
+    report = json.loads((run / "metrics.json").read_text())
+    predictions = pd.read_csv(run / "predictions.csv")
+    assert report["device"].startswith("2 x cpu")
+    assert len(predictions) == report["val"]["n"] + report["test"]["n"]
+    assert not predictions["image_id"].duplicated().any()
+    assert report["monitor"]["value"] == pytest.approx(report["val"]["auroc"]["value"], abs=1e-6)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("choice", ["one_batch", "overfit", "profiler"])
+def test_every_debug_run_runs(phantoms, choice, tmp_path):
+    script("train.py", *SMALL, f"data.root={phantoms}", f"debug={choice}", "trainer.max_epochs=1", folder=tmp_path)
+    assert list(tmp_path.glob("logs/debug/runs/*/metrics.json"))
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("family", ["resnet", "densenet"])
+def test_the_demo_reaches_its_auroc(family, tmp_path):
+    script("train.py", f"experiment=demo_{family}", "trainer=cpu", folder=tmp_path, timeout=1100)
+    (file,) = tmp_path.glob("logs/*/runs/*/metrics.json")
+    assert json.loads(file.read_text())["test"]["auroc"]["value"] >= 0.9
+
+
+@pytest.mark.integration
+@pytest.mark.fault("two runs started in the same second", "a folder each")
+def test_two_runs_of_one_second_have_a_folder_each(phantoms, tmp_path):
+    line = [sys.executable, str(REPOSITORY / "train.py"), *SMALL, f"data.root={phantoms}", "test=false",
+            "trainer.max_epochs=1"]  # fmt: skip
+    both = [subprocess.Popen(line, cwd=tmp_path, env=PLAIN, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [running.wait(timeout=300) for running in both] == [0, 0]
+    runs = list((tmp_path / "logs" / "train" / "runs").iterdir())
+    assert len(runs) == 2
+    assert len({(run / "predictions.csv").read_bytes() for run in runs}) == 1
+
+
+@pytest.mark.integration
+@pytest.mark.fault("SIGTERM while two processes train, resumed", "bit for bit the outcome of the uninterrupted run")
+def test_a_stopped_run_on_two_devices_is_resumed(phantoms, tmp_path):
+    arguments = [*SMALL, "trainer=ddp_cpu", f"data.root={phantoms}", "trainer.max_epochs=3", "test=false"]
+    uninterrupted, stopped = tmp_path / "uninterrupted", tmp_path / "stopped's"
+    script("train.py", *arguments, f"hydra.run.dir={uninterrupted}", folder=tmp_path)
+    with subprocess.Popen(
+        [sys.executable, *MODULE, "train", *arguments, f"hydra.run.dir={stopped}"],
+        cwd=tmp_path, env=PLAIN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    ) as running:  # fmt: skip
+        for line in running.stdout:
+            if "epoch 2/3 step 2" in line:
+                running.terminate()
+    assert running.returncode == 75
+    result = process(*MODULE, "train", f"resume={stopped}", folder=tmp_path)
+    assert result.returncode == 0, result.stderr
+    reports = [json.loads((run / "metrics.json").read_text()) | {"timing": None} for run in (uninterrupted, stopped)]
+    assert reports[0] == reports[1]
+    assert (uninterrupted / "predictions.csv").read_bytes() == (stopped / "predictions.csv").read_bytes()

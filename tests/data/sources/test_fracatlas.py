@@ -1,0 +1,155 @@
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from fractatlas.data.images import decode
+from fractatlas.data.sources.fracatlas import COCO, CONTRADICTION, read_boxes, read_catalogue
+from fractatlas.errors import InputError
+
+
+@pytest.fixture
+def copy(phantoms, tmp_path):
+    """A data folder that a test may change."""
+    return shutil.copytree(phantoms, tmp_path / "copy")
+
+
+def change(root, **columns):
+    """Set columns of the first row of dataset.csv."""
+    table = pd.read_csv(root / "dataset.csv", dtype=object)
+    for name, value in columns.items():
+        table.loc[0, name] = value
+    table.to_csv(root / "dataset.csv", index=False)
+    return table.loc[0, "image_id"]
+
+
+def strip_endings(root):
+    """Write dataset.csv with ids without ``.jpg``."""
+    file = root / "dataset.csv"
+    file.write_text(file.read_text().replace(".jpg", ""))
+
+
+def test_each_image_has_its_label_size_and_path(phantoms, catalogue):
+    assert len(catalogue) == 160
+    for row in catalogue[catalogue["excluded"] == ""].itertuples():
+        with Image.open(phantoms / row.path) as image:
+            assert image.size == (row.width, row.height)
+        assert row.label == ("/Fractured/" in row.path) == (row.boxes > 0)
+
+
+def test_truncated_files_are_excluded(phantoms, catalogue):
+    truncated = []
+    for file in (phantoms / "images").glob("*/*.jpg"):
+        try:
+            decode(file.read_bytes())
+        except OSError:
+            truncated.append(file.name)
+    assert len(truncated) >= 2
+    assert sorted(catalogue.loc[catalogue["excluded"] == "truncated", "image_id"]) == sorted(truncated)
+
+
+def test_the_label_is_the_majority_of_table_folder_and_boxes(copy, catalogue):
+    image_id = catalogue.loc[(catalogue["label"] == 1), "image_id"].iloc[0]
+    table = pd.read_csv(copy / "dataset.csv")
+    table.loc[table["image_id"] == image_id, "fractured"] = 0
+    table.to_csv(copy / "dataset.csv", index=False)
+    row = read_catalogue(copy).set_index("image_id").loc[image_id]
+    assert row["label"] == 1
+    assert row["note"] == "label 0 in dataset.csv, 1 by folder, 1 boxes: 1 is used"
+
+
+def test_images_without_a_row_and_rows_without_an_image_are_excluded(copy):
+    first, *_ = sorted((copy / "images" / "Fractured").iterdir())
+    first.rename(first.with_name("IMG9999999.jpg"))
+    excluded = read_catalogue(copy).set_index("image_id")["excluded"]
+    assert excluded["IMG9999999.jpg"] == "not in dataset.csv"
+    assert excluded[first.name] == "no image file"
+
+
+def test_without_annotations_the_label_comes_from_table_and_folder(copy, catalogue):
+    (copy / COCO).unlink()
+    without = read_catalogue(copy)
+    assert without["label"].equals(catalogue["label"])
+    assert not without["note"].any()
+
+
+def test_a_file_that_is_not_an_image_is_excluded_as_unreadable(copy):
+    first, *_ = sorted((copy / "images" / "Fractured").iterdir())
+    first.write_text("no image")
+    assert read_catalogue(copy).set_index("image_id")["excluded"][first.name] == "unreadable"
+
+
+def test_the_size_is_that_of_the_upright_image(copy, tmp_path):
+    first, *_ = sorted((copy / "images" / "Fractured").iterdir())
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(first) as image:
+        width, height = image.size
+        image.save(first, exif=exif)
+    row = read_catalogue(copy).set_index("image_id").loc[first.name]
+    assert (row["width"], row["height"]) == (height, width) == decode(first.read_bytes()).size
+
+
+def test_boxes_are_inside_their_images(phantoms, catalogue):
+    boxes = read_boxes(phantoms)
+    sizes = catalogue.set_index("image_id")
+    assert set(boxes) == set(sizes.index[sizes["label"] == 1])
+    for image_id, drawn in boxes.items():
+        width, height = sizes.loc[image_id, ["width", "height"]]
+        assert (drawn[:, :2] >= 0).all()
+        assert (drawn[:, 2:] <= [width, height]).all()
+        assert (drawn[:, 2:] > drawn[:, :2]).all()
+
+
+@pytest.mark.fault("data folder with damaged table, JSON or folders", "refused; the error names the place")
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda root: (root / "dataset.csv").unlink(), "no FracAtlas in .*dataset.csv is missing"),
+        (lambda root: shutil.rmtree(root / "images"), "no FracAtlas in .*folder images is missing"),
+        (lambda root: shutil.rmtree(root / "images" / "Fractured"), "Fractured: no images"),
+        (lambda root: change(root, fractured="2"), r"dataset.csv, line 2: fractured is 2, should be 0 or 1"),
+        (lambda root: change(root, fractured="yes"), r"dataset.csv, line 2: fractured is yes, should be 0 or 1"),
+        (lambda root: change(root, image_id="IMG0000001.jpg"), "image_id IMG0000001.jpg occurs more than once"),
+        (strip_endings, "dataset.csv: no image_id is the name of a file"),
+        (lambda root: (root / "dataset.csv").write_text("image_id,hand\n"), "column leg, hip.* is missing"),
+        (lambda root: (root / "dataset.csv").write_bytes(b"\xff\xfe\x00\x01"), "cannot be read as CSV"),
+        (lambda root: (root / COCO).write_text("{"), "is not COCO JSON"),
+    ],
+)
+def test_a_folder_that_is_not_fracatlas_is_refused(copy, damage, message):
+    damage(copy)
+    with pytest.raises(InputError, match=message):
+        read_catalogue(copy)
+
+
+def test_fracatlas_has_59_truncated_files(real_catalogue):
+    catalogue = real_catalogue
+    truncated = catalogue[catalogue["excluded"] == "truncated"]
+    assert len(truncated) == 59
+    assert not truncated["label"].any()
+    numbers = truncated["image_id"].str[3:10].astype(int)
+    assert (numbers.min(), numbers.max()) == (4028, 4347)
+    assert np.array_equal(catalogue["boxes"] > 0, catalogue["label"] == 1)
+
+
+def test_copies_with_opposite_labels_are_excluded_by_default(copy, catalogue):
+    sound = catalogue[catalogue["excluded"] == ""]
+    fractured, other = sound[sound["label"] == 1].iloc[0], sound[sound["label"] == 0].iloc[0]
+    shutil.copy(copy / fractured["path"], copy / other["path"])
+    ids = {fractured["image_id"], other["image_id"]}
+    excluded = read_catalogue(copy).set_index("image_id")["excluded"]
+    assert set(excluded.index[excluded == CONTRADICTION]) == ids
+    kept = read_catalogue(copy, keep_contradictions=True).set_index("image_id")
+    assert not (kept["excluded"] == CONTRADICTION).any()
+    assert kept.loc[list(ids), "group"].nunique() == 1
+
+
+def test_of_an_image_in_both_folders_the_one_in_fractured_is_used(copy):
+    first, *_ = sorted((copy / "images" / "Fractured").iterdir())
+    shutil.copy(first, copy / "images" / "Non_fractured" / first.name)
+    row = read_catalogue(copy).set_index("image_id").loc[first.name]
+    assert row["path"] == f"images/Fractured/{first.name}"
+    assert (row["label"], row["note"]) == (1, "in both class folders: the file in Fractured is used")

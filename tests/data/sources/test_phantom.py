@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import cross_val_predict
+
+from fractatlas.data.sources import phantom
+from fractatlas.data.sources.fracatlas import BODY_PARTS, VIEWS
+
+
+def contents(root) -> dict[str, bytes]:
+    return {str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*") if file.is_file()}
+
+
+def test_the_same_seed_writes_the_same_bytes(tmp_path):
+    for name, seed in (("one", 3), ("same", 3), ("other", 4)):
+        phantom.generate(tmp_path / name, images=60, seed=seed)
+    one, same, other = (contents(tmp_path / name) for name in ("one", "same", "other"))
+    assert one == same
+    assert set(one) != set(other) or one != other
+
+
+def test_a_generation_that_fails_leaves_no_files(tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise RuntimeError("stopped")
+
+    monkeypatch.setattr(phantom.json, "dumps", fail)
+    with pytest.raises(RuntimeError, match="stopped"):
+        phantom.generate(tmp_path / "phantoms", images=60, seed=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fractures_are_as_small_as_in_fracatlas():
+    longer = []
+    for number in range(60):
+        drawn = phantom.draw(np.random.default_rng([9, number]), fractured=True)
+        assert len(drawn.boxes) == 1
+        scale = 256 / min(drawn.pixels.shape)
+        longer.append(scale * (drawn.boxes[0, 2:] - drawn.boxes[0, :2]).max())
+    assert 15 < np.median(longer) < 35
+
+
+def test_phantoms_have_several_body_parts_views_sizes_and_modes(phantoms, catalogue):
+    assert (catalogue[[*BODY_PARTS[:4], *VIEWS]].sum() > 0).all()
+    assert catalogue[["width", "height"]].drop_duplicates().shape[0] > 3
+    modes = {Image.open(phantoms / path).mode for path in catalogue["path"]}
+    assert modes == {"RGB", "L"}
+    assert (catalogue["excluded"] == "truncated").sum() >= 2
+
+
+@pytest.mark.integration
+@pytest.mark.filterwarnings("ignore:lbfgs failed to converge")
+def test_a_linear_model_on_small_images_cannot_classify_phantoms(tmp_path):
+    labels = np.arange(700) % 5 < 2
+    pictures = []
+    for number, fractured in enumerate(labels):
+        drawn = phantom.draw(np.random.default_rng([5, number]), bool(fractured))
+        pictures.append(np.asarray(Image.fromarray(drawn.pixels).resize((64, 64))).ravel() / 255 - 0.5)
+    for strength in (1e-4, 1e-2):
+        model = LogisticRegression(C=strength, max_iter=100)
+        scores = cross_val_predict(model, np.stack(pictures), labels, cv=4, method="decision_function")
+        assert roc_auc_score(labels, scores) <= 0.65

@@ -1,0 +1,254 @@
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
+
+from fractatlas.data.images import UnreadableError, decode, read_radiograph
+from fractatlas.data.integrity import ORIENTATION
+
+Y, X = np.mgrid[:60, :40]
+PIXELS = ((X * 6 + Y * Y // 60) % 256).astype(np.uint8)
+PIXELS[0, :2] = 0, 255
+NOISE = np.random.default_rng(0).integers(0, 256, (60, 40), dtype=np.uint8)
+
+
+def dicom(file: Path, pixels: np.ndarray, syntax: str = ExplicitVRLittleEndian, **elements) -> Path:
+    """Write a DICOM file of one frame."""
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.SOPClassUID, dataset.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.1", "1.2.3"
+    dataset.Rows, dataset.Columns = pixels.shape[:2]
+    dataset.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
+    dataset.PhotometricInterpretation = "RGB" if pixels.ndim == 3 else "MONOCHROME2"
+    if pixels.ndim == 3:
+        dataset.PlanarConfiguration = 0
+    dataset.BitsAllocated = dataset.BitsStored = 8 * pixels.dtype.itemsize
+    dataset.PixelRepresentation = int(pixels.dtype.kind == "i")
+    dataset.PixelData = pixels.tobytes()
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    dataset.HighBit = dataset.BitsStored - 1
+    pydicom.dcmwrite(file, dataset, enforce_file_format=True)
+    return file
+
+
+def one_colour(file: Path, side: int) -> Path:
+    """Write a black PNG of ``side`` x ``side`` pixels without creating the pixels in memory."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    packer, row = zlib.compressobj(1), bytes(side + 1)
+    content = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", content) + chunk(b"IEND", b""))
+    return file
+
+
+def read(file: Path) -> np.ndarray:
+    image = read_radiograph(file)
+    assert image.mode == "L"
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_jpeg_and_png_give_the_pixels_that_training_uses(tmp_path, name, mode):
+    colours = Image.fromarray(np.stack([PIXELS, PIXELS[::-1], NOISE], axis=-1)).convert(mode)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    colours.save(tmp_path / name, exif=exif)
+    pixels = read(tmp_path / name)
+    assert pixels.shape == (40, 60)
+    assert (pixels == np.asarray(decode((tmp_path / name).read_bytes()))).all()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp", "a.gif", "a.jp2", "a.pgm"])
+def test_the_format_is_recognised_by_the_content_and_not_by_the_name(tmp_path, name):
+    Image.fromarray(PIXELS).save(tmp_path / name)
+    assert (read((tmp_path / name).rename(tmp_path / "a.jpg")) == PIXELS).all()
+
+
+@pytest.mark.fault("image with palette, alpha or CMYK", "converted to grey")
+@pytest.mark.parametrize("mode", ["P", "LA", "RGBA", "CMYK", "RGB"])
+def test_each_colour_mode_is_converted_to_grey(tmp_path, mode):
+    Image.fromarray(PIXELS).convert(mode).save(tmp_path / "a.tif")
+    assert (read(tmp_path / "a.tif") == PIXELS).all()
+
+
+def test_transparent_pixels_become_black(tmp_path):
+    image = Image.fromarray(PIXELS).convert("RGBA")
+    image.putalpha(Image.fromarray(np.where(X < 20, 0, 255).astype(np.uint8)))
+    image.save(tmp_path / "a.png")
+    assert (read(tmp_path / "a.png") == np.where(X < 20, 0, PIXELS)).all()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("scaled", [PIXELS.astype(np.uint16) * 257, PIXELS.astype(np.uint16) * 8 + 300])
+def test_16_bit_values_are_stretched_and_not_clipped(tmp_path, name, scaled):
+    Image.fromarray(scaled).save(tmp_path / name)
+    assert (read(tmp_path / name) == PIXELS).all()
+
+
+def test_one_hot_pixel_does_not_darken_the_image(tmp_path):
+    scaled = PIXELS.astype(np.uint16) * 16
+    scaled[30, 20] = 65535
+    Image.fromarray(scaled).save(tmp_path / "a.png")
+    assert np.abs(read(tmp_path / "a.png").astype(int) - PIXELS)[:29].max() <= 3
+
+
+def test_a_tiff_in_which_zero_is_white_is_inverted(tmp_path):
+    Image.fromarray(65535 - PIXELS.astype(np.uint16) * 257).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    assert (read(tmp_path / "a.tif") == PIXELS).all()
+
+
+@pytest.mark.fault("TIFF with NaN", "refused with the reason")
+def test_float_values_are_stretched_and_nan_is_refused(tmp_path):
+    values = PIXELS / np.float32(3) - 7
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert np.abs(read(tmp_path / "a.tif").astype(int) - PIXELS).max() <= 1
+    values[1, 1] = np.nan
+    Image.fromarray(values).save(tmp_path / "b.tif")
+    with pytest.raises(UnreadableError, match="not finite numbers"):
+        read(tmp_path / "b.tif")
+
+
+@pytest.mark.fault("animation or file of several pages", "refused with the reason")
+def test_several_images_in_one_file_are_refused(tmp_path):
+    several = {"save_all": True, "append_images": [Image.fromarray(NOISE)]}
+    for name in ("a.gif", "a.tif", "a.png"):
+        Image.fromarray(PIXELS).save(tmp_path / name, **several)
+        with pytest.raises(UnreadableError, match="several images"):
+            read(tmp_path / name)
+    with pytest.raises(UnreadableError, match="2 frames"):
+        read(dicom(tmp_path / "a.dcm", np.concatenate([PIXELS, NOISE]), NumberOfFrames=2, Rows=60))
+
+
+@pytest.mark.fault("truncated image of each format", "refused with the reason")
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.95, 0.98])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif", "a.webp", "a.jp2", "a.dcm"])
+def test_a_truncated_file_is_refused(tmp_path, name, share):
+    noise = Image.fromarray(NOISE)
+    if name == "a.dcm":
+        noise.save(tmp_path / "a.jp2")
+        dicom(tmp_path / name, NOISE, JPEG2000Lossless, PixelData=encapsulate([(tmp_path / "a.jp2").read_bytes()]))
+    else:
+        noise.save(tmp_path / name)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UnreadableError, match="truncated|without an image|not an image"):
+        read(tmp_path / name)
+
+
+@pytest.mark.fault("empty file, file that is not an image, damaged header", "refused with the reason")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (b"image_id,label\n", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+        (b"\xff\xd8\xff", "damaged header"),
+        (bytes(128) + b"DICM", "DICOM file without an image"),
+    ],
+)
+def test_a_file_that_is_not_an_image_is_refused_with_the_reason(tmp_path, content, reason):
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(UnreadableError, match=reason):
+        read(tmp_path / "a.jpg")
+    with pytest.raises(UnreadableError, match="No such file"):
+        read(tmp_path / "b.jpg")
+
+
+@pytest.mark.fault("image above the limit of pixels", "refused before it is decoded")
+def test_an_image_above_the_limit_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image.Image, "convert", None)
+    with pytest.raises(UnreadableError, match="20000 x 20000 pixels is above the limit of 100,000,000"):
+        read(one_colour(tmp_path / "a.png", 20_000))
+    with pytest.raises(UnreadableError, match="20000 x 20000 pixels is above the limit"):
+        read(dicom(tmp_path / "a.dcm", PIXELS, Rows=20_000, Columns=20_000))
+
+
+def test_8_bit_dicom_pixels_are_not_changed(tmp_path):
+    assert (read(dicom(tmp_path / "a.dcm", PIXELS // 2)) == PIXELS // 2).all()
+    assert (read(dicom(tmp_path / "b.dcm", PIXELS, PhotometricInterpretation="MONOCHROME1")) == 255 - PIXELS).all()
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_dicom_pixels_of_more_than_8_bits_are_stretched(tmp_path, bits, signed, photometric):
+    stored = PIXELS.astype(np.int32) * (2**bits // 256) - (2 ** (bits - 1) if signed else 0)
+    if photometric == "MONOCHROME1":
+        stored = stored.max() + stored.min() - stored
+    stored = stored.astype(np.int16 if signed else np.uint16)
+    file = dicom(tmp_path / "a.dcm", stored, BitsStored=bits, PhotometricInterpretation=photometric)
+    assert (read(file) == PIXELS).all()
+
+
+def test_unused_bits_are_ignored(tmp_path):
+    stored = PIXELS.astype(np.uint16) * 16 + np.where(X > 20, 0x8000, 0).astype(np.uint16)
+    assert (read(dicom(tmp_path / "a.dcm", stored, BitsStored=12)) == PIXELS).all()
+
+
+def test_a_window_is_applied_to_rescaled_values(tmp_path):
+    stored = PIXELS.astype(np.uint16) * 16
+    window = {"RescaleSlope": 2, "RescaleIntercept": -1000, "WindowCenter": [1000, 0], "WindowWidth": [2000, 9]}
+    pixels = read(dicom(tmp_path / "a.dcm", stored, BitsStored=12, **window))
+    expected = np.clip((stored * 2.0 - 1000 - 999.5) / 1999 + 0.5, 0, 1) * 255
+    assert np.abs(pixels - expected).max() <= 0.5 + 1e-9
+
+
+@pytest.mark.parametrize("window", [{"WindowCenter": 100, "WindowWidth": 0}, {"WindowCenter": None}])
+def test_a_window_of_width_0_is_ignored(tmp_path, window):
+    assert (read(dicom(tmp_path / "a.dcm", PIXELS.astype(np.uint16) * 16, **window)) == PIXELS).all()
+
+
+def test_lookup_tables_are_applied(tmp_path):
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData = [256, 0, 16], (65535 - 257 * np.arange(256, dtype=np.uint16)).tobytes()
+    pixels = read(dicom(tmp_path / "a.dcm", PIXELS, VOILUTSequence=[table]))
+    assert (pixels == 255 - PIXELS).all()
+
+
+def test_padding_does_not_change_the_stretching(tmp_path):
+    stored = PIXELS.astype(np.int16) * 4
+    stored[0, :4] = 0, 0, 1020, 1020
+    stored[:, 30:] = -2000
+    pixels = read(dicom(tmp_path / "a.dcm", stored, PixelPaddingValue=-2000))
+    assert (pixels[:, 30:] == 0).all()
+    assert (pixels[1:, :30] == PIXELS[1:, :30]).all()
+
+
+def test_coloured_dicom_is_converted_to_grey(tmp_path):
+    colours = np.stack([PIXELS, PIXELS[::-1], NOISE], axis=-1)
+    expected = np.asarray(Image.fromarray(colours).convert("L"))
+    assert (read(dicom(tmp_path / "a.dcm", colours)) == expected).all()
+    ybr = np.asarray(Image.fromarray(colours).convert("YCbCr"))
+    pixels = read(dicom(tmp_path / "b.dcm", ybr, PhotometricInterpretation="YBR_FULL"))
+    assert np.abs(pixels.astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_a_dicom_file_without_a_preamble_is_recognised(tmp_path, syntax):
+    file = dicom(tmp_path / "a.dcm", PIXELS, syntax)
+    dataset = pydicom.dcmread(file)
+    dataset.file_meta, dataset.preamble = FileMetaDataset(), None
+    dataset.save_as(tmp_path / "b", implicit_vr=syntax == ImplicitVRLittleEndian, little_endian=True)
+    assert (tmp_path / "b").read_bytes()[:2] == b"\x08\0"
+    assert (read(tmp_path / "b") == PIXELS).all()
+
+
+def test_compressed_dicom_is_decoded():
+    plain = read(Path(get_testdata_file("MR_small.dcm", download=False)))
+    for name in ("MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm", "MR_small_RLE.dcm"):
+        assert (read(Path(get_testdata_file(name, download=False))) == plain).all()
+    assert read(Path(get_testdata_file("SC_rgb_jpeg_gdcm.dcm", download=False))).shape == (100, 100)

@@ -1,0 +1,67 @@
+import pandas as pd
+import pytest
+
+from fractatlas.errors import InputError
+from fractatlas.evaluation.bootstrap import MIN_RESAMPLES, bootstrap_weights
+from fractatlas.evaluation.predictions_table import join, read_predictions
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(text: str, encoding: str = "utf-8"):
+        path = tmp_path / "predictions.csv"
+        path.write_bytes(text.encode(encoding))
+        return path
+
+    return write
+
+
+def test_three_columns_are_sufficient(file):
+    table = read_predictions(file("image_id,label,probability\na.jpg,1,0.9\nb.jpg,0,1e-3\n"))
+    assert table.to_dict("list") == {
+        "image_id": ["a.jpg", "b.jpg"], "group": ["a.jpg", "b.jpg"], "split": ["test", "test"], "label": [1, 0],
+        "probability": [0.9, 0.001],
+    }  # fmt: skip
+
+
+def test_a_file_of_a_spreadsheet_is_read(file):
+    table = read_predictions(file("probability,image_id,label,extra\r\n0.5,007,1,=1+1\r\n", "utf-8-sig"))
+    assert table["image_id"].tolist() == ["007"]
+
+
+@pytest.mark.fault("broken table of predictions", "refused; the message contains the row")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image_id,label\na,1\n", "column probability is missing"),
+        ("image_id,label,probability\n", "has no rows"),
+        ("image_id,label,probability\na,2,0.5\n", "row 1: label is 2, should be 0 or 1"),
+        ("image_id,label,probability\na,1,0.5\nb,1,1.5\n", "row 2: probability is 1.5, should be a number from 0 to 1"),
+        ("image_id,label,probability\na,1,\n", "row 1: probability is nan"),
+        ("image_id,label,probability\na,1,0.5\na,1,0.5\n", "row 2: image_id is a, should be unique"),
+        ("image_id,label,probability\n,1,0.5\n", "row 1: image_id is nan, should be a string"),
+        ("", "is not a readable CSV file"),
+    ],
+)
+def test_invalid_predictions_are_refused(file, text, message):
+    with pytest.raises(InputError, match=message):
+        read_predictions(file(text))
+
+
+def test_groups_are_taken_from_the_catalogue_if_the_predictions_have_none(file):
+    table = read_predictions(file("image_id,label,probability\na,1,0.9\nb,0,0.1\nc,0,0.2\n"))
+    catalogue = pd.DataFrame({"image_id": ["a", "b"], "group": ["a", "a"], "hand": [1, 0]})
+    joined = join(table, catalogue)
+    assert joined["group"].tolist() == ["a", "a", "c"]
+    assert joined["hand"].tolist()[:2] == [1, 0]
+
+
+@pytest.mark.integration
+@pytest.mark.fault("predictions.csv of a million rows", "read and scored with fewer resamples")
+def test_a_million_rows_are_scored_with_fewer_resamples(file):
+    rows = 1_000_000
+    table = read_predictions(
+        file("image_id,label,probability\n" + "\n".join(f"{n},{n % 2},{n % 7 / 7:.2f}" for n in range(rows)))
+    )
+    assert len(table) == rows
+    assert bootstrap_weights(table["group"]).shape == (MIN_RESAMPLES + 1, rows)

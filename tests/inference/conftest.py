@@ -1,0 +1,54 @@
+"""A finished run, and commands without a command line."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+
+from fractatlas.inference.evaluate import evaluate
+from fractatlas.inference.inputs import find_inputs
+from fractatlas.inference.predict import predict
+from fractatlas.overrides import prepare
+from fractatlas.schema import EvaluateConfig, PredictConfig
+from fractatlas.training.fit import train
+from fractatlas.validation import validate
+from tests.conftest import REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def finished_run(configuration, tmp_path_factory) -> Path:
+    """The run folder of a small DenseNet."""
+    run = tmp_path_factory.mktemp("run")
+    train(configuration(run, "trainer.max_epochs=1", "optimizer.lr=0.01", "threshold=youden"))
+    return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint(finished_run) -> Path:
+    return finished_run / "checkpoints" / "best.ckpt"
+
+
+@pytest.fixture(scope="session")
+def readable(catalogue, phantoms) -> list[Path]:
+    """The phantoms that are not truncated."""
+    return [phantoms / path for path in catalogue.loc[catalogue["excluded"] == "", "path"]]
+
+
+def predict_into(run: Path, *overrides: str) -> tuple[pd.DataFrame, int]:
+    """Return the table of ``fractatlas predict`` and the number of unreadable inputs."""
+    config = _compose("predict", PredictConfig, run, "batch_size=16", "threads=2", *overrides)
+    unreadable = predict(config, find_inputs(config["input"]))
+    return pd.read_csv(run / "predictions.csv"), unreadable
+
+
+def evaluate_into(run: Path, *overrides: str) -> pd.DataFrame:
+    """Return the predictions that ``fractatlas evaluate`` writes."""
+    evaluate(_compose("evaluate", EvaluateConfig, run, "report=false", *overrides))
+    return pd.read_csv(run / "predictions.csv")
+
+
+def _compose(name: str, schema_class: type, run: Path, *overrides: str) -> dict:
+    options = (f"paths.root={run}", f"paths.output_dir={run}", "trainer=cpu", *prepare(overrides, schema_class))
+    with initialize_config_dir(str(REPOSITORY / "conf"), job_name="test"):
+        return validate(compose(name, list(options)), schema_class)

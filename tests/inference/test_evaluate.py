@@ -1,0 +1,101 @@
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from fractatlas.errors import InputError
+from fractatlas.inference.evaluate import evaluate
+from fractatlas.inference.model import load_model
+from fractatlas.models.checkpoint import read_checkpoint
+from fractatlas.schema import EvaluateConfig
+from fractatlas.training.fit import train
+from fractatlas.validation import validate
+
+
+@pytest.fixture(scope="module")
+def run(configuration, tmp_path_factory) -> Path:
+    """A run of one epoch."""
+    folder = tmp_path_factory.mktemp("run")
+    train(configuration(folder, "trainer.max_epochs=1", "threshold=sensitivity", "threshold.sensitivity=0.8"))
+    return folder
+
+
+def metrics_of(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def score(run: Path, output: Path, subset: str, **changes) -> dict:
+    """Evaluate the best checkpoint of ``run`` on ``subset`` and return the metrics."""
+    checkpoint = run / "checkpoints" / "best.ckpt"
+    trained = read_checkpoint(checkpoint)["config"]
+    config = {
+        "task_name": "evaluate", "ckpt": str(checkpoint), "subset": subset, "report": False, "data_root": None,
+        "predictions": None, "catalogue": None, "heatmaps": None,
+        "threshold": trained["threshold"], "trainer": trained["trainer"],
+        "paths": trained["paths"] | {"output_dir": str(output)},
+    }  # fmt: skip
+    evaluate(validate(OmegaConf.create(config | changes), EvaluateConfig))
+    return metrics_of(output)
+
+
+@pytest.mark.parametrize("subset", ["val", "test"])
+def test_evaluation_of_a_checkpoint_reproduces_the_results_of_its_run(run, tmp_path, subset):
+    metrics = score(run, tmp_path, subset, report=subset == "test")
+    assert metrics[subset] == metrics_of(run)[subset]
+    assert metrics["operating_point"] == metrics_of(run)["operating_point"]
+    expected, actual = pd.read_csv(run / "predictions.csv"), pd.read_csv(tmp_path / "predictions.csv")
+    assert expected[expected["split"] == subset].reset_index(drop=True).equals(actual)
+    assert (tmp_path / "heatmaps.npz").is_file() == (subset == "test")
+
+
+def test_the_training_subset_can_be_scored(run, tmp_path):
+    metrics = score(run, tmp_path, "train")
+    assert metrics["train"]["n"] == metrics["data"]["split"]["train"]["n"]
+
+
+def test_a_checkpoint_outside_its_run_folder_is_refused(run, tmp_path):
+    copy = tmp_path / "a" / "b" / "best.ckpt"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes((run / "checkpoints" / "best.ckpt").read_bytes())
+    with pytest.raises(InputError, match=r"best.ckpt: no .*split.csv; evaluate a checkpoint inside the run folder"):
+        score(run, tmp_path, "test", ckpt=str(copy))
+
+
+def test_no_phantoms_are_generated_in_another_data_folder(configuration, tmp_path):
+    run, generated = tmp_path / "run", tmp_path / "phantoms"
+    train(configuration(run, f"data.root={generated}", "data.prepare.images=60", "trainer.max_epochs=1", "test=false"))
+    assert generated.is_dir()
+    with pytest.raises(InputError, match="nowhere"):
+        score(run, tmp_path, "val", data_root=str(tmp_path / "nowhere"))
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.fault("foreign or broken checkpoint", "refused in one line")
+def test_a_file_that_is_no_checkpoint_of_this_project_is_refused(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(InputError, match="is not a checkpoint of fractatlas"):
+        load_model(tmp_path / "foreign.ckpt")
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    with pytest.raises(InputError, match="is not a PyTorch file"):
+        load_model(tmp_path / "text.ckpt")
+
+
+def test_weights_of_another_architecture_than_the_configuration_are_refused(run, tmp_path):
+    content = read_checkpoint(run / "checkpoints" / "best.ckpt")
+    content["config"]["model"] |= {"_target_": "fractatlas.models.backbones.resnet", "variant": "resnet_tiny"}
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(InputError, match="belong to another architecture"):
+        load_model(tmp_path / "other.ckpt")
+
+
+@pytest.mark.fault("checkpoint whose configuration names os.system", "refused, not called")
+def test_a_target_outside_the_schema_in_a_checkpoint_is_not_called(run, tmp_path):
+    content = read_checkpoint(run / "checkpoints" / "best.ckpt")
+    content["config"]["augment"] = {"_target_": "os.system", "command": f"touch {tmp_path}/called"}
+    torch.save(content, tmp_path / "evil.ckpt")
+    with pytest.raises(InputError, match=r"augment._target_=os.system: should be one of"):
+        load_model(tmp_path / "evil.ckpt")
+    assert not (tmp_path / "called").exists()

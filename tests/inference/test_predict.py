@@ -1,0 +1,254 @@
+"""``fractatlas predict``: tables, overlays, errors and interruptions."""
+
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+from PIL import Image
+
+from fractatlas.cli.main import main
+from fractatlas.data.images import UnreadableError
+from fractatlas.data.transforms import resize_and_crop
+from fractatlas.errors import InputError
+from fractatlas.inference.predict import read_ahead, write_overlay
+from fractatlas.overrides import prepare
+from fractatlas.schema import EvaluateConfig, PredictConfig
+from tests.conftest import REPOSITORY
+from tests.data.test_images import dicom, one_colour
+from tests.inference.conftest import predict_into
+
+
+def test_the_table_lists_the_predictions_of_the_run_by_path(finished_run, checkpoint, phantoms, tmp_path):
+    of_run = pd.read_csv(finished_run / "predictions.csv")
+    paths = pd.read_csv(finished_run / "catalogue.csv").set_index("image_id")["path"]
+    for name in paths[of_run["image_id"]]:
+        (tmp_path / "in" / Path(name).name).parent.mkdir(exist_ok=True)
+        shutil.copy(phantoms / name, tmp_path / "in")
+    table, unreadable = predict_into(tmp_path, f"ckpt={checkpoint}", f"input={tmp_path / 'in'}")
+    assert unreadable == 0
+    assert list(table) == ["path", "probability", "probability_calibrated", "prediction"]
+    assert table["path"].tolist() == sorted(table["path"])
+    of_run = of_run.set_index("image_id").loc[[Path(path).name for path in table["path"]]]
+    for name in ("probability", "probability_calibrated"):
+        assert np.abs(table[name].to_numpy() - of_run[name].to_numpy()).max() < 1e-6
+    threshold = torch.load(checkpoint, weights_only=True)["operating_point"]["threshold"]
+    assert (table["prediction"] == (table["probability"] >= threshold)).all()
+    assert table["prediction"].nunique() == 2
+
+
+def test_one_overlay_is_drawn_for_each_row(checkpoint, phantoms, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("Hüfte (links)#1.jpg", "b.jpg"):
+        shutil.copy(next((phantoms / "images" / "Fractured").iterdir()), folder / name)
+    table, _ = predict_into(tmp_path, f"ckpt={checkpoint}", f"input={folder}", "heatmaps=true")
+    drawn = sorted((tmp_path / "overlays").iterdir())
+    assert [file.name for file in drawn] == ["00001_Hüfte_links_1.jpg", "00002_b.jpg"]
+    assert len(table) == 2
+    with Image.open(drawn[0]) as picture, Image.open(folder / "b.jpg") as original:
+        assert picture.mode == "RGB"
+        assert min(picture.size) == 512
+        assert picture.width / picture.height == pytest.approx(original.width / original.height, abs=0.01)
+
+
+@pytest.mark.parametrize(("probability", "coloured"), [(0.0, False), (0.9, True)])
+def test_the_drawn_heat_is_proportional_to_the_probability(phantoms, tmp_path, probability, coloured):
+    image, file = next((phantoms / "images" / "Fractured").iterdir()), tmp_path / "overlays" / "1.jpg"
+    heat = np.zeros((2, 2), dtype=np.float32)
+    heat[0, 0] = 3
+    preprocess = resize_and_crop(resize=64, crop=64, mean=[0.5] * 3, std=[0.5] * 3)
+    write_overlay(file, str(image), heat, preprocess, probability)
+    with Image.open(file) as picture:
+        assert (np.ptp(np.asarray(picture, dtype=int), axis=2).max() > 40) == coloured
+
+
+def test_without_an_operating_point_the_threshold_is_0_5(checkpoint, phantoms, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    del content["operating_point"]
+    torch.save(content, tmp_path / "bare.ckpt")
+    table, _ = predict_into(tmp_path, f"ckpt={tmp_path}/bare.ckpt", f"input={phantoms}/images/Fractured")
+    assert list(table) == ["path", "probability", "prediction"]
+    assert (table["prediction"] == (table["probability"] >= 0.5)).all()
+
+
+@pytest.mark.fault(
+    "predict.py on a folder with broken, 16-bit, inverted and very large files",
+    "readable files predicted, the others listed",
+)
+def test_readable_files_of_a_folder_are_predicted_and_unreadable_ones_listed(
+    checkpoint, readable, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    folder = tmp_path / "in ö"
+    folder.mkdir()
+    for path in readable[:5]:
+        shutil.copy(path, folder)
+    pixels = np.asarray(Image.open(readable[0]).convert("L"))
+    Image.fromarray(pixels).convert("RGBA").save(folder / "rgba.png")
+    stored = pixels.astype(np.uint16) * 16
+    dicom(folder / "16bit.dcm", stored, BitsStored=12)
+    dicom(folder / "negative.dcm", stored.max() + stored.min() - stored, BitsStored=12,
+          PhotometricInterpretation="MONOCHROME1")  # fmt: skip
+    dicom(folder / "IM0001", pixels)
+    (folder / "text.jpg").write_text("no image")
+    (folder / "cut.jpg").write_bytes(readable[0].read_bytes()[:3000])
+    (folder / "empty.png").touch()
+    (folder / "list.csv").write_text("path\n")
+    one_colour(folder / "large.png", 11_000)
+    table, unreadable = predict_into(tmp_path / "run", f"ckpt={checkpoint}", "input=in ö")
+    assert unreadable == 4
+    errors = pd.read_csv(tmp_path / "run" / "errors.csv")
+    names = [*(path.name for path in readable[:5]), "rgba.png", "16bit.dcm", "negative.dcm", "IM0001"]
+    assert table["path"].tolist() == sorted(f"in ö/{name}" for name in names)
+    assert dict(errors.to_numpy().tolist()) == {
+        "in ö/cut.jpg": "truncated",
+        "in ö/empty.png": "empty file",
+        "in ö/large.png": "11000 x 11000 pixels is above the limit of 100,000,000 pixels",
+        "in ö/text.jpg": "not an image",
+    }
+    assert "skipped 1 other files (1 .csv)" in caplog.text
+    assert "9 images, " in caplog.text
+    assert "4 could not be read" in caplog.text
+    probability = table.set_index(table["path"].str.removeprefix("in ö/"))["probability"]
+    assert probability["16bit.dcm"] == pytest.approx(probability["negative.dcm"], abs=1e-6)
+    assert probability["IM0001"] == pytest.approx(probability["rgba.png"], abs=1e-6)
+
+
+def predict_command(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
+    """Run ``fractatlas predict`` in ``folder`` and in this process."""
+    for name in ("FRACATLAS_VERB", "HYDRA_FULL_ERROR"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(logging, "raiseExceptions", True)
+    monkeypatch.setattr(sys, "argv", ["fractatlas", "predict", *arguments])
+    monkeypatch.chdir(folder)
+    main()
+
+
+def test_unreadable_files_give_exit_status_2(checkpoint, readable, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    shutil.copy(readable[0], tmp_path / "in")
+    (tmp_path / "in" / "text.jpg").write_text("no image")
+    with pytest.raises(SystemExit) as end:
+        predict_command(monkeypatch, tmp_path, f"ckpt={checkpoint}", "input=in", "trainer=cpu")
+    assert end.value.code == 2
+    (run,) = (tmp_path / "logs" / "predict" / "runs").iterdir()
+    assert len(pd.read_csv(run / "predictions.csv")) == len(pd.read_csv(run / "errors.csv")) == 1
+
+
+@pytest.mark.fault("predict with a wrong argument", "one line, nothing written")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "ckpt needs a value"),
+        (["ckpt=x", "input="], "input needs a value"),
+        (["ckpt=x", "input=nowhere"], "input=nowhere: no file or folder has this name"),
+        (["ckpt=x", "input=.", "heatmap=true"], "unknown key 'heatmap'"),
+    ],
+)
+def test_a_wrong_argument_is_reported_in_one_line(arguments, message, tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match=f"^error: .*{message}") as end:
+        predict_command(monkeypatch, tmp_path, *arguments)
+    assert "\n" not in str(end.value)
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+@pytest.mark.parametrize(
+    ("file", "message"), [("nowhere.ckpt", "no file nowhere.ckpt"), ("dataset.csv", "is not a PyTorch file")]
+)
+def test_a_file_that_is_not_a_checkpoint_is_reported_before_anything_is_written(phantoms, tmp_path, file, message):
+    checkpoint = phantoms / file if file == "dataset.csv" else file
+    with pytest.raises(InputError, match=message):
+        predict_into(tmp_path, f"ckpt={checkpoint}", f"input={phantoms}")
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_the_files_of_an_earlier_call_are_deleted(checkpoint, phantoms, catalogue, readable, tmp_path):
+    truncated = catalogue.loc[catalogue["excluded"] == "truncated", "path"].iloc[0]
+    table, unreadable = predict_into(tmp_path, f"ckpt={checkpoint}", f"input={phantoms / truncated}")
+    assert (len(table), unreadable) == (0, 1)
+    assert "path" in table
+    assert pd.read_csv(tmp_path / "errors.csv").to_numpy().tolist() == [[str(phantoms / truncated), "truncated"]]
+    table, unreadable = predict_into(tmp_path, f"ckpt={checkpoint}", f"input={readable[0]}")
+    assert (len(table), unreadable) == (1, 0)
+    assert not (tmp_path / "errors.csv").exists()
+
+
+@pytest.mark.fault("hostile file names (quotes, newlines, not UTF-8, formulas)", "the same in the table")
+def test_any_file_name_is_written_unchanged(checkpoint, readable, tmp_path):
+    folder = tmp_path / "in"
+    names = ["a\nb.jpg", "a\rb.jpg", 'a"b.jpg', "a,b;.jpg", "=1+1.jpg", " ö ( ~ ' # ${x} .jpg", "NA.jpg"]
+    folder.mkdir()
+    for name in names:
+        shutil.copy(readable[0], folder / name)
+    shutil.copy(readable[0], os.fsencode(folder) + b"/R\xf6ntgen.jpg")  # not UTF-8
+    table, unreadable = predict_into(tmp_path, f"ckpt={checkpoint}", f"input={folder}")
+    assert unreadable == 0
+    assert set(table["path"]) == {f"{folder}/{name}" for name in [*names, "R\\udcf6ntgen.jpg"]}
+
+
+NAMES = ["Röntgen (alt)", "it's", 'a"b', "a=b", "a,b", "[1]", "{a}", "${x}", "\\${x}", "a#b", "x ", "**/*.jpg", "1",
+         "null", "true", "glob(*)", "a:b", "-1", "a\\", "'a','b'", "a\nb\\\n"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_path_is_taken_literally(name):
+    once = prepare([f"input={name}"], PredictConfig)
+    assert prepare(once, PredictConfig) == once  # Lightning starts a second process with the output of prepare
+    config = OmegaConf.create({"input": OverridesParser.create().parse_override(once[0]).value()})
+    assert OmegaConf.to_container(config, resolve=True) == {"input": name}
+
+
+def test_a_home_folder_is_expanded_and_quotes_for_hydra_are_kept(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert prepare(["input=~/x", "ckpt='a=b'"], PredictConfig) == ["input='/home/me/x'", "ckpt='a=b'"]
+    assert prepare(["ckpt=~/a=b"], EvaluateConfig) == ["ckpt='/home/me/a=b'"]
+    assert prepare(["-m", "ckpt=a,b"], EvaluateConfig) == ["-m", "ckpt=a,b"]
+
+
+def test_images_are_read_at_most_the_given_number_ahead(monkeypatch):
+    read = []
+    monkeypatch.setattr("fractatlas.inference.predict.read_radiograph", lambda path: read.append(path) or path)
+    images = read_ahead((str(number) for number in range(1000)), lambda path: path, threads=4, ahead=8)
+    assert [next(images)[0] for _ in range(10)] == [str(number) for number in range(10)]
+    time.sleep(0.1)
+    assert len(read) <= 10 + 8
+    images.close()
+    assert len(read) <= 10 + 8
+
+
+def test_unreadable_images_keep_their_place_in_the_order(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "b.png")
+    found = list(read_ahead([str(tmp_path / name) for name in "ab"] + [f"{tmp_path}/b.png"], lambda image: 1, 2, 2))
+    assert [isinstance(image, UnreadableError) for _, image in found] == [True, True, False]
+
+
+@pytest.mark.integration
+@pytest.mark.fault("Ctrl-C while predicting", "no partial table")
+def test_ctrl_c_leaves_no_table(checkpoint, phantoms, tmp_path):
+    folder = tmp_path / "in"
+    shutil.copytree(phantoms / "images", folder)
+    for number in range(40):
+        shutil.copytree(phantoms / "images", folder / str(number))
+    line = [sys.executable, str(REPOSITORY / "predict.py"), f"ckpt={checkpoint}", "input=in", "trainer=cpu"]
+    with subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:  # fmt: skip
+        assert any("images to read" in line for line in process.stdout)
+        time.sleep(2)
+        os.killpg(process.pid, signal.SIGINT)
+        output = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert re.fullmatch(r"interrupted.*\n", output[1]), output
+    assert not list(tmp_path.glob("logs/predict/runs/*/*.csv"))

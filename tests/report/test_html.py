@@ -1,0 +1,192 @@
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from fractatlas.errors import InputError
+from fractatlas.evaluation import assessment, metrics
+from fractatlas.evaluation.predictions_table import read_predictions
+from fractatlas.report.html import write_report
+from fractatlas.report.run_folder import RunFolder
+
+
+@pytest.fixture(scope="module")
+def page(run_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("report") / "run"
+    shutil.copytree(run_folder, folder)
+    return write_report(folder)
+
+
+@pytest.fixture
+def changed_run(run_folder, tmp_path) -> Callable[..., Path]:
+    """Copy the run folder with another table of predictions and other entries of metrics.json."""
+
+    def change(change_table: Callable[[pd.DataFrame], pd.DataFrame], **entries) -> Path:
+        folder = tmp_path / "run"
+        shutil.copytree(run_folder, folder)
+        change_table(read_predictions(folder / "predictions.csv")).to_csv(folder / "predictions.csv", index=False)
+        run = RunFolder(folder)
+        assessment.write(folder, assessment.assess(run.predictions, run.threshold, run.catalogue))
+        (folder / "metrics.json").write_text(json.dumps(run.metrics | entries))
+        return folder
+
+    return change
+
+
+@pytest.fixture
+def external_predictions(run_folder, tmp_path) -> Callable[[int], Path]:
+    """Make the run folder of evaluated predictions of another system, of the first images of the table."""
+
+    def make(images: int) -> Path:
+        table = pd.read_csv(run_folder / "predictions.csv")[["image_id", "label", "probability"]].head(images)
+        table.to_csv(tmp_path / "predictions.csv", index=False)
+        predictions = read_predictions(tmp_path / "predictions.csv")
+        point = {"rule": "fixed", "threshold": 0.5, "temperature": 1.0}
+        record = {"task_name": "theirs", "operating_point": point, "test": metrics.evaluate(predictions)}
+        record |= assessment.write(tmp_path, assessment.assess(predictions, 0.5))
+        (tmp_path / "metrics.json").write_text(json.dumps(record))
+        return tmp_path
+
+    return make
+
+
+def test_the_page_needs_no_network_and_no_other_file(page):
+    text = page.read_text()
+    assert not re.findall(r"""(?:src|href)=["']?(?!data:|#)[^"'\s>]+""", text)
+    assert "http" not in re.sub(r"data:[^\"]+", "", text)
+    assert "<script" not in text
+    assert len(text) < 10_000_000
+
+
+def test_the_table_of_contents_links_to_every_section(page):
+    text = page.read_text()
+    links = dict(re.findall(r'<li><a href="#([\w-]+)">(.+)</a></li>', text))
+    assert links == dict(re.findall(r'<h2 id="([\w-]+)">(.+)</h2>', text))
+    assert len(links) > 7
+
+
+def test_the_page_contains_curves_errors_and_heatmaps_as_pictures(page):
+    text = page.read_text()
+    svgs = [base64.b64decode(code).decode() for code in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", text)]
+    assert len(svgs) == 4
+    assert all(svg.startswith("<?xml") and svg.rstrip().endswith("</svg>") for svg in svgs)
+    assert "false negative (missed fracture)" in text
+    assert "false positive</span>" in text
+    assert text.count("data:image/jpeg;base64,") >= 20
+
+
+def test_the_first_stratum_has_the_scores_of_metrics_json(page):
+    run = RunFolder(page.parent)
+    assert [subset.name for subset in run.subsets] == ["val", "test"]
+    for subset in run.subsets:
+        row, score = subset.strata.iloc[0], run.metrics[subset.name]["auroc"]
+        assert row["auroc"] == pytest.approx(score["value"])
+        assert row["auroc_low"] == pytest.approx(score["low"])
+        assert f"{score['value']:.3f} <span" in page.read_text()
+
+
+def test_heat_in_a_corner_does_not_hit_the_boxes(page):
+    summary = RunFolder(page.parent).subsets[-1].localisation_summary["all"]
+    assert summary["n"] > 5
+    assert summary["hit"]["value"] < summary["hit_centre"]["value"] + 0.05
+    located = pd.read_csv(page.parent / "localisation.csv")
+    assert set(located["split"]) == {"val", "test"}
+
+
+def test_the_accuracy_of_constant_predictions_does_not_differ_from_the_majority_rate(changed_run):
+    folder = changed_run(lambda table: table.assign(probability=0.01))
+    assert "the accuracy is not significantly different from it" in write_report(folder).read_text()
+
+
+@pytest.mark.fault("hostile ids and paths on the page", "escaped")
+def test_html_in_a_name_is_escaped(changed_run):
+    name = "<script>alert(1)</script>"
+    text = write_report(changed_run(lambda table: table, task_name=name)).read_text()
+    assert name not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_a_page_is_made_from_predictions_of_another_system(external_predictions):
+    folder = external_predictions(100)
+    text = write_report(folder).read_text()
+    (subset,) = RunFolder(folder).subsets
+    assert subset.name == "test"
+    assert len(subset.table) == len(pd.read_csv(folder / "predictions.csv"))
+    assert "There are no heatmaps" in text
+
+
+def test_the_model_card_of_external_predictions_contains_only_what_is_known(external_predictions):
+    folder = external_predictions(1)
+    page = write_report(folder).read_text()
+    text = (folder / "model_card.md").read_text()
+    assert "nan" not in re.findall(r"\w+", text)
+    assert "undefined" in text
+    for claim in ("radiologists", "chosen on the validation subset", "one logit", "public data set"):
+        assert claim not in text
+    assert "Ensembling | None" not in text
+    assert "were chosen" not in page
+
+
+def test_the_checklist_has_an_answer_to_all_42_items(page):
+    card = (page.parent / "model_card.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| (.+) \| (.+) \|$", card, re.MULTILINE)
+    assert [int(number) for number, _, _ in rows] == list(range(1, 43))
+    assert all(answer.strip() for _, _, answer in rows)
+
+
+def test_an_unfinished_run_and_one_without_strata_are_refused(run_folder, tmp_path):
+    with pytest.raises(InputError, match="is not a finished run folder: it has no metrics.json"):
+        write_report(tmp_path)
+    for name in ("metrics.json", "predictions.csv"):
+        shutil.copy(run_folder / name, tmp_path)
+    with pytest.raises(InputError, match="no strata.csv: the run had report=false"):
+        write_report(tmp_path)
+
+
+def test_the_report_command_does_not_import_torch(page):
+    code = (
+        "import sys; from fractatlas.cli.main import main; main('report'); import fractatlas.report.compare\n"
+        "import fractatlas.evaluation.external_predictions\n"
+        "assert not {'torch', 'lightning', 'torchvision'} & set(sys.modules)"
+    )
+    line = [sys.executable, "-c", code, str(page.parent)]
+    printed = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert printed.strip() == str(page)
+
+
+@pytest.mark.integration
+@pytest.mark.fault("page with hostile ids in Chromium", "nothing runs, nothing is fetched")
+def test_a_browser_runs_no_code_from_names(changed_run):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not browser:
+        pytest.skip("no Chromium: apt-get install chromium")
+    hostile = (
+        "<img src=x onerror=\"document.title='ran'\">", "<script>document.title='ran'</script>",
+        "'\"><svg onload=document.title='ran'>", "javascript:document.title='ran'", "{{ 7 * 7 }}",
+    )  # fmt: skip
+
+    def rename(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(image_id=[f"{hostile[int(name[3:10]) % 5]}{name}" for name in table["image_id"]])
+
+    folder = changed_run(rename, task_name=hostile[0])
+    rename(pd.read_csv(folder / "catalogue.csv")).to_csv(folder / "catalogue.csv", index=False)
+    for name in ("heatmaps.npz", "localisation.csv"):
+        (folder / name).unlink(missing_ok=True)
+    page = write_report(folder)
+    flags = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", f"--user-data-dir={folder}/profile")  # fmt: skip
+    line = [browser, *flags, "--virtual-time-budget=2000", "--dump-dom", page.as_uri()]
+    shown = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert "<title>ran" not in shown
+    assert "&lt;script&gt;" in shown
+    assert not re.search(r"<(script|svg|img src=.?x)", shown)
+    names = re.findall(r"<figcaption>.*?<br>([^<]*)", shown)
+    assert names
+    assert all("49" not in name.partition("IMG")[0] for name in names)

@@ -1,0 +1,359 @@
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+
+from fractatlas.experiments.plan import read_plan
+from fractatlas.overrides import compose_config
+from fractatlas.search import storage
+from tests.conftest import REPOSITORY
+from tests.search.processes import search_arguments, start, sweep
+
+STUDY = Path("logs", "search", "densenet_tiny_phantom")
+QUICK, SLOW = {"seconds": 0.0}, {"seconds": 30.0}
+SEARCHED = ("learning rate", "batch size", "epochs", "optimizer", "weight decay", "dropout")
+
+
+def trials_of(folder: Path) -> pd.DataFrame:
+    return pd.read_csv(folder / STUDY / "trials.csv", keep_default_na=False).set_index("iteration")
+
+
+def points(trials: pd.DataFrame) -> set[tuple]:
+    searched = [name for name in SEARCHED if name in trials]
+    return set(trials[searched].itertuples(index=False))
+
+
+def wait_for(happened, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def check_study(folder: Path) -> None:
+    """Check that all trials have ended, and that complete ones have folders and different hyperparameters."""
+    trials = trials_of(folder)
+    assert set(trials["state"]) <= {"complete", "failed", "pruned", "interrupted"}
+    complete = trials[trials["state"] == "complete"]
+    for number in complete.index:
+        assert (folder / STUDY / str(number) / "metrics.json").is_file()
+    assert len(points(complete)) == len(complete)
+
+
+@pytest.mark.integration
+def test_default_search_matches_the_reference_report(tmp_path, phantoms):
+    status, output = sweep(tmp_path, phantoms, fake=QUICK)
+    assert status == 0, output
+    trials = trials_of(tmp_path)
+    assert list(trials.index) == list(range(15))
+    assert list(trials.columns) == [
+        "learning rate", "batch size", "epochs", "optimizer", "weight decay", "dropout", "train accuracy",
+        "val accuracy", "train loss", "val AUROC", "state", "seconds", "seed", "note",
+    ]  # fmt: skip
+    assert trials["learning rate"].between(1e-4, 1e-2).all()
+    assert trials["weight decay"].between(1e-4, 5e-3).all()
+    assert set(trials["batch size"]) == {32, 64}
+    assert set(trials["epochs"]) == {2, 3}
+    assert set(trials["optimizer"]) == {"adam", "sgd"}
+    assert set(trials["dropout"]) == {0.1, 0.3, 0.5}
+    assert len((tmp_path / STUDY / "trials.md").read_text().splitlines()) == 17
+    page = (tmp_path / STUDY / "search.html").read_text()
+    assert 'src="http' not in page
+    assert page.count("plotly-graph-div") >= 4
+    assert "15 trials: 15 complete, 0 pruned, 0 failed" in output
+
+
+def test_best_trial_is_written_as_experiment_and_plan(tmp_path, phantoms):
+    status, output = sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=2", fake=QUICK)
+    assert status == 0, output
+    trials = trials_of(tmp_path)
+    best = trials.loc[trials["val accuracy"].idxmax()]
+    plan = read_plan(tmp_path / STUDY / "refit.yaml")
+    assert plan.seeds == [0, 1, 2]
+    assert plan.recipes == {f"trial {trials['val accuracy'].idxmax()}": ["experiment=best"]}
+    config = compose_config(plan.options(["experiment=best"]))
+    assert config["optimizer"]["lr"] == best["learning rate"]
+    assert config["optimizer"]["_target_"].lower().endswith(best["optimizer"])
+    assert config["data"]["batch_size"] == best["batch size"]
+    assert config["data"]["root"] == str(phantoms)
+    assert config["model"]["variant"] == "densenet_tiny"
+    assert config["test"] is True
+    assert config["callbacks"]["last"]
+
+
+def test_same_command_resumes_until_n_trials(tmp_path, phantoms):
+    status, output = sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=2", fake=QUICK)
+    assert status == 0, output
+    before = trials_of(tmp_path)
+    finished = {file: file.stat().st_mtime_ns for file in (tmp_path / STUDY).glob("*/metrics.json")}
+    status, output = sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=4", fake=QUICK)
+    assert status == 0, output
+    after = trials_of(tmp_path)
+    assert list(after.index) == list(range(4))
+    assert after.loc[:1].equals(before)
+    assert all(file.stat().st_mtime_ns == then for file, then in finished.items())
+    assert len(points(after)) == 4  # the first points were not sampled again
+    status, output = sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=4", fake=QUICK)
+    assert status == 0, output
+    assert trials_of(tmp_path).equals(after)
+
+
+@pytest.mark.integration
+def test_resumed_search_samples_the_same_points(tmp_path, phantoms):
+    for name, totals in (("one_run", (8,)), ("resumed", (3, 6, 8))):
+        (tmp_path / name).mkdir()
+        for total in totals:
+            assert sweep(tmp_path / name, phantoms, f"hydra.sweeper.n_trials={total}", fake=QUICK)[0] == 0
+    assert points(trials_of(tmp_path / "one_run")) == points(trials_of(tmp_path / "resumed"))
+
+
+@pytest.mark.integration
+def test_killed_and_interrupted_search_samples_the_same_points(tmp_path, phantoms):
+    (tmp_path / "one_run").mkdir()
+    assert sweep(tmp_path / "one_run", phantoms, "hydra.sweeper.n_trials=5", fake=QUICK)[0] == 0
+    (tmp_path / "killed").mkdir()
+    arguments = ["hydra.sweeper.n_trials=5", "hydra.sweeper.heartbeat_timeout=2"]
+    for sign in (signal.SIGKILL, signal.SIGINT):
+        process = start(tmp_path / "killed", phantoms, *arguments, fake=SLOW)
+        output = tmp_path / "killed" / f"output-{process.pid}.txt"
+        wait_for(lambda output=output: output.is_file() and "Launching" in output.read_text())
+        os.kill(process.pid, sign)
+        process.join(60)
+    assert sweep(tmp_path / "killed", phantoms, *arguments, fake=QUICK)[0] == 0
+    trials = trials_of(tmp_path / "killed")
+    assert points(trials[trials["state"] == "complete"]) == points(trials_of(tmp_path / "one_run"))
+    check_study(tmp_path / "killed")
+
+
+@pytest.mark.integration
+def test_trial_waits_for_a_worker_that_died_while_sampling(tmp_path, phantoms):
+    """The next trial waits longer than the heartbeat timeout, and its own heartbeats continue meanwhile."""
+    assert sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=1", fake=QUICK)[0] == 0
+    opened = storage.open_storage(f"sqlite:///{tmp_path}/logs/search/studies.db", 4)
+    study = optuna.load_study(study_name=STUDY.name, storage=opened)
+    study.ask()  # and the worker dies
+    arguments = ["hydra.sweeper.n_trials=3", "hydra.sweeper.heartbeat_timeout=4"]
+    status, output = sweep(tmp_path, phantoms, *arguments, fake=QUICK)
+    assert status == 0, output
+    assert "waiting for another process to sample trial 1" in output
+    trials = trials_of(tmp_path)
+    assert trials["state"].tolist() == ["complete"] * 3
+    assert trials["note"].tolist() == [""] * 3
+    assert 1 not in trials.index  # it was never sampled
+
+
+@pytest.fixture(scope="module")
+def started_study(tmp_path_factory, phantoms) -> Path:
+    """Return a folder with a study of two trials."""
+    folder = tmp_path_factory.mktemp("started_study")
+    status, output = sweep(folder, phantoms, "hydra.sweeper.n_trials=2", fake=QUICK)
+    assert status == 0, output
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("monitor=val/auroc", 'settings: monitor was "val/accuracy", is "val/auroc"\nUndo'),
+        ("split=random", "split._target_ was"),
+        ("loss.pos_weight=4", "loss.pos_weight was null, is 4"),
+        ("model.dropout=0.2", "search space: model.dropout was one of 0.1, 0.3, 0.5, is absent"),
+        ("data.keep_contradictions=true", "data.keep_contradictions was false, is true"),
+        ("optimizer=sgd", "search space: optimizer was"),
+    ],
+)
+def test_other_settings_are_refused(started_study, phantoms, override, message):
+    status, output = sweep(started_study, phantoms, "hydra.sweeper.n_trials=4", override, fake=QUICK)
+    assert status == 1
+    assert "error: study densenet_tiny_phantom has trials with other settings: " in output
+    assert message in output
+    assert "Traceback" not in output
+    assert len(trials_of(started_study)) == 2
+
+
+def test_other_images_are_refused(tmp_path, phantoms):
+    root = tmp_path / "phantoms"
+    shutil.copytree(phantoms, root)
+    assert sweep(tmp_path, root, "hydra.sweeper.n_trials=1", fake=QUICK)[0] == 0
+    next((root / "images" / "Non_fractured").iterdir()).unlink()
+    status, output = sweep(tmp_path, root, "hydra.sweeper.n_trials=2", fake=QUICK)
+    assert status == 1
+    assert "has trials with other settings: data was" in output
+
+
+def test_sweeper_is_imported_without_torch():
+    code = "import sys, fractatlas.search.sweeper; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("hydra.sweeper.n_trials=0", "n_trials=0: should be greater than or equal to 1"),
+        ("hydra.sweeper.trials=9", "unknown key 'hydra.sweeper.trials'"),
+        ("hydra.sweeper.storage=nonsense", "hydra.sweeper.storage=nonsense: should be like"),
+        ("test=true", "a search does not use the test subset"),
+        ("optimzer.lr=1", "unknown key 'optimzer.lr'"),
+        ("trainer.max_epochs=0", "trainer.max_epochs=0: should be"),
+        ("hydra.sweeper.params={}", "would be merged with the search space"),
+        ("hydra.sweeper.storage=sqlite:///nowhere/x.db", "there is no folder"),
+        (
+            "hydra/sweeper/sampler=tpo",
+            "hydra/sweeper/sampler=tpo: no such choice; the choices are gp, qmc, random, tpe",
+        ),
+    ],
+)
+def test_mistakes_are_reported_before_data_are_read(tmp_path, phantoms, override, message):
+    status, output = sweep(tmp_path, phantoms, override, fake=QUICK)
+    assert status == 1
+    assert message in output
+    assert "images" not in output
+    assert "Traceback" not in output
+    assert not list(tmp_path.glob("logs/search/*/0"))
+
+
+@pytest.mark.fault("trials that diverge, raise, run out of memory", "stored with the reason, the search continues")
+def test_failed_trials_are_stored_and_the_search_continues(tmp_path, phantoms):
+    fail = {1: "raise", 3: "memory", 4: "nan"}
+    status, output = sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=6", fake={"fail": fail})
+    assert status == 0, output
+    trials = trials_of(tmp_path)
+    assert list(trials["state"]) == ["complete", "failed", "complete", "failed", "failed", "complete"]
+    assert trials.loc[1, "note"] == "ZeroDivisionError: a bug"
+    assert trials.loc[3, "note"] == "out of memory: could not allocate"
+    assert trials.loc[4, "note"] == "val/accuracy is nan"
+    assert "6 trials: 3 complete, 0 pruned, 3 failed" in output
+    assert "a bug" in (tmp_path / STUDY / "1" / "failure.txt").read_text()
+
+
+def test_three_failures_at_the_start_end_the_search(tmp_path, phantoms):
+    status, output = sweep(tmp_path, phantoms, fake={"fail": dict.fromkeys(range(15), "raise")})
+    assert status == 1
+    assert "error: the first 3 trials failed, the last one with: ZeroDivisionError: a bug" in output
+    assert len(trials_of(tmp_path)) == 3
+
+
+def test_interrupted_trial_is_repeated(tmp_path, phantoms):
+    status, output = sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=4", fake={"fail": {2: "interrupt"}})
+    assert status == 1
+    assert "interrupted; the same command resumes the study" in output
+    assert list(trials_of(tmp_path)["state"]) == ["complete", "complete", "interrupted"]
+    status, output = sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=4", fake=QUICK)
+    assert status == 0, output
+    trials = trials_of(tmp_path)
+    assert list(trials["state"]) == ["complete", "complete", "interrupted", "complete", "complete"]
+    assert trials.loc[3, "note"] == "repeats trial 2"
+    assert len(points(trials)) == 4
+    check_study(tmp_path)
+
+
+@pytest.mark.fault("search killed with -9, started again", "15 complete trials, none twice")
+@pytest.mark.integration
+def test_search_survives_kills_at_random_moments(tmp_path, phantoms):
+    draw = random.Random(0)
+    arguments = ["hydra.sweeper.heartbeat_timeout=2", "hydra.sweeper.n_trials=15"]
+    for _ in range(10):
+        process = start(tmp_path, phantoms, *arguments, fake={"seconds": 0.2})
+        process.join(draw.uniform(1.5, 5))
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+    status, output = sweep(tmp_path, phantoms, *arguments, fake={"seconds": 0.2})
+    assert status == 0, output
+    assert (trials_of(tmp_path)["state"] == "complete").sum() == 15
+    check_study(tmp_path)
+
+
+@pytest.mark.fault("two searches on one study at once", "every trial once")
+@pytest.mark.integration
+def test_processes_share_a_study_without_repeating_a_trial(tmp_path, phantoms):
+    # The space has six points.
+    fixed = ["optimizer.lr=1e-3", "optimizer.weight_decay=1e-3", "data.batch_size=32", "trainer.max_epochs=2"]
+    arguments = [*fixed, "hydra.sweeper.n_trials=6"]
+    processes = [start(tmp_path, phantoms, *arguments, fake={"seconds": 0.5}) for _ in range(3)]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    trials = trials_of(tmp_path)
+    assert list(trials["state"]) == ["complete"] * 6
+    assert len(set(trials[["optimizer", "dropout"]].itertuples(index=False))) == 6
+
+
+@pytest.mark.integration
+def test_finite_space_is_searched_completely(tmp_path, phantoms):
+    # With this seed, TPE without uniform sampling proposes five of the six points again and again.
+    fixed = ["optimizer.lr=1e-3", "optimizer.weight_decay=1e-3", "data.batch_size=32", "trainer.max_epochs=2", "seed=0"]
+    status, output = sweep(tmp_path, phantoms, *fixed, "hydra.sweeper.n_trials=7", fake=QUICK)
+    assert status == 1
+    assert "the search space is exhausted" in output
+    trials = trials_of(tmp_path)
+    assert list(trials["state"]) == ["complete"] * 6
+    check_study(tmp_path)
+
+
+@pytest.mark.integration
+def test_slow_trial_is_not_repeated(tmp_path, phantoms):
+    arguments = ["hydra.sweeper.n_trials=2", "hydra.sweeper.heartbeat_timeout=2"]
+    slow = start(tmp_path, phantoms, *arguments, fake={"seconds": 6})
+    while not (tmp_path / STUDY / "0" / "started").is_file():
+        time.sleep(0.1)
+    status, output = sweep(tmp_path, phantoms, *arguments, fake=QUICK)
+    slow.join(60)
+    assert status == slow.exitcode == 0, output
+    assert list(trials_of(tmp_path)["state"]) == ["complete", "complete"]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("sampler", ["gp", "random", "qmc"])
+def test_other_samplers(tmp_path, phantoms, sampler):
+    arguments = [f"hydra/sweeper/sampler={sampler}", "hydra.sweeper.n_trials=7"]
+    status, output = sweep(tmp_path, phantoms, *arguments, fake=QUICK)
+    assert status == 0, output
+    check_study(tmp_path)
+    assert len(trials_of(tmp_path)) == 7
+
+
+@pytest.mark.integration
+def test_pruned_trials_are_stopped_and_listed(tmp_path, phantoms):
+    arguments = ["hydra/sweeper/pruner=median", "hydra.sweeper.pruner.n_startup_trials=2"]
+    for total in (8, 12):  # resumed, because a pruner compares with earlier trials
+        status, output = sweep(tmp_path, phantoms, *arguments, f"hydra.sweeper.n_trials={total}", fake=QUICK)
+        assert status == 0, output
+    trials = trials_of(tmp_path)
+    assert len(trials) == 12
+    assert 1 <= (trials["state"] == "pruned").sum() <= 10
+    assert (trials["state"] == "pruned").sum() + (trials["state"] == "complete").sum() == 12
+    # Only trials that are worse than another one are pruned.
+    worst = trials.loc[trials["state"] == "pruned", "val accuracy"].max()
+    assert worst < trials.loc[trials["state"] == "complete", "val accuracy"].max()
+
+
+@pytest.mark.integration
+def test_joblib_launcher_runs_trials_in_parallel(tmp_path, phantoms):
+    parallel = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweeper.n_jobs=2"]
+    arguments = [*parallel, "hydra.sweeper.n_trials=2", "trainer.max_epochs=1"]
+    line = [sys.executable, str(REPOSITORY / "train.py"), *search_arguments(phantoms, *arguments)]
+    result = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    check_study(tmp_path)
+    assert list(trials_of(tmp_path)["state"]) == ["complete"] * 2
+
+
+@pytest.mark.integration
+def test_trials_on_two_devices_join_one_study(tmp_path, phantoms):
+    arguments = ["trainer=ddp_cpu", "trainer.max_epochs=1", "hydra.sweeper.n_trials=2"]
+    status, output = sweep(tmp_path, phantoms, *arguments)
+    assert status == 0, output
+    assert list(trials_of(tmp_path)["state"]) == ["complete"] * 2
+    check_study(tmp_path)
+    names = optuna.get_all_study_names(f"sqlite:///{tmp_path}/logs/search/studies.db")
+    assert names == ["densenet_tiny_phantom"]
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["search"]

@@ -1,0 +1,68 @@
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from fractatlas.errors import InputError
+from fractatlas.overrides import compose_config, prepare
+from fractatlas.schema import EvaluateConfig, TrainConfig
+
+
+def parsed(argument: str) -> str:
+    return OverridesParser.create().parse_override(argument).value()
+
+
+@pytest.mark.parametrize("value", ["/data/Röntgen (alt)", "~/x ray's", "a#b=c", "it's \\", "a,b[c"])
+def test_a_value_that_hydra_cannot_parse_is_taken_as_typed(value):
+    (argument,) = prepare([f"data.root={value}"], TrainConfig)
+    assert parsed(argument) == value
+
+
+def test_a_path_is_taken_as_typed_even_if_hydra_can_parse_it(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    arguments = prepare(["ckpt=1e3", "predictions=a,b", "catalogue=~/x.csv"], EvaluateConfig)
+    assert [parsed(argument) for argument in arguments] == ["1e3", "a,b", "/home/me/x.csv"]
+    assert prepare(arguments, EvaluateConfig) == arguments  # as in a second process of a run
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_resuming_a_folder_that_is_not_a_run_folder_is_refused(tmp_path, plus):
+    for folder in (tmp_path, ""):
+        with pytest.raises(InputError, match="not a run folder"):
+            prepare([f"{plus}resume={folder}"], TrainConfig)
+
+
+@pytest.mark.parametrize("argument", ["model=resnet", "split.seed=1", "optimizer.lr=0.5", "data.batch_size=8", "-m"])
+def test_resuming_with_another_model_or_data_set_is_refused(tmp_path, argument):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").touch()
+    with pytest.raises(InputError, match=f"remove {argument}"):
+        prepare([f"resume={tmp_path}", argument], TrainConfig)
+
+
+def test_an_option_of_hydra_can_be_followed_by_its_value():
+    assert prepare(["--config-dir", "logs/a b", "experiment=best", "--cfg", "job", "-m"], TrainConfig) == [
+        "--config-dir=logs/a b", "experiment=best", "--cfg=job", "-m"
+    ]  # fmt: skip
+
+
+def test_an_experiment_outside_the_package_is_composed(tmp_path):
+    folder = tmp_path / "it's mine, (new)"
+    (folder / "experiment").mkdir(parents=True)
+    (folder / "experiment" / "mine.yaml").write_text("# @package _global_\nmodel:\n  dropout: 0.25\n")
+    for option in ([f"--config-dir={folder}"], ["--config-dir", str(folder)]):
+        assert compose_config([*option, "experiment=mine"])["model"]["dropout"] == 0.25
+    with pytest.raises(InputError, match="experiment=mine: no such choice; the choices are baseline_densenet"):
+        compose_config(["experiment=mine"])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("densenet", "densenet: should be key=value"),
+        ("model=", "model=: needs one of the choices"),
+        ("model.dropout=0.1,0.3", "model.dropout=0.1,0.3: several values need -m"),
+        ("split=manifest", "split.path needs a value"),
+    ],
+)
+def test_a_wrong_option_is_refused_with_a_remedy(option, message):
+    with pytest.raises(InputError, match=message):
+        compose_config([option])

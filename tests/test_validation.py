@@ -1,0 +1,53 @@
+import re
+
+import pytest
+
+from fractatlas.errors import InputError
+from fractatlas.overrides import compose_config
+from fractatlas.schema import EvaluateConfig, TrainConfig
+from fractatlas.validation import group_keys, known_keys, metric_mode, path_keys, unknown_key_message
+
+
+@pytest.mark.fault("wrong value of a key", "refused in one line, nothing read")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.dropout=abc", "model.dropout=abc: should be a valid number"),
+        ("model.dropout=1.5", "model.dropout=1.5: should be less than 1"),
+        ("data.batch_size=0", "data.batch_size=0: should be greater than or equal to 1"),
+        ("data.batch_size=true", "data.batch_size=true: should be a valid integer"),
+        ("optimizer.lr=-1", "optimizer.lr=-1: should be greater than 0"),
+        ("seed='1'", "seed=1: should be a valid integer"),
+        ("monitor=val/acc", "monitor=val/acc: should be 'val/loss', 'val/accuracy'"),
+        ("split.ratios=[0.5,0.5]", "split.ratios=[0.5, 0.5]: List should have at least 3 items"),
+        ("+trainer.max_epoch=3", "unknown key 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
+        ("++model.droput=0.1", "unknown key 'model.droput'; did you mean 'model.dropout'?"),
+        ("+lr=1", "unknown key 'lr'; did you mean 'optimizer.lr'?"),
+        ("optimizer._target_=os.system", "optimizer._target_=os.system: should be one of 'torch.optim.Adam'"),
+        ("trainer.limit_val_batches=0", "trainer.limit_val_batches=0: should be greater than or equal to 1"),
+        ("trainer.check_val_every_n_epoch=9", "no epoch would be validated"),
+        ("~callbacks.checkpoint", "callbacks.checkpoint needs a value"),
+        ("~model.dropout", "model.dropout needs a value"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line_that_states_what_is_allowed(override, message):
+    with pytest.raises(InputError, match=re.escape(message)) as raised:
+        compose_config([override])
+    assert "\n" not in str(raised.value)
+
+
+def test_a_key_of_another_choice_is_distinguished_from_an_unknown_key():
+    message = unknown_key_message("optimizer.momentum", TrainConfig)
+    assert message.startswith("'optimizer.momentum' does not belong to the chosen 'optimizer'")
+    assert "optimizer.momentum" in known_keys(TrainConfig)
+
+
+def test_groups_and_paths_of_a_schema():
+    assert {"data", "model", "optimizer", "trainer", "callbacks"} <= group_keys(TrainConfig)
+    assert not {"seed", "resume", "monitor"} & group_keys(TrainConfig)
+    assert path_keys(EvaluateConfig) == {"ckpt", "predictions", "catalogue", "heatmaps", "data_root"}
+
+
+def test_a_smaller_value_is_better_for_a_loss_only():
+    assert metric_mode("val/loss") == "min"
+    assert {metric_mode(f"val/{name}") for name in ("accuracy", "auroc", "mcc")} == {"max"}
