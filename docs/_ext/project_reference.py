@@ -1,0 +1,275 @@
+"""Generate reference pages from the code: directives ``configuration`` and ``command``.
+
+``configuration GROUP`` lists every choice of a configuration group with its keys. Types and ranges come from
+``fractatlas/schema.py``; defaults and meanings come from ``conf/`` and its comments. ``meanings.yaml`` beside this file
+has the meaning of keys that ``conf/`` does not comment.
+"""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from annotated_types import Ge, Gt, Interval, Le, Len, Lt
+from sphinx.util.docutils import SphinxDirective
+
+from fractatlas import schema
+from fractatlas.overrides import CONF
+
+GLOBAL = "# @package _global_"
+SCHEMAS = [value for value in vars(schema).values() if dataclasses.is_dataclass(value)]
+COMMANDS = {"train": schema.TrainConfig, "evaluate": schema.EvaluateConfig, "predict": schema.PredictConfig}
+MEANINGS: dict[str, str] = yaml.safe_load((Path(__file__).parent / "meanings.yaml").read_text(encoding="utf-8"))
+
+
+@dataclass
+class Entry:
+    """One key of a YAML file: its value as written, or the keys below it, and the comment beside it."""
+
+    value: "str | dict[str, Entry]"
+    comment: str
+
+
+@dataclass
+class Row:
+    """One key of a configuration as the reference shows it."""
+
+    key: str
+    kind: str
+    default: str
+    meaning: str
+
+
+def read_choice(file: Path, extend: bool = True) -> tuple[str, dict[str, Entry]]:
+    """Read a file of ``conf/``: the comment at its top and its keys, with those of the choices that it extends."""
+    text = file.read_text(encoding="utf-8")
+    head = []
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            break
+        if line != GLOBAL:
+            head.append(line.lstrip("# "))
+    node = yaml.compose(text)
+    keys = _entries(node, text.splitlines()) if node is not None else {}
+    inherited: dict[str, Entry] = {}
+    for item in yaml.safe_load(text)["defaults"] if "defaults" in keys else ():
+        if isinstance(item, str) and item != "_self_" and extend:
+            inherited = _merge(inherited, read_choice(file.parent / f"{item}.yaml")[1])
+        elif isinstance(item, dict) and not next(iter(item)).startswith("override"):
+            name, choice = next(iter(item.items()))
+            inherited[name] = Entry(str(choice), "group")
+    keys.pop("defaults", None)
+    return " ".join(head), _merge(inherited, keys)
+
+
+def rows(keys: dict[str, Entry], schema_class: type, prefix: str) -> Iterator[Row]:
+    """Yield the rows of a choice, nested keys as ``parent.key``."""
+    hints = get_type_hints(schema_class, include_extras=True)
+    for name, entry in keys.items():
+        if name.startswith("_"):
+            continue
+        key, hint = f"{prefix}{name}", hints.get(name, Any)
+        if entry.comment == "group":
+            yield Row(key, "group", f"`{entry.value}`", f"see the group `{name}`")
+        elif isinstance(entry.value, dict) and (part := schema_of(entry.value)):
+            yield Row(key, describe(hint), f"`{part.__name__}`", _meaning(key, entry, part))
+            yield from rows(entry.value, part, f"{key}.")
+        else:
+            value = "{}" if isinstance(entry.value, dict) else entry.value
+            yield Row(key, describe(hint), f"`{value}`" if value != '""' else "(empty)", _meaning(key, entry, None))
+
+
+def schema_of(keys: dict[str, Entry]) -> type | None:
+    """Return the dataclass of ``schema.py`` that lists the ``_target_`` of a choice."""
+    target = keys.get("_target_")
+    for schema_class in SCHEMAS:
+        if target and target.value in get_args(get_type_hints(schema_class).get("_target_", Any)):
+            return schema_class
+    return None
+
+
+def describe(hint: Any) -> str:
+    """Describe a type with its range for readers: ``int, at least 1``."""
+    if hint is type(None):
+        return "`null`"
+    if hint is Any:
+        return ""
+    if get_origin(hint) is Literal:
+        return ", ".join(f"`{_plain(value)}`" for value in get_args(hint))
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(filter(None, map(describe, get_args(hint)))))
+    if get_origin(hint) is Annotated:
+        inner, *limits = get_args(hint)
+        if schema.AS_TYPED in limits:
+            return "path"
+        text = "name (letters, digits, `_`, `.`, `-`)" if hint == schema.Name else describe(inner)
+        return ", ".join([text, *filter(None, map(_limit, limits))])
+    if get_origin(hint) is list:
+        return f"list of {describe(get_args(hint)[0])}"
+    if get_origin(hint) is dict:
+        return "mapping"
+    if dataclasses.is_dataclass(hint):
+        return f"`{hint.__name__}`"
+    return {"str": "text", "bool": "`true`, `false`"}.get(hint.__name__, hint.__name__)
+
+
+def choices(group: str) -> list[Path]:
+    """Return the files of a group of ``conf/``."""
+    return sorted((CONF / group).glob("*.yaml"))
+
+
+def groups() -> list[str]:
+    """Return every group of ``conf/`` that has choices, such as ``model`` and ``hydra/sweeper/sampler``."""
+    return sorted({file.parent.relative_to(CONF).as_posix() for file in CONF.glob("*/**/*.yaml")})
+
+
+def group_markdown(group: str) -> str:
+    """Return the reference of one group as Markdown."""
+    parts = []
+    for file in choices(group):
+        summary, entries = read_choice(file)
+        schema_class, text, extended = schema_of(entries) or _container(group), "", _extended(file)
+        prefix = f"{group.replace('/', '.')}."
+        if file.read_text(encoding="utf-8").startswith(GLOBAL) or schema_class is None:
+            text = f"```yaml\n{_without_comment(file)}\n```\n"
+        elif table := list(rows(entries, schema_class, prefix)):
+            if extended:
+                own = [f"{prefix}{name}." for name in read_choice(file, extend=False)[1]]
+                table = [row for row in table if f"{row.key}.".startswith(tuple(own))]
+                text = f"The keys of `{group}={extended}`" + (", and:\n\n" if table else ".\n")
+            text += _table(table) if table else ""
+        summary = summary or ("" if extended else _docstring(schema_class))
+        title = f"conf/hydra/{file.name}" if group == "hydra" else f"{group}={file.stem}"
+        parts.append(f"**`{title}`** {summary}\n\n{text}\n")
+    return "\n".join(parts)
+
+
+def command_rows(command: str) -> list[Row]:
+    """Return the keys of ``conf/<command>.yaml`` that belong to no group."""
+    _, keys = read_choice(CONF / f"{command}.yaml")
+    return [row for row in rows(keys, COMMANDS[command], "") if row.kind != "group"]
+
+
+def help_text(verb: str) -> str:
+    """Return what ``fractatlas VERB --help`` prints; an empty verb gives the help of ``fractatlas``."""
+    arguments = [*verb.split(), "--help"]
+    found = subprocess.run(
+        [sys.executable, "-m", "fractatlas", *arguments], capture_output=True, text=True, check=True,
+        env={**{k: v for k, v in os.environ.items() if not k.startswith("FRACATLAS_")}, "COLUMNS": "100"},
+    )  # fmt: skip
+    return found.stdout.strip()
+
+
+class Configuration(SphinxDirective):
+    """``{configuration} GROUP``, or ``{configuration} train`` for the keys of a command that belong to no group."""
+
+    required_arguments = 1
+
+    def run(self) -> list:
+        """Parse the generated Markdown."""
+        name = self.arguments[0]
+        text = _table(command_rows(name)) if name in COMMANDS else group_markdown(name)
+        self.env.note_reread()  # Sphinx does not track changes of conf/ and schema.py
+        return self.parse_text_to_nodes(text)
+
+
+class Command(SphinxDirective):
+    """``{command} VERB``: the output of ``fractatlas VERB --help``."""
+
+    required_arguments = 0
+    optional_arguments = 1
+    final_argument_whitespace = True
+
+    def run(self) -> list:
+        """Show the help as a literal block."""
+        self.env.note_reread()
+        return self.parse_text_to_nodes(f"```text\n{help_text(' '.join(self.arguments))}\n```\n")
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Register the directives."""
+    app.add_directive("configuration", Configuration)
+    app.add_directive("command", Command)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _extended(file: Path) -> str:
+    defaults = yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults", [])
+    return next((item for item in defaults if isinstance(item, str) and item != "_self_"), "")
+
+
+def _entries(node: yaml.MappingNode, lines: list[str]) -> dict[str, Entry]:
+    found = {}
+    for key, value in node.value:
+        nested = isinstance(value, yaml.MappingNode) and not value.flow_style
+        end = key.end_mark if nested else value.end_mark
+        line = lines[end.line] if end.line < len(lines) else ""
+        comment = line[end.column :].partition("# ")[2].strip()
+        written = lines[value.start_mark.line][value.start_mark.column : value.end_mark.column]
+        if value.start_mark.line != value.end_mark.line:
+            written = ""
+        found[key.value] = Entry(_entries(value, lines) if nested else written or "null", comment)
+    return found
+
+
+def _merge(first: dict[str, Entry], second: dict[str, Entry]) -> dict[str, Entry]:
+    merged = dict(first)
+    for name, entry in second.items():
+        earlier = merged.get(name)
+        if earlier and isinstance(earlier.value, dict) and isinstance(entry.value, dict):
+            merged[name] = Entry(_merge(earlier.value, entry.value), entry.comment or earlier.comment)
+        else:
+            merged[name] = Entry(entry.value, entry.comment or (earlier.comment if earlier else ""))
+    return merged
+
+
+def _container(group: str) -> type | None:
+    return {"callbacks": schema.Callbacks, "paths": schema.Paths}.get(group)
+
+
+def _meaning(key: str, entry: Entry, schema_class: type | None) -> str:
+    text = entry.comment or MEANINGS.get(key, "") or _docstring(schema_class)
+    return re.sub(r"([|*<>])", r"\\\1", text)
+
+
+def _docstring(schema_class: type | None) -> str:
+    if schema_class is None or not schema_class.__doc__:
+        return ""
+    return schema_class.__doc__.strip().splitlines()[0].replace("``", "`")
+
+
+def _table(table: list[Row]) -> str:
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    lines += [f"| `{row.key}` | {row.kind} | {row.default} | {row.meaning} |" for row in table]
+    return "\n".join(lines) + "\n"
+
+
+def _without_comment(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    start = next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return "\n".join(lines[start:]).strip()
+
+
+def _limit(limit: Any) -> str:
+    if isinstance(limit, Interval):
+        low = f"above {limit.gt}" if limit.gt is not None else f"{limit.ge}"
+        high = f"below {limit.lt}" if limit.lt is not None else f"{limit.le}"
+        return f"{low} to {high}"
+    if isinstance(limit, Len):
+        return f"{limit.min_length} of them"
+    words = {Ge: "at least {}", Gt: "above {}", Le: "at most {}", Lt: "below {}"}
+    for kind, text in words.items():
+        if isinstance(limit, kind):
+            return text.format(*dataclasses.astuple(limit))
+    return ""
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
