@@ -20,7 +20,7 @@ extensions = [
     "project_reference",
 ]
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["attrs_block", "colon_fence"]
 myst_heading_anchors = 4
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -32,6 +32,7 @@ smartquotes = False
 html_theme = "pydata_sphinx_theme"
 html_title = f"fractatlas {release}"
 html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_show_sourcelink = False
 html_theme_options = {
     "footer_start": ["copyright"],

@@ -246,7 +246,7 @@ def _docstring(schema_class: type | None) -> str:
 
 
 def _table(table: list[Row]) -> str:
-    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    lines = ["{.keys}", "| key | type | default | meaning |", "|---|---|---|---|"]
     lines += [f"| `{row.key}` | {row.kind} | {row.default} | {row.meaning} |" for row in table]
     return "\n".join(lines) + "\n"
 
