@@ -77,7 +77,7 @@ def rows(keys: dict[str, Entry], schema_class: type, prefix: str) -> Iterator[Ro
             continue
         key, hint = f"{prefix}{name}", hints.get(name, Any)
         if entry.comment == "group":
-            yield Row(key, "group", f"`{entry.value}`", f"see the group `{name}`")
+            yield Row(key, "choice", f"`{entry.value}`", f"see the configuration group `{name}`")
         elif isinstance(entry.value, dict) and (part := schema_of(entry.value)):
             yield Row(key, describe(hint), f"`{part.__name__}`", _meaning(key, entry, part))
             yield from rows(entry.value, part, f"{key}.")
@@ -121,17 +121,17 @@ def describe(hint: Any) -> str:
 
 
 def choices(group: str) -> list[Path]:
-    """Return the files of a group of ``conf/``."""
+    """Return the files of a configuration group of ``conf/``."""
     return sorted((CONF / group).glob("*.yaml"))
 
 
 def groups() -> list[str]:
-    """Return every group of ``conf/`` that has choices, such as ``model`` and ``hydra/sweeper/sampler``."""
+    """Return every configuration group that has choices, such as ``model`` and ``hydra/sweeper/sampler``."""
     return sorted({file.parent.relative_to(CONF).as_posix() for file in CONF.glob("*/**/*.yaml")})
 
 
 def group_markdown(group: str) -> str:
-    """Return the reference of one group as Markdown."""
+    """Return the reference of one configuration group as Markdown."""
     parts = []
     for file in choices(group):
         summary, entries = read_choice(file)
