@@ -19,12 +19,7 @@ def build(part: dict[str, Any], **arguments: Any) -> Any:
 
 
 def build_data(config: dict[str, Any], split: Any = None) -> RadiographDataModule:
-    """Build the data module.
-
-    Args:
-        config: a checked ``TrainConfig``, plain.
-        split: a function from a catalogue to a split; ``None`` builds the one of ``config``.
-    """
+    """Build the data module of a plain ``TrainConfig``; ``split`` replaces its function from a catalogue to a split."""
     return build(
         config["data"],
         split=split or build(config["split"]),
@@ -35,12 +30,7 @@ def build_data(config: dict[str, Any], split: Any = None) -> RadiographDataModul
 
 
 def build_classifier(config: dict[str, Any], pretrained: bool = True) -> FractureClassifier:
-    """Build the classifier.
-
-    Args:
-        config: a checked ``TrainConfig``, plain.
-        pretrained: whether to load the weights that ``config`` names; a checkpoint contains its own.
-    """
+    """Build the classifier of a plain ``TrainConfig``; ``pretrained=False`` does not load the weights that it names."""
     return FractureClassifier(
         backbone=build(config["model"] if pretrained else config["model"] | {"weights": None}),
         loss=build(config["loss"]),
@@ -51,23 +41,14 @@ def build_classifier(config: dict[str, Any], pretrained: bool = True) -> Fractur
 
 
 def build_trainer(config: dict[str, Any], run: Path, **arguments: Any) -> lightning.Trainer:
-    """Build Lightning's trainer, which writes below the folder ``run``.
-
-    Args:
-        config: any checked configuration, plain.
-        run: the run folder.
-        arguments: of ``lightning.Trainer``, beside those of ``config``.
+    """Build Lightning's trainer of any plain configuration; it writes below ``run`` and gets ``arguments``, too.
 
     Raises:
         InputError: this machine does not have the accelerator or the number of devices.
     """
     try:
-        return build(
-            config["trainer"],
-            default_root_dir=str(run),
-            use_distributed_sampler=False,  # the data module has its own samplers
-            **arguments,
-        )
+        # The data module has its own samplers.
+        return build(config["trainer"], default_root_dir=str(run), use_distributed_sampler=False, **arguments)
     except Exception as error:  # Hydra wraps Lightning's exception, for example for a missing accelerator
         cause = error.__cause__ or error
         raise InputError(f"trainer: {' '.join(str(cause).split())}") from None

@@ -3,9 +3,8 @@
 import csv
 import json
 import logging
-import os
-import tempfile
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
         OSError: with ``path`` as its ``filename``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        temporary.chmod(0o666 & ~_umask())
+        temporary.touch(exist_ok=False)
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        if error.filename in (None, name):
+        if error.filename in (None, str(temporary)):
             error.filename = str(path)  # the temporary name means nothing to the reader of the message
         raise
     finally:
@@ -82,6 +79,21 @@ def run_lock(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder}: another process is writing to this run folder; wait until it ends") from None
 
 
+def read_csv(path: Path, required: Sequence[str] = (), remedy: str = "", **options: Any) -> pd.DataFrame:
+    """Read a UTF-8 table with or without a byte order mark; ``options`` are those of pandas.
+
+    Raises:
+        InputError: the file is not a table, or lacks a ``required`` column; ``remedy`` ends this message.
+    """
+    try:
+        table = pd.read_csv(path, encoding="utf-8-sig", **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as CSV: {error}") from None
+    if missing := [name for name in required if name not in table]:
+        raise InputError(f"{path}: column {', '.join(missing)} is missing; {remedy}")
+    return table
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file atomically."""
     with atomic_path(path) as temporary:
@@ -104,9 +116,3 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write indented JSON atomically; raise ``ValueError`` for NaN and infinity, which JSON does not have."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

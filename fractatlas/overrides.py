@@ -8,6 +8,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -33,10 +34,6 @@ def prepare(arguments: Sequence[str], schema_class: type) -> list[str]:
 
     The values of ``path_keys`` are taken as they were typed, except in a multirun, where a comma separates values.
 
-    Args:
-        arguments: the command's arguments without its name.
-        schema_class: the schema of the command's configuration.
-
     Raises:
         InputError: an argument is not ``key=value``, or the run cannot be resumed, or not with these arguments.
     """
@@ -58,10 +55,7 @@ def prepare(arguments: Sequence[str], schema_class: type) -> list[str]:
 
 
 def compose_config(options: Sequence[str]) -> dict[str, Any]:
-    """Compose and check a training configuration.
-
-    Args:
-        options: overrides of ``train.py``, and ``--config-dir=DIR`` for experiments outside ``conf/``.
+    """Compose and check a training configuration from options of ``fractatlas train``, ``--config-dir`` included.
 
     Returns:
         The configuration as plain values, its paths relative to the working directory.
@@ -83,17 +77,10 @@ def compose_config(options: Sequence[str]) -> dict[str, Any]:
 
 def _joined(arguments: Sequence[str]) -> Iterator[str]:
     """Yield ``--config-dir DIR`` as ``--config-dir=DIR``, and every other argument unchanged."""
-    option = ""
-    for argument in arguments:
-        if option:
-            yield f"{option}={argument}"
-            option = ""
-        elif argument in OPTIONS_WITH_VALUE:
-            option = argument
-        else:
-            yield argument
-    if option:
-        yield option
+    rest = iter(arguments)
+    for argument in rest:
+        value = next(rest, None) if argument in OPTIONS_WITH_VALUE else None
+        yield argument if value is None else f"{argument}={value}"
 
 
 def _resume(folder: str, arguments: list[str]) -> list[str]:
@@ -103,19 +90,14 @@ def _resume(folder: str, arguments: list[str]) -> list[str]:
         raise InputError(f"resume={folder}: not a run folder (it has no .hydra/config.yaml); give a folder of logs/")
     if MULTIRUN & set(arguments):
         raise InputError(f"resume={folder} resumes one run: remove -m")
-    kept = []
-    for argument in arguments:
-        key = argument.lstrip("+").partition("=")[0]
+    keys = {argument: argument.lstrip("+").partition("=")[0] for argument in arguments}
+    for argument, key in keys.items():
         # Lightning starts further processes of a run with the output of this function and with Hydra's own keys.
-        if key.startswith(("hydra.", "paths.root", "--config-")):
-            kept.append(argument)
-        elif key not in RESUMABLE:
+        if not key.startswith(("hydra.", "paths.root", "--config-")) and key not in RESUMABLE:
             raise InputError(
                 f"resume={folder} uses the configuration that the run stores: remove {argument}; "
                 f"only {', '.join(RESUMABLE[1:])} can change"
             )
-        elif key != "resume":
-            kept.append(argument)
     hydra = OmegaConf.load(run / ".hydra" / "hydra.yaml").hydra
     formats = OmegaConf.select(hydra, "job_logging.formatters.simple", default={})  # absent if logging is disabled
     return [
@@ -126,7 +108,7 @@ def _resume(folder: str, arguments: list[str]) -> list[str]:
         _literal("hydra.run.dir", str(run)),
         "hydra.output_subdir=null",
         *(_literal(f"++hydra.job_logging.formatters.simple.{name}", value) for name, value in formats.items()),
-        *kept,
+        *(argument for argument, key in keys.items() if key != "resume"),
     ]
 
 
@@ -163,5 +145,4 @@ def _literal(key: str, value: str) -> str:
 
 def _as_string(value: str) -> str:
     """Return ``value`` as a quoted string of Hydra's grammar."""
-    escaped = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + match[2].replace("'", r"\'"), value)
-    return f"'{escaped}'"
+    return QuotedString(value, Quote.single).with_quotes()

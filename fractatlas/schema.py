@@ -2,11 +2,11 @@
 
 One dataclass for each part that Hydra instantiates; ``_target_`` selects it. A target that no dataclass lists is never
 instantiated, whether it comes from the command line or from a checkpoint. Defaults, and a description of each key, are
-in ``conf/``. ``fractatlas.validation`` applies this schema. This module imports no torch.
+in ``conf/``. ``fractatlas.validation`` applies this schema.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, dataclass_transform
 
 from annotated_types import Ge, Gt, Interval, Len, Lt
 from pydantic import ConfigDict, Field
@@ -27,23 +27,30 @@ AS_TYPED = "taken from the command line as it was typed"
 TypedPath = Annotated[str, Field(min_length=1), AS_TYPED]
 
 
+@dataclass_transform()
 class Strict:
-    """Refuse keys that the dataclass does not have."""
+    """Make each subclass a dataclass, and refuse keys that it does not have."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+    def __init_subclass__(cls):
+        dataclass(cls)
 
-@dataclass
-class Phantom(Strict):
+
+class Partial(Strict):
+    """Build a function that takes the remaining arguments later, instead of calling it."""
+
+    _partial_: Literal[True]
+
+
+class Phantom(Partial):
     """Generate phantoms on first use."""
 
     _target_: Literal["fractatlas.data.sources.phantom.generate"]
-    _partial_: Literal[True]
     images: Annotated[int, Ge(60)]
     seed: Count
 
 
-@dataclass
 class Data(Strict):
     """The images, and how they are cached and batched."""
 
@@ -58,38 +65,31 @@ class Data(Strict):
     pin_memory: bool
 
 
-@dataclass
-class DrawnSplit(Strict):
+class DrawnSplit(Partial):
     """Draw a split, stratified by label: by group, or by image."""
 
     _target_: Literal["fractatlas.data.splits.grouped_split", "fractatlas.data.splits.random_split"]
-    _partial_: Literal[True]
     ratios: Annotated[list[Proportion], Len(3, 3)]
     seed: Count
     previous: str | None
 
 
-@dataclass
-class KFoldSplit(Strict):
+class KFoldSplit(Partial):
     """Cross-validate by group: each fold is the test subset once."""
 
     _target_: Literal["fractatlas.data.splits.kfold_split"]
-    _partial_: Literal[True]
     folds: Annotated[int, Interval(ge=3, le=100)]
     fold: Count
     seed: Count
 
 
-@dataclass
-class ManifestSplit(Strict):
+class ManifestSplit(Partial):
     """Read the split from a CSV file."""
 
     _target_: Literal["fractatlas.data.splits.manifest_split"]
-    _partial_: Literal[True]
     path: str
 
 
-@dataclass
 class ResizeAndCrop(Strict):
     """Resize the shorter side, then crop the centre."""
 
@@ -100,7 +100,6 @@ class ResizeAndCrop(Strict):
     std: Annotated[list[Rate], Len(3, 3)]
 
 
-@dataclass
 class Letterbox(Strict):
     """Resize the longer side, then pad to a square."""
 
@@ -111,14 +110,12 @@ class Letterbox(Strict):
     std: Annotated[list[Rate], Len(3, 3)]
 
 
-@dataclass
 class NoAugmentation(Strict):
     """Leave training images unchanged."""
 
     _target_: Literal["torchvision.transforms.v2.Identity"]
 
 
-@dataclass
 class LightAugmentation(Strict):
     """Flip, rotate, and change brightness and contrast at random."""
 
@@ -129,7 +126,6 @@ class LightAugmentation(Strict):
     contrast: Probability
 
 
-@dataclass
 class Backbone(Strict):
     """Keys of both network families."""
 
@@ -142,7 +138,6 @@ class Backbone(Strict):
     channels_last: bool
 
 
-@dataclass
 class DenseNet(Backbone):
     """DenseNet (Huang et al. 2017)."""
 
@@ -150,7 +145,6 @@ class DenseNet(Backbone):
     variant: Literal["densenet121", "densenet161", "densenet169", "densenet201", "densenet_tiny"]
 
 
-@dataclass
 class ResNet(Backbone):
     """ResNet (He et al. 2016)."""
 
@@ -158,7 +152,6 @@ class ResNet(Backbone):
     variant: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet_tiny"]
 
 
-@dataclass
 class BinaryCrossEntropy(Strict):
     """Binary cross-entropy of the logit."""
 
@@ -166,16 +159,13 @@ class BinaryCrossEntropy(Strict):
     pos_weight: Rate | None
 
 
-@dataclass
-class Optimizer(Strict):
+class Optimizer(Partial):
     """Keys of every optimizer."""
 
-    _partial_: Literal[True]
     lr: Rate
     weight_decay: NonNegative
 
 
-@dataclass
 class Adam(Optimizer):
     """Adam, or AdamW with decoupled weight decay."""
 
@@ -183,7 +173,6 @@ class Adam(Optimizer):
     betas: Annotated[list[Annotated[float, Ge(0), Lt(1)]], Len(2, 2)]
 
 
-@dataclass
 class SGD(Optimizer):
     """Stochastic gradient descent with momentum."""
 
@@ -196,50 +185,39 @@ class SGD(Optimizer):
             raise ValueError("nesterov=true needs a momentum above 0")
 
 
-@dataclass
-class ConstantSchedule(Strict):
+class ConstantSchedule(Partial):
     """Keep the learning rate constant."""
 
     _target_: Literal["fractatlas.models.schedules.constant"]
-    _partial_: Literal[True]
 
 
-@dataclass
-class CosineSchedule(Strict):
+class CosineSchedule(Partial):
     """Increase the learning rate linearly, then decrease it to zero along a cosine."""
 
     _target_: Literal["fractatlas.models.schedules.cosine"]
-    _partial_: Literal[True]
     warmup: Annotated[float, Ge(0), Lt(1)]
 
 
-@dataclass
-class FixedThreshold(Strict):
+class FixedThreshold(Partial):
     """Classify as fractured if the probability is at least ``value``."""
 
     _target_: Literal["fractatlas.evaluation.operating_point.fixed"]
-    _partial_: Literal[True]
     value: Proportion
 
 
-@dataclass
-class YoudenThreshold(Strict):
+class YoudenThreshold(Partial):
     """Choose the threshold that maximises sensitivity + specificity on the validation subset."""
 
     _target_: Literal["fractatlas.evaluation.operating_point.youden"]
-    _partial_: Literal[True]
 
 
-@dataclass
-class SensitivityThreshold(Strict):
+class SensitivityThreshold(Partial):
     """Choose the highest threshold that reaches ``sensitivity`` on the validation subset."""
 
     _target_: Literal["fractatlas.evaluation.operating_point.target_sensitivity"]
-    _partial_: Literal[True]
     sensitivity: Annotated[float, Interval(gt=0, le=1)]
 
 
-@dataclass
 class Trainer(Strict):
     """Arguments of Lightning's ``Trainer`` that can be set; the others are fixed by the package."""
 
@@ -272,7 +250,6 @@ class Trainer(Strict):
             raise ValueError("check_val_every_n_epoch above max_epochs: no epoch would be validated")
 
 
-@dataclass
 class BestCheckpoint(Strict):
     """Save the checkpoint of the best epoch."""
 
@@ -281,7 +258,6 @@ class BestCheckpoint(Strict):
     monitor: Monitor
 
 
-@dataclass
 class LearningRateMonitor(Strict):
     """Log the learning rate."""
 
@@ -289,7 +265,6 @@ class LearningRateMonitor(Strict):
     logging_interval: Literal["step", "epoch"]
 
 
-@dataclass
 class EarlyStopping(Strict):
     """Stop after ``patience`` validations without an improvement of ``monitor``."""
 
@@ -299,21 +274,14 @@ class EarlyStopping(Strict):
     min_delta: NonNegative
 
 
-@dataclass
-class TerminalProgressBar(Strict):
-    """Show a progress bar on a terminal."""
+class Progress(Strict):
+    """Show the progress of the training."""
 
-    _target_: Literal["fractatlas.training.callbacks.TerminalProgressBar"]
-
-
-@dataclass
-class ProgressLines(Strict):
-    """Print progress lines for log files."""
-
-    _target_: Literal["fractatlas.training.callbacks.ProgressLines"]
+    _target_: Literal[
+        "fractatlas.training.callbacks.TerminalProgressBar", "fractatlas.training.callbacks.ProgressLines"
+    ]
 
 
-@dataclass
 class InputGrid(Strict):
     """Log a grid of preprocessed training images."""
 
@@ -321,7 +289,6 @@ class InputGrid(Strict):
     images: Positive
 
 
-@dataclass
 class LastCheckpoint(Strict):
     """Write ``last.ckpt`` at the start of each epoch, at these intervals, and when the run stops."""
 
@@ -330,7 +297,6 @@ class LastCheckpoint(Strict):
     every_minutes: Rate | None
 
 
-@dataclass
 class WeightAveraging(Strict):
     """Validate, save and score an exponential moving average of the weights."""
 
@@ -338,21 +304,19 @@ class WeightAveraging(Strict):
     decay: Proportion
 
 
-@dataclass
 class Callbacks(Strict):
     """Callbacks of a run; ``null`` disables one."""
 
     checkpoint: BestCheckpoint
     last: LastCheckpoint | None
     learning_rate: LearningRateMonitor | None
-    progress_bar: TerminalProgressBar | None
-    progress_lines: ProgressLines | None
+    progress_bar: Progress | None
+    progress_lines: Progress | None
     input_grid: InputGrid | None
     average: WeightAveraging | None
     early_stopping: EarlyStopping | None
 
 
-@dataclass
 class TensorBoard(Strict):
     """Write TensorBoard logs."""
 
@@ -362,7 +326,6 @@ class TensorBoard(Strict):
     version: str
 
 
-@dataclass
 class Paths(Strict):
     """Folders; every default is relative to ``root``."""
 
@@ -386,7 +349,6 @@ Scheduler = Annotated[ConstantSchedule | CosineSchedule, _BY_TARGET]
 Threshold = Annotated[FixedThreshold | YoudenThreshold | SensitivityThreshold, _BY_TARGET]
 
 
-@dataclass
 class TrainConfig(Strict):
     """A configuration composed from ``conf/train.yaml``."""
 
@@ -411,7 +373,6 @@ class TrainConfig(Strict):
     paths: Paths
 
 
-@dataclass
 class EvaluateConfig(Strict):
     """A configuration composed from ``conf/evaluate.yaml``."""
 
@@ -428,7 +389,6 @@ class EvaluateConfig(Strict):
     paths: Paths
 
 
-@dataclass
 class PredictConfig(Strict):
     """A configuration composed from ``conf/predict.yaml``."""
 
@@ -442,7 +402,6 @@ class PredictConfig(Strict):
     paths: Paths
 
 
-@dataclass
 class Sampler(Strict):
     """Propose the hyperparameters of the next trial."""
 
@@ -456,14 +415,12 @@ class Sampler(Strict):
     scramble: bool = False
 
 
-@dataclass
 class NopPruner(Strict):
     """Complete every trial."""
 
     _target_: Literal["optuna.pruners.NopPruner"]
 
 
-@dataclass
 class MedianPruner(Strict):
     """Stop a trial that is worse than the median of earlier trials at the same epoch."""
 
@@ -472,7 +429,6 @@ class MedianPruner(Strict):
     n_warmup_steps: Count
 
 
-@dataclass
 class HyperbandPruner(Strict):
     """Stop trials by successive halving in brackets (Li et al. 2018)."""
 
@@ -482,7 +438,6 @@ class HyperbandPruner(Strict):
     reduction_factor: Annotated[int, Ge(2)]
 
 
-@dataclass
 class SearchConfig(Strict):
     """The search, composed from ``conf/hydra/sweeper/resumable.yaml``."""
 

@@ -9,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
 from fractatlas import schema
 from fractatlas.errors import InputError
 
+_adapter = functools.cache(TypeAdapter)
 SCHEMA_NAMES = {name for name, value in vars(schema).items() if dataclasses.is_dataclass(value)}
 
 
@@ -28,12 +30,8 @@ def validate(config: DictConfig, schema_class: type) -> dict[str, Any]:
 
     Runs after composition, because Hydra's ``+`` and ``++`` add keys even to a structured configuration.
 
-    Args:
-        config: the composed configuration; its interpolations are resolved here.
-        schema_class: ``TrainConfig``, ``EvaluateConfig``, ``PredictConfig`` or ``SearchConfig``.
-
     Returns:
-        The configuration as plain dicts, lists and scalars, which a checkpoint can store.
+        The configuration, its interpolations resolved, as plain dicts, lists and scalars, which a checkpoint can store.
 
     Raises:
         InputError: a key is unknown or missing, or its value has the wrong type or range: one line for each.
@@ -46,6 +44,20 @@ def validate(config: DictConfig, schema_class: type) -> dict[str, Any]:
     except ValidationError as error:
         raise InputError("\n".join(_messages(error, schema_class))) from None
     return plain
+
+
+def flatten(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of a plain configuration by dotted key; a list is one value."""
+    return pd.json_normalize(config).to_dict("records")[0]
+
+
+def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return ``key was A, is B`` for each key in which two flat configurations differ, sorted by key."""
+    return [
+        f"{key} was {was.get(key, 'absent')}, is {now.get(key, 'absent')}"
+        for key in sorted(was.keys() | now.keys())
+        if was.get(key) != now.get(key)
+    ]
 
 
 def known_keys(schema_class: type, prefix: str = "") -> Iterator[str]:
@@ -74,10 +86,7 @@ def path_keys(schema_class: type) -> set[str]:
 def explain(error: Exception, schema_class: type, conf: Path) -> str:
     """Rewrite an error of Hydra or OmegaConf in one line that names the remedy.
 
-    Args:
-        error: the exception.
-        schema_class: the schema of the command's configuration.
-        conf: the project's configuration folder; of Hydra's choices, only the ones in it are listed.
+    Of Hydra's choices, only those of the project's configuration folder ``conf`` are listed.
     """
     text = str(error)
     if match := re.match(r"Could not override '([^']+)'", text):
@@ -117,11 +126,6 @@ def _dataclasses_in(hint: Any) -> Iterator[type]:
         yield hint
     for inner in get_args(hint):
         yield from _dataclasses_in(inner)
-
-
-@functools.cache
-def _adapter(schema_class: type) -> TypeAdapter:
-    return TypeAdapter(schema_class)
 
 
 def _messages(error: ValidationError, schema_class: type) -> Iterator[str]:

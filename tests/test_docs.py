@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 
 from fractatlas.cli.main import VERBS
+from fractatlas.evaluation.tables import METRIC_TITLES
 from fractatlas.overrides import CONF
-from fractatlas.report.html import METRIC_TITLES
 from tests.conftest import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
@@ -57,6 +57,7 @@ def test_commands_of_a_page_run(page, tmp_path):
     for script in ("train.py", "evaluate.py", "predict.py"):
         (tmp_path / script).write_bytes((REPOSITORY / script).read_bytes())
     commands = "\n".join(commands for how, commands in blocks(page) if how == "run")
+    commands = re.sub(r" \\\n +", " ", commands)  # one line for each command, to which SMALL is appended
     commands = TRAINS.sub(lambda found: f"{found[0].partition('  #')[0]} {SMALL}", commands)
     commands = commands.replace("phantom-1600-0", "phantom-160-0")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FRACATLAS_")}

@@ -1,1 +1,1 @@
-"""The ``fractatlas`` command: one module per verb."""
+"""The ``fractatlas`` command: ``main`` lists the module of each verb."""

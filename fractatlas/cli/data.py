@@ -6,10 +6,10 @@ from pathlib import Path
 from fractatlas.cli.errors import ArgumentParser, log_to_terminal, one_line_errors
 
 
-def main() -> None:
+def data() -> None:
     """Download or audit the FracAtlas data set."""
     root = Path(os.environ.get("FRACATLAS_ROOT") or "data/FracAtlas")
-    parser = ArgumentParser(prog="fractatlas data", description=main.__doc__)
+    parser = ArgumentParser(prog="fractatlas data", description=data.__doc__)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     download = actions.add_parser("download", help="download, verify and unpack FracAtlas")

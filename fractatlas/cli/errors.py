@@ -30,11 +30,7 @@ class ArgumentParser(argparse.ArgumentParser):
 def one_line_errors(schema_class: type = TrainConfig, interrupted: str = "interrupted") -> Iterator[None]:
     """Print what a user can correct in one line on stderr and exit with status 1.
 
-    Ctrl-C prints ``interrupted`` and exits with status 130.
-
-    Args:
-        schema_class: the schema of the command's configuration, for suggestions of similar keys.
-        interrupted: the line to print after Ctrl-C; it states what is kept and how to resume.
+    Ctrl-C prints ``interrupted`` and exits with status 130. Suggestions of similar keys are those of ``schema_class``.
     """
     try:
         yield

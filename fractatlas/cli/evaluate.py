@@ -11,25 +11,24 @@ from fractatlas.schema import EvaluateConfig
 log = logging.getLogger(__name__)
 
 
-def main() -> None:
+def evaluate() -> None:
     """Score a checkpoint or a table of predictions, and write a run folder."""
     hydra_command.run("evaluate", EvaluateConfig, _evaluate)
 
 
 def _evaluate(config: dict[str, Any]) -> None:
-    run = Path(config["paths"]["output_dir"])
     if bool(config["ckpt"]) == bool(config["predictions"]):
         raise InputError("evaluate needs either ckpt=<run folder>/checkpoints/best.ckpt or predictions=FILE")
     if config["predictions"]:
         from fractatlas.evaluation.external_predictions import evaluate_predictions
 
         evaluate_predictions(config)
-        first_process = True
     else:
         from fractatlas.inference.evaluate import evaluate
 
-        first_process = evaluate(config)
-    if config["report"] and first_process:
+        if not evaluate(config):
+            return  # the first process writes the report
+    if config["report"]:
         from fractatlas.report.html import write_report
 
-        log.info("report: %s", write_report(run))
+        log.info("report: %s", write_report(Path(config["paths"]["output_dir"])))

@@ -20,12 +20,12 @@ class ExportArguments:
     output: str
 
 
-def main() -> None:
+def export() -> None:
     """Export a checkpoint to one ONNX file, and verify that ONNX Runtime gives the same probabilities as PyTorch."""
     parser = ArgumentParser(
         prog="fractatlas export",
         usage="%(prog)s ckpt=FILE [output=FILE]",
-        description=main.__doc__,
+        description=export.__doc__,
         epilog="ckpt: <run folder>/checkpoints/best.ckpt; output: the ONNX file (beside ckpt, with .onnx)",
     )
     parser.add_argument("arguments", nargs="*", metavar="KEY=VALUE", help="ckpt=FILE and output=FILE, taken literally")

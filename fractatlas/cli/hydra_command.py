@@ -16,13 +16,10 @@ from fractatlas.validation import validate
 
 
 def run(verb: str, schema_class: type, function: Callable[[dict[str, Any]], Any]) -> None:
-    """Compose the configuration of ``conf/<verb>.yaml`` from ``sys.argv``, check it, and call ``function`` with it.
+    """Compose ``conf/<verb>.yaml`` with the arguments of ``sys.argv``, check it, and call ``function`` with it.
 
-    Args:
-        verb: names the configuration.
-        schema_class: its schema.
-        function: takes the checked configuration, plain. In a multirun Hydra calls it for each job and passes its
-            return value to the sweeper.
+    ``function`` takes the plain configuration. In a multirun, Hydra calls it for each job and passes its return value
+    to the sweeper.
     """
 
     def job(config: DictConfig) -> Any:

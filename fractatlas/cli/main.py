@@ -1,4 +1,4 @@
-"""Dispatch ``fractatlas VERB`` to the module of the verb."""
+"""Dispatch ``fractatlas VERB`` to the function of the verb."""
 
 import os
 import sys
@@ -7,19 +7,28 @@ from importlib import import_module
 import fractatlas
 from fractatlas.signals import exit_on_stop_signals
 
+# For each verb, the module of ``fractatlas.cli`` with its function, and a summary.
 VERBS = {
-    "train": "Fine-tune a network",
-    "evaluate": "Score a checkpoint, or a table of predictions of any system",
-    "predict": "Predict fractures in image files",
-    "export": "Export a checkpoint to ONNX",
-    "data": "Download or audit the FracAtlas data set",
-    "search": "Search hyperparameters with Optuna",
-    "report": "Write the report page and the model card of a run folder again",
-    "compare": "Compare runs on the same images",
-    "table": "Print a Markdown table of runs",
-    "plan": "Train, score and tabulate the runs of an experiment",
-    "probe": "Score frozen ImageNet features with a linear classifier",
+    "train": ("train", "Fine-tune a network"),
+    "evaluate": ("evaluate", "Score a checkpoint, or a table of predictions of any system"),
+    "predict": ("predict", "Predict fractures in image files"),
+    "export": ("export", "Export a checkpoint to ONNX"),
+    "data": ("data", "Download or audit the FracAtlas data set"),
+    "search": ("train", "Search hyperparameters with Optuna"),
+    "report": ("runs", "Write the report page and the model card of a run folder again"),
+    "compare": ("runs", "Compare runs on the same images"),
+    "table": ("runs", "Print a Markdown table of runs"),
+    "plan": ("experiments", "Train, score and tabulate the runs of an experiment"),
+    "probe": ("experiments", "Score frozen ImageNet features with a linear classifier"),
 }
+HELP = """usage: fractatlas VERB [ARGUMENT ...]
+
+Detect bone fractures in radiographs.
+
+verbs:
+{rows}
+
+fractatlas VERB --help describes a verb; fractatlas --version prints the version."""
 CHILD_VERB = "FRACATLAS_VERB"  # environment variable: the verb of the processes that Lightning starts
 
 
@@ -38,22 +47,11 @@ def main(verb: str | None = None) -> None:
     if verb:
         os.environ[CHILD_VERB] = verb
         with exit_on_stop_signals():
-            import_module(f"fractatlas.cli.{verb}").main()
+            getattr(import_module(f"fractatlas.cli.{VERBS[verb][0]}"), verb)()
     elif sys.argv[1:2] in ([], ["-h"], ["--help"]):
-        print(_help())
+        rows = "\n".join(f"  {verb:10}{summary}" for verb, (_, summary) in VERBS.items())
+        print(HELP.format(rows=rows))
     elif sys.argv[1] == "--version":
         print(f"fractatlas {fractatlas.__version__}")
     else:
         sys.exit(f"error: fractatlas has no verb '{sys.argv[1]}'; the verbs are {', '.join(VERBS)}")
-
-
-def _help() -> str:
-    rows = "\n".join(f"  {verb:10}{summary}" for verb, summary in VERBS.items())
-    return f"""usage: fractatlas VERB [ARGUMENT ...]
-
-Detect bone fractures in radiographs.
-
-verbs:
-{rows}
-
-fractatlas VERB --help describes a verb; fractatlas --version prints the version."""

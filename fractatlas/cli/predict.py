@@ -7,7 +7,7 @@ from fractatlas.cli import hydra_command
 from fractatlas.schema import PredictConfig
 
 
-def main() -> None:
+def predict() -> None:
     """Write ``predictions.csv``; exit with status 2 if ``errors.csv`` lists images that could not be read."""
     hydra_command.run("predict", PredictConfig, _predict)
 
@@ -16,7 +16,7 @@ def _predict(config: dict[str, Any]) -> None:
     from fractatlas.inference.inputs import find_inputs
 
     inputs = find_inputs(config["input"])
-    from fractatlas.inference.predict import predict  # after the checks, because torch is slow to import
+    from fractatlas.inference import predict  # after the checks, because torch is slow to import
 
-    if predict(config, inputs):
+    if predict.predict(config, inputs):
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""``fractatlas train``: fine-tune a network."""
+"""``fractatlas train`` and ``search``: fine-tune a network, or many to find good hyperparameters."""
 
 import shlex
 import sys
@@ -9,32 +9,44 @@ from fractatlas.cli import hydra_command
 from fractatlas.schema import TrainConfig
 from fractatlas.signals import exit_on_stop_signals
 
+SEARCH_HELP = """usage: fractatlas search [KEY=VALUE ...]
 
-def main() -> None:
+Search hyperparameters with Optuna: the same as fractatlas train -m hparams_search=optuna [KEY=VALUE ...].
+The same command again resumes the study. Results are in logs/search/<study>/.
+
+  hydra.sweeper.n_trials=15           trials in all
+  hydra.sweeper.study_name=NAME       another study
+  hydra/sweeper/sampler=tpe           tpe, gp, random, qmc
+  hydra/sweeper/pruner=none           none, median, hyperband
+  fractatlas train --help             all other keys"""
+
+
+def train() -> None:
     """Fine-tune a network; with ``-m``, one for each job."""
     hydra_command.run("train", TrainConfig, _train)
 
 
+def search() -> None:
+    """Run or resume a search."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(SEARCH_HELP)
+        return
+    sys.argv[1:] = ["-m", "hparams_search=optuna", *(one for one in sys.argv[1:] if one not in ("-m", "--multirun"))]
+    train()
+
+
 def _train(config: dict[str, Any]) -> float:
-    from fractatlas.training.fit import train  # after the checks, because torch is slow to import
-
-    run = Path(config["paths"]["output_dir"])
-    with exit_on_stop_signals(f"{_typed_command()} {shlex.quote(f'resume={run}')}"):
-        best = train(config)
-        if config["report"] and (run / "metrics.json").is_file():
-            _write_report(run)
-        return best
-
-
-def _typed_command() -> str:
-    script = Path(sys.argv[0])
-    is_script = script.suffix == ".py" and script.name != "__main__.py"
-    return f"python {shlex.quote(str(script))}" if is_script else "fractatlas train"
-
-
-def _write_report(run: Path) -> None:
-    from lightning.pytorch.utilities import rank_zero_only
+    from lightning.pytorch.utilities import rank_zero_only  # after the checks, because torch is slow to import
 
     from fractatlas.report.html import write_report
+    from fractatlas.training import fit
 
-    rank_zero_only(write_report)(run)
+    run = Path(config["paths"]["output_dir"])
+    script = Path(sys.argv[0])
+    is_script = script.suffix == ".py" and script.name != "__main__.py"
+    typed = f"python {shlex.quote(str(script))}" if is_script else "fractatlas train"
+    with exit_on_stop_signals(f"{typed} {shlex.quote(f'resume={run}')}"):
+        best = fit.train(config)
+        if config["report"] and (run / "metrics.json").is_file():
+            rank_zero_only(write_report)(run)
+        return best

@@ -3,8 +3,6 @@
 The results are ``audit.csv``, one row per finding, and ``audit.html``, one file with thumbnails.
 """
 
-import base64
-import io
 import json
 import os
 from collections.abc import Iterator
@@ -14,14 +12,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader
 from sklearn.metrics import roc_auc_score
 
-from fractatlas.data.groups import BODY, GAP, NEAR, UPPER_NEAR, UPPER_ROWS, near_duplicates, neighbours
+from fractatlas.data import groups
+from fractatlas.data.groups import BODY, NEAR, near_duplicates, neighbours
 from fractatlas.data.images import decode
 from fractatlas.data.sources.fracatlas import COCO, CONTRADICTION, VIEWS, contradictions, read_boxes, read_catalogue
 from fractatlas.errors import InputError
 from fractatlas.io import write_csv, write_text
+from fractatlas.pages import jpeg_address, render
 from fractatlas.progress import track
 
 VOC = Path("Annotations/PASCAL VOC")
@@ -69,11 +68,26 @@ def audit_folder(root: Path, out: Path, cache: Path) -> str:
     """
     catalogue = read_catalogue(root, cache)
     findings = find_defects(root, catalogue)
+    summary, usable = summarise(catalogue, findings), catalogue[catalogue["excluded"] == ""]
+    galleries, rows = _galleries(catalogue, findings), catalogue.set_index("image_id")
+    page = render(
+        "audit.html.jinja",
+        images=len(catalogue),
+        usable=len(usable),
+        fractured=int(usable["label"].sum()),
+        summary=summary,
+        shortcuts=shortcuts(catalogue),
+        aurocs=shortcut_aurocs(catalogue),
+        agreement=label_agreement(catalogue),
+        galleries=galleries,
+        thumbnails=_thumbnails(root, rows["path"], galleries),
+        labels=rows["label"].to_dict(),
+        rule=groups,
+    )
     write_csv(out / "audit.csv", findings)
-    write_page(out / "audit.html", root, catalogue, findings)
-    excluded = int((catalogue["excluded"] != "").sum())
-    summary = summarise(catalogue, findings).to_string(index=False)
-    return f"{summary}\n{len(catalogue)} images, {excluded} excluded; findings: {out / 'audit.html'} and audit.csv"
+    write_text(out / "audit.html", page)
+    counts = f"{len(catalogue)} images, {len(catalogue) - len(usable)} excluded"
+    return f"{summary.to_string(index=False)}\n{counts}; findings: {out / 'audit.html'} and audit.csv"
 
 
 def find_defects(root: Path, catalogue: pd.DataFrame) -> pd.DataFrame:
@@ -90,9 +104,7 @@ def find_defects(root: Path, catalogue: pd.DataFrame) -> pd.DataFrame:
         *_file_defects(catalogue),
         *_label_defects(catalogue),
         *_annotation_defects(root, catalogue),
-        *_copies(catalogue, "identical files"),
-        *_copies(catalogue, "identical pixels"),
-        *_copies(catalogue, "near-duplicates"),
+        *_copies(catalogue),
         *_opposite_labels(catalogue),
         *_truncated_copies(root, catalogue),
     ]
@@ -123,19 +135,16 @@ def shortcuts(catalogue: pd.DataFrame) -> pd.DataFrame:
         "hardware": np.where(usable["hardware"] == 1, "plates, screws", "none"),
         "several views in one image": np.where(usable["multiscan"] == 1, "yes", "no"),
         "colour mode": usable["mode"].to_numpy(),
-        "body part": _names_of_set_columns(usable[BODY]),
-        "view": _names_of_set_columns(usable[list(VIEWS)]),
     }
-    rows = []
-    for name, values in attributes.items():
-        for value, labels in usable["label"].groupby(values):
-            rows.append([name, value, len(labels), labels.mean()])
+    for name, columns in (("body part", BODY), ("view", [*VIEWS])):
+        names = (usable[columns] == 1).dot(usable[columns].columns + " + ").str.removesuffix(" + ")
+        attributes[name] = names.replace("", "none").to_numpy()
+    rows = [
+        [name, value, len(labels), labels.mean()]
+        for name, values in attributes.items()
+        for value, labels in usable["label"].groupby(values)
+    ]
     return pd.DataFrame(rows, columns=["attribute", "value", "n", "fractured"])
-
-
-def _names_of_set_columns(table: pd.DataFrame) -> np.ndarray:
-    """Return, for each row, the names of the columns that are 1, joined to one text."""
-    return np.array([" + ".join(table.columns[row == 1]) or "none" for row in table.to_numpy()])
 
 
 def shortcut_aurocs(catalogue: pd.DataFrame) -> pd.DataFrame:
@@ -161,12 +170,9 @@ def label_agreement(catalogue: pd.DataFrame) -> pd.DataFrame:
     """
     usable = catalogue[catalogue["excluded"] == ""].reset_index(drop=True)
     residual = (usable["label"] - usable["label"].rolling(101, center=True, min_periods=1).mean()).to_numpy()
-    pairs = neighbours(usable)
-    starts = (usable["frontal"].to_numpy()[pairs[:, 1]] == 1) & (usable["frontal"].to_numpy()[pairs[:, 0]] == 0)
-    steps = np.arange(40, 60)
-    first = np.repeat(np.arange(len(usable)), len(steps))
-    far = np.stack([first, first + np.tile(steps, len(usable))], axis=1)
-    far = far[far[:, 1] < len(usable)]
+    pairs, starts = neighbours(usable)
+    first, step = np.meshgrid(np.arange(len(usable)), np.arange(40, 60), indexing="ij")
+    far = np.stack([first, first + step], axis=-1)[first + step < len(usable)]
     body = usable[BODY].to_numpy()
     far = far[(body[far[:, 0]] == body[far[:, 1]]).all(axis=1)]
     rows = []
@@ -213,9 +219,8 @@ def _annotation_defects(root: Path, catalogue: pd.DataFrame) -> Iterator[Finding
             detail = f"orientation {row.orientation}"
             if len(drawn):
                 stored = _boxes_inside(drawn, row.height, row.width)
-                detail += (
-                    f"; {inside} of {len(drawn)} boxes are inside the upright image, {stored} inside the stored image"
-                )
+                detail += f"; {inside} of {len(drawn)} boxes are inside the upright image"
+                detail += f", {stored} inside the stored image"
             yield row.Index, "EXIF rotation", detail, "applied"
         if inside < len(drawn):
             yield row.Index, "box outside the image", f"{len(drawn) - inside} of {len(drawn)}", "clipped"
@@ -233,13 +238,14 @@ def _annotation_defects(root: Path, catalogue: pd.DataFrame) -> Iterator[Finding
                     yield image_id, f"upright size in {source}", detail, "correct, no action"
 
 
-def _copies(catalogue: pd.DataFrame, kind: str) -> Iterator[Finding]:
-    column = GROUPED[kind]
-    known = catalogue[(catalogue[column] != "") & (catalogue["path"] != "")]
-    for ids in known.groupby(column)["image_id"].agg(list):
-        for image_id in ids if len(ids) > 1 else ():
-            detail = "with " + " ".join(other for other in ids if other != image_id)
-            yield image_id, kind, detail, "in one subset in every grouped split"
+def _copies(catalogue: pd.DataFrame) -> Iterator[Finding]:
+    for kind in ("identical files", "identical pixels", "near-duplicates"):
+        column = GROUPED[kind]
+        known = catalogue[(catalogue[column] != "") & (catalogue["path"] != "")]
+        for ids in known.groupby(column)["image_id"].agg(list):
+            for image_id in ids if len(ids) > 1 else ():
+                detail = "with " + " ".join(other for other in ids if other != image_id)
+                yield image_id, kind, detail, "in one subset in every grouped split"
 
 
 def _opposite_labels(catalogue: pd.DataFrame) -> Iterator[Finding]:
@@ -257,17 +263,12 @@ def _truncated_copies(root: Path, catalogue: pd.DataFrame) -> Iterator[Finding]:
         one, other = (usable.iloc[position] for position in pair)
         if (int(one["dhash"], 16) ^ int(other["dhash"], 16)).bit_count() <= NEAR:
             continue
-        contrast = [_contrast_at_bottom(root / row["path"]) for row in (one, other)]
+        pixels = [np.asarray(decode((root / row["path"]).read_bytes())) for row in (one, other)]
+        contrast = [rows[len(rows) * 19 // 20 :].std() for rows in pixels]  # of the lowest 5 %, in grey levels
         truncated, complete = (one, other) if contrast[0] < contrast[1] else (other, one)
         label = "fractured" if truncated["label"] else "not fractured"
         detail = f"{label}; copy of {complete['image_id']} without its lower part"
         yield truncated["image_id"], "truncated copy", detail, "kept in the group of the complete image"
-
-
-def _contrast_at_bottom(file: Path) -> float:
-    """Return the standard deviation of the lowest 5 % of an image, in grey levels."""
-    pixels = np.asarray(decode(file.read_bytes()))
-    return float(pixels[len(pixels) * 19 // 20 :].std())
 
 
 def _boxes_inside(boxes: np.ndarray, width: int, height: int) -> int:
@@ -294,27 +295,28 @@ def _voc_sizes(root: Path) -> dict[str, tuple[int, int]]:
     return sizes
 
 
-def _thumbnail(root: Path, path: str) -> str:
-    """Return a ``data:`` URL of the image, reduced to at most 132 x 132 pixels."""
-    image = decode((root / path).read_bytes())
-    image.thumbnail((132, 132))
-    content = io.BytesIO()
-    image.save(content, "JPEG", quality=75)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+def _thumbnails(root: Path, paths: pd.Series, galleries: list[dict]) -> dict[str, str]:
+    """Return a ``data:`` URL of each image in the galleries, reduced to at most 132 x 132 pixels."""
+
+    def thumbnail(image_id: str) -> str:
+        image = decode((root / paths[image_id]).read_bytes())
+        image.thumbnail((132, 132))
+        return jpeg_address(image)
+
+    shown = sorted({image_id for gallery in galleries for ids in gallery["rows"] for image_id in ids})
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        addresses = track(pool.map(thumbnail, shown), "making thumbnails", len(shown))
+        return dict(zip(shown, addresses, strict=True))
 
 
 def _galleries(catalogue: pd.DataFrame, findings: pd.DataFrame) -> list[dict]:
     """Select the thumbnails of each kind: ``rows`` of related images."""
-    readable = catalogue[catalogue["width"] > 0].set_index("image_id")
-    galleries = []
+    readable, galleries = catalogue[catalogue["width"] > 0], []
     for kind, rows in findings.groupby("kind"):
-        ids = [image_id for image_id in rows["image_id"].unique() if image_id in readable.index]
         if kind in ("identical files", "identical pixels"):
             continue  # near-duplicates contain them
-        if kind in GROUPED:
-            related = [list(cluster) for cluster in readable.loc[ids].groupby("duplicates").groups.values()]
-        else:
-            related = [[image_id] for image_id in ids]
+        images = readable[readable["image_id"].isin(rows["image_id"])]
+        related = images.groupby("duplicates" if kind in GROUPED else "image_id")["image_id"].agg(list).tolist()
         details = rows.drop_duplicates("image_id").set_index("image_id")["detail"].to_dict()
         galleries.append({"kind": kind, "rows": _sample(related), "of": len(related), "details": details})
     usable = catalogue[catalogue["excluded"] == ""]
@@ -328,30 +330,3 @@ def _sample(rows: list[list[str]]) -> list[list[str]]:
     """Select at most ``MAX_THUMBNAILS`` rows at equal distances."""
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(MAX_THUMBNAILS, len(rows))).round().astype(int))
     return [rows[index] for index in chosen]
-
-
-def write_page(path: Path, root: Path, catalogue: pd.DataFrame, findings: pd.DataFrame) -> None:
-    """Write the audit page, one HTML file without references to other files."""
-    galleries = _galleries(catalogue, findings)
-    rows = catalogue.set_index("image_id")
-    shown = sorted({image_id for gallery in galleries for ids in gallery["rows"] for image_id in ids})
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pictures = pool.map(lambda image_id: _thumbnail(root, rows.at[image_id, "path"]), shown)
-        thumbnails = dict(zip(shown, track(pictures, "making thumbnails", len(shown)), strict=True))
-    page = Environment(loader=PackageLoader("fractatlas.data", ""), autoescape=True).get_template("audit.html.jinja")
-    usable = rows[rows["excluded"] == ""]
-    text = page.render(
-        images=len(rows),
-        usable=len(usable),
-        fractured=int(usable["label"].sum()),
-        majority=max(usable["label"].mean(), 1 - usable["label"].mean()),
-        summary=summarise(catalogue, findings).to_dict("records"),
-        shortcuts=shortcuts(catalogue).to_dict("records"),
-        aurocs=shortcut_aurocs(catalogue).to_dict("records"),
-        agreement=label_agreement(catalogue).to_dict("records"),
-        galleries=galleries,
-        thumbnails=thumbnails,
-        labels=rows["label"].to_dict(),
-        rule={"near": NEAR, "upper_rows": UPPER_ROWS, "upper_near": UPPER_NEAR, "gap": GAP},
-    )
-    write_text(path, text)

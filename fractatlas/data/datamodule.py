@@ -159,13 +159,9 @@ class RadiographDataModule(lightning.LightningDataModule):
 
     def boxes(self, name: str) -> list[Tensor]:
         """Return the boxes of each image of a subset in pixels of the preprocessed image: float (n, 4)."""
-        boxes = read_boxes(self.root)
-        return [
-            self.preprocess.boxes(boxes[row.image_id], row.width, row.height)
-            if row.image_id in boxes
-            else torch.zeros(0, 4)
-            for row in self.subset(name).itertuples()
-        ]
+        boxes, none = read_boxes(self.root), np.zeros((0, 4), dtype=np.float32)
+        rows = self.subset(name).itertuples()
+        return [self.preprocess.boxes(boxes.get(row.image_id, none), row.width, row.height) for row in rows]
 
     def train_dataloader(self) -> DataLoader:
         """Return batches in an order that depends on seed and epoch only."""
@@ -190,8 +186,6 @@ class RadiographDataModule(lightning.LightningDataModule):
         dataset = self.dataset(name)
         if len(dataset) < self._world_size:
             raise InputError(f"{name} has {len(dataset)} images for {self._world_size} processes; use fewer devices")
-        if self._world_size == 1:
-            return self._loader(dataset, None)
         sampler = UnrepeatedDistributedSampler(dataset, self._world_size, self._rank, shuffle=False)
         return self._loader(dataset, sampler)
 
@@ -225,14 +219,13 @@ class RadiographDataModule(lightning.LightningDataModule):
         """Restore the number of completed batches of the epoch."""
         self._batches_done = state["batches_done"]
 
-    def _loader(self, dataset: Dataset, sampler: Sampler | Sequence[int] | None, drop_last: bool = False) -> DataLoader:
-        workers = self._loading["num_workers"] > 0
+    def _loader(self, dataset: Dataset, sampler: Sampler | Sequence[int], drop_last: bool = False) -> DataLoader:
         return DataLoader(
             dataset,
             sampler=sampler,
             drop_last=drop_last,
             collate_fn=_identity,
-            persistent_workers=workers,
+            persistent_workers=self._loading["num_workers"] > 0,
             worker_init_fn=_ignore_stop_signals,
             **self._loading,
         )

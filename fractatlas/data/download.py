@@ -7,7 +7,6 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pooch
@@ -23,19 +22,9 @@ TIMEOUT = 30  # seconds without data after which a URL is given up
 CHUNK = 2**20  # bytes
 
 
-@dataclass(frozen=True)
-class Release:
-    """One published archive: the URLs, which are tried in turn, and its SHA-256 in hexadecimal digits."""
-
-    urls: tuple[str, ...]
-    sha256: str
-
-
-# Article 22363012, version 7. The first URL can return a challenge for browsers instead of the file.
-FIGSHARE = Release(
-    ("https://ndownloader.figshare.com/files/65518038", "https://api.figshare.com/v2/file/download/65518038"),
-    "b67ec2d290a022b3dcf47f78e9a37f7edcc80592c0571f439355bf00bd9f0e23",
-)
+# Article 22363012, version 7. The URLs are tried in turn: the first can return a challenge for browsers.
+URLS = ("https://ndownloader.figshare.com/files/65518038", "https://api.figshare.com/v2/file/download/65518038")
+SHA256 = "b67ec2d290a022b3dcf47f78e9a37f7edcc80592c0571f439355bf00bd9f0e23"
 
 
 def download_fracatlas(
@@ -46,7 +35,7 @@ def download_fracatlas(
     Args:
         root: folder that does not exist or is empty. If it contains FracAtlas already, it is left as it is.
         archive: zip archive to use instead of a download.
-        url: address to use instead of ``FIGSHARE``.
+        url: address to use instead of ``URLS``.
         sha256: SHA-256 of another release, in hexadecimal digits. It is the only check of the archive.
 
     Returns:
@@ -60,7 +49,7 @@ def download_fracatlas(
         raise InputError(f"--sha256 {sha256}: should be 64 hexadecimal digits")
     if sha256 and not (archive or url):
         raise InputError("--sha256 requires --archive or --url")
-    expected = (sha256 or FIGSHARE.sha256).lower()
+    expected = (sha256 or SHA256).lower()
     root = root.resolve()
     if existing := _existing(root):
         return existing
@@ -75,7 +64,7 @@ def download_fracatlas(
             try:
                 partial.mkdir()
                 if archive is None:
-                    archive = _download((url,) if url else FIGSHARE.urls, expected, partial / "archive.zip")
+                    archive = _download((url,) if url else URLS, expected, partial / "archive.zip")
                 elif not archive.is_file():
                     raise InputError(f"no file {archive}")
                 elif (actual := pooch.file_hash(str(archive))) != expected:

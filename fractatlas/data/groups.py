@@ -31,13 +31,14 @@ def add_groups(catalogue: pd.DataFrame) -> pd.DataFrame:
     """
     usable = np.flatnonzero(catalogue["dhash"] != "")
     copies = usable[near_duplicates(catalogue["dhash"].iloc[usable])]
-    exams = exam_pairs(catalogue)
-    ids = catalogue["image_id"].to_numpy()
-    clusters = _components(copies, len(ids))
+    pairs, starts = neighbours(catalogue)
+    exams = pairs[~starts]
+    ids = catalogue["image_id"]
+    duplicates = _first_linked(ids, copies)
     return catalogue.assign(
-        duplicates=np.where(np.bincount(clusters)[clusters] > 1, _first(ids, clusters), ""),
-        exam=_first(ids, _components(exams, len(ids))),
-        group=_first(ids, _components(np.concatenate([copies, exams]), len(ids))),
+        duplicates=duplicates.where(duplicates.duplicated(keep=False), ""),
+        exam=_first_linked(ids, exams),
+        group=_first_linked(ids, np.concatenate([copies, exams])),
     )
 
 
@@ -60,41 +61,28 @@ def near_duplicates(dhash: pd.Series) -> np.ndarray:
     return np.concatenate(pairs) if pairs else np.zeros((0, 2), dtype=np.int64)
 
 
-def neighbours(catalogue: pd.DataFrame) -> np.ndarray:
+def neighbours(catalogue: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     """Find pairs of consecutive images of the same body part whose ids differ by at most ``GAP``.
 
+    Such a pair belongs to one exam, unless a frontal view follows a view that is not frontal: an exam starts with its
+    frontal view. In FracAtlas, the labels of neighbours within an exam correlate by 0.81, across such a start by 0.21,
+    and of images far apart by 0.02; see ``audit.label_agreement``. A rule based on grey levels did not separate exams
+    better.
+
     Returns:
-        int64 (n, 2), positions in ``catalogue``, the smaller id first.
+        int64 (n, 2), positions in ``catalogue``, the smaller id first; and bool (n,), whether the second image starts
+        another exam.
     """
     number = pd.to_numeric(catalogue["image_id"].str.extract(r"(\d+)", expand=False), errors="coerce").to_numpy()
     order = np.argsort(number, kind="stable")  # ids without a number come last
     before, after = order[:-1], order[1:]
-    body = catalogue[BODY].to_numpy()
+    body, frontal = catalogue[BODY].to_numpy(), catalogue["frontal"].to_numpy() == 1
     same = (body[after] == body[before]).all(axis=1) & body[before].any(axis=1)
-    return np.stack([before, after], axis=1)[same & (number[after] - number[before] <= GAP)]
+    pairs = np.stack([before, after], axis=1)[same & (number[after] - number[before] <= GAP)]
+    return pairs, frontal[pairs[:, 1]] & ~frontal[pairs[:, 0]]
 
 
-def exam_pairs(catalogue: pd.DataFrame) -> np.ndarray:
-    """Find pairs of neighbouring ids that belong to one exam.
-
-    Neighbours of the same body part belong to one exam, unless a frontal view follows a view that is not frontal: an
-    exam starts with its frontal view. In FracAtlas, the labels of neighbours within an exam correlate by 0.81, across
-    such a start by 0.21, and of images far apart by 0.02; see ``audit.label_agreement``. A rule based on grey levels
-    did not separate exams better.
-
-    Returns:
-        int64 (n, 2), positions in ``catalogue``.
-    """
-    pairs, frontal = neighbours(catalogue), catalogue["frontal"].to_numpy() == 1
-    return pairs[~(frontal[pairs[:, 1]] & ~frontal[pairs[:, 0]])]
-
-
-def _components(pairs: np.ndarray, count: int) -> np.ndarray:
-    links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    return connected_components(links, directed=False)[1]
-
-
-def _first(ids: np.ndarray, components: np.ndarray) -> np.ndarray:
-    """Return, for each image, the id of the first image of its component."""
-    _, first = np.unique(components, return_index=True)
-    return ids[first[components]]
+def _first_linked(ids: pd.Series, pairs: np.ndarray) -> pd.Series:
+    """Return, for each image, the id of the first image that is linked to it, directly or through others."""
+    links = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(ids), len(ids)))
+    return ids.groupby(connected_components(links, directed=False)[1]).transform("first")

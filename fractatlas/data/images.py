@@ -104,9 +104,8 @@ def read_radiograph(file: Path) -> Image.Image:
     except MemoryError:
         raise UnreadableError("does not fit into memory") from None
     except UnidentifiedImageError:
-        raise UnreadableError(
-            "truncated, or a damaged header" if content.startswith(MAGIC) else "not an image"
-        ) from None
+        reason = "truncated, or a damaged header" if content.startswith(MAGIC) else "not an image"
+        raise UnreadableError(reason) from None
     except Exception as error:  # decoders raise many types of exception for damaged files
         message = _one_line(error)
         if any(words in message for words in TRUNCATION_MESSAGES):

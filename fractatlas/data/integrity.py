@@ -131,13 +131,11 @@ def _inspect_files(root: Path, paths: dict[str, str]) -> pd.DataFrame:
 
 def _read_cached(file: Path) -> pd.DataFrame:
     types = {field.name: field.type for field in fields(ImageStatistics)}
-    empty = pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in types.items()}).set_index("content")
-    if not file.is_file():
-        return empty
     try:
-        return pd.read_csv(file, dtype=types, keep_default_na=False)[FIELDS].set_index("content")
-    except (ValueError, KeyError):
-        return empty  # a damaged cache is written again
+        table = pd.read_csv(file, dtype=types, keep_default_na=False)[FIELDS]
+    except (FileNotFoundError, ValueError, KeyError):  # a damaged cache is written again
+        table = pd.DataFrame(columns=FIELDS).astype(types)
+    return table.set_index("content")
 
 
 def _bytes_after_end_marker(content: bytes) -> int:

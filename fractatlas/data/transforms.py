@@ -123,10 +123,5 @@ def light_augmentation(flip: float, degrees: float, brightness: float, contrast:
         brightness: largest relative change.
         contrast: largest relative change.
     """
-    return v2.Compose(
-        [
-            v2.RandomHorizontalFlip(flip),
-            v2.RandomRotation(degrees, interpolation=v2.InterpolationMode.BILINEAR),
-            v2.ColorJitter(brightness=brightness, contrast=contrast),
-        ]
-    )
+    rotation = v2.RandomRotation(degrees, interpolation=v2.InterpolationMode.BILINEAR)
+    return v2.Compose([v2.RandomHorizontalFlip(flip), rotation, v2.ColorJitter(brightness, contrast)])

@@ -58,12 +58,10 @@ def compare_seeds(
     )
     rows = []
     for name in one:
-        difference = interval(other[name] - one[name])
-        if difference is None:
-            continue
-        row = {"metric": name, "n": len(left), "first": one[name][0], "second": other[name][0]}
-        row |= {"difference": difference["value"], "low": difference["low"], "high": difference["high"]}
-        rows.append(row | {"p": _two_sided_p((other[name] - one[name])[1:])})
+        if difference := interval(other[name] - one[name]):
+            row = {"metric": name, "n": len(left), "first": one[name][0], "second": other[name][0]}
+            row |= {"difference": difference["value"], "low": difference["low"], "high": difference["high"]}
+            rows.append(row | {"p": _two_sided_p((other[name] - one[name])[1:])})
     return pd.DataFrame(rows)
 
 

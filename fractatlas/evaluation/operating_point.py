@@ -11,11 +11,8 @@ from scipy.special import expit, logit
 from fractatlas.evaluation.metrics import weights_by_score
 
 Rule = Callable[[np.ndarray, np.ndarray], float]
-DEFAULT_OPERATING_POINT: dict[str, Any] = {
-    "rule": "default",
-    "threshold": 0.5,
-    "temperature": 1.0,
-}  # if none can be chosen
+# Without two classes in the validation subset.
+DEFAULT_OPERATING_POINT: dict[str, Any] = {"rule": "default", "threshold": 0.5, "temperature": 1.0}
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 EPSILON = 1e-15  # probabilities are clipped to this distance from 0 and 1 before the logit
 
@@ -54,11 +51,8 @@ def choose_operating_point(validation: pd.DataFrame, rule: Rule, name: str) -> d
     labels, probabilities = validation["label"].to_numpy(), validation["probability"].to_numpy(dtype=np.float64)
     if len(set(labels)) < 2:
         return dict(DEFAULT_OPERATING_POINT)
-    return {
-        "rule": name,
-        "threshold": float(rule(labels, probabilities)),
-        "temperature": temperature(labels, probabilities),
-    }
+    threshold = float(rule(labels, probabilities))
+    return {"rule": name, "threshold": threshold, "temperature": temperature(labels, probabilities)}
 
 
 def temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:

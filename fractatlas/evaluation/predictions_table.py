@@ -1,12 +1,11 @@
-"""Read the files of a run that evaluation needs: predictions (also of other systems), catalogue, metrics."""
+"""Read and check tables of predictions, from this project or from any other system."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from fractatlas.errors import InputError
+from fractatlas.io import read_csv
 
 REQUIRED = ("image_id", "label", "probability")
 
@@ -22,15 +21,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     Raises:
         InputError: a column or a value is missing or invalid; the message contains the row.
     """
-    try:
-        table = pd.read_csv(path, encoding="utf-8-sig", dtype={"image_id": str, "group": str, "split": str})
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable CSV file: {error}") from None
-    if missing := [name for name in REQUIRED if name not in table]:
-        separator = " separated by commas" if len(table.columns) == 1 else ""
-        raise InputError(
-            f"{path}: column {', '.join(missing)} is missing; predictions need {','.join(REQUIRED)}{separator}"
-        )
+    remedy = f"predictions need {','.join(REQUIRED)} separated by commas"
+    table = read_csv(path, REQUIRED, remedy, dtype={"image_id": str, "group": str, "split": str})
     if table.empty:
         raise InputError(f"{path} has no rows; add one row per image")
     for name, allowed in (("label", "0 or 1"), ("probability", "a number from 0 to 1"),
@@ -46,33 +38,6 @@ def read_predictions(path: Path) -> pd.DataFrame:
     table["group"] = table["group"].fillna(table["image_id"]) if "group" in table else table["image_id"]
     order = ["image_id", "group", "split", "label", "probability", "probability_calibrated"]
     return table[[name for name in order if name in table]]
-
-
-def read_catalogue_file(path: Path) -> pd.DataFrame:
-    """Read a run's ``catalogue.csv``.
-
-    Raises:
-        InputError: the file is not a table with a column ``image_id``.
-    """
-    try:
-        table = pd.read_csv(path, dtype={"image_id": str}, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not a readable CSV file: {error}") from None
-    if "image_id" not in table:
-        raise InputError(f"{path}: column image_id is missing; use the catalogue.csv of a run")
-    return table
-
-
-def read_metrics(path: Path) -> dict[str, Any]:
-    """Read a run's ``metrics.json``.
-
-    Raises:
-        InputError: the file is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}; run the training or evaluation again") from None
 
 
 def join(predictions: pd.DataFrame, catalogue: pd.DataFrame) -> pd.DataFrame:

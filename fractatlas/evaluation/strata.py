@@ -70,10 +70,9 @@ def shortcuts(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, dict[str, A
         if not {*columns} <= {*train} & {*table}:
             continue
         text = [column for column in columns if column == "mode"]
+        encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
         model = make_pipeline(
-            make_column_transformer(
-                (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), text), remainder="passthrough"
-            ),
+            make_column_transformer((encoder, text), remainder="passthrough"),
             HistGradientBoostingClassifier(max_depth=3, max_iter=100, learning_rate=0.05, random_state=0),
         )
         model.fit(train[list(columns)], train["label"])
@@ -92,12 +91,8 @@ def box_sizes(table: pd.DataFrame, boxes: Mapping[str, np.ndarray]) -> pd.Series
     Returns:
         float (n,), NaN for an image without a box.
     """
-    shorter = table[["width", "height"]].astype(float).min(axis=1)
-    longest = [
-        float((boxes[image_id][:, 2:] - boxes[image_id][:, :2]).max()) if image_id in boxes else np.nan
-        for image_id in table["image_id"]
-    ]
-    return pd.Series(longest, index=table.index) * SHORTER_SIDE / shorter
+    longest = {image_id: float((corners[:, 2:] - corners[:, :2]).max()) for image_id, corners in boxes.items()}
+    return table["image_id"].map(longest) * SHORTER_SIDE / table[["width", "height"]].astype(float).min(axis=1)
 
 
 def _attributes(table: pd.DataFrame) -> dict[str, pd.Series]:
@@ -129,6 +124,6 @@ def _row(
     row = {"attribute": attribute, "stratum": stratum, "n": n, "positives": positives}
     row["low_count"] = min(positives, n - positives) < MIN_COUNT
     for name, score in intervals(images, threshold, weights[:, chosen]).items():
-        score = score or dict.fromkeys(("value", "low", "high"), np.nan)
-        row |= {name: score["value"], f"{name}_low": score["low"], f"{name}_high": score["high"]}
+        for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
+            row[name + end] = score[key] if score else np.nan
     return row

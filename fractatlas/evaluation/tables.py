@@ -4,6 +4,24 @@ import math
 
 import pandas as pd
 
+METRIC_TITLES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "auroc": "AUROC",
+    "average_precision": "average precision",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "ppv": "PPV",
+    "npv": "NPV",
+    "f1": "F1",
+    "mcc": "MCC",
+    "sensitivity_at_90_specificity": "sensitivity at 90 % specificity",
+    "brier": "Brier score",
+    "brier_calibrated": "Brier score, calibrated",
+    "calibration_error": "calibration error",
+    "calibration_error_calibrated": "calibration error, calibrated",
+}
+
 
 def to_markdown(table: pd.DataFrame) -> str:
     """Return a table as Markdown, its cells as they are, with a line end after the last row."""

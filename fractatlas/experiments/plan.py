@@ -15,7 +15,6 @@ written again after every recipe and step. They keep the rows of recipes and ste
 import itertools
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,9 @@ from fractatlas.experiments import tables
 from fractatlas.experiments.runs import score_test, train
 from fractatlas.overrides import compose_config
 from fractatlas.schema import Count, Strict
+from fractatlas.validation import known_keys
 
 
-@dataclass
 class Plan(Strict):
     """The contents of a plan's file; ``config_dir`` is absolute, or empty."""
 
@@ -82,7 +81,7 @@ def read_plan(path: Path) -> Plan:
         first = error.errors()[0]
         place, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
         if first["type"] == "unexpected_keyword_argument":
-            message = f"unknown key; a plan has {', '.join(field.name for field in fields(Plan))}"
+            message = f"unknown key; a plan has {', '.join(known_keys(Plan))}"
         raise InputError(": ".join(filter(None, [str(path), place, message]))) from None
     if plan.config_dir:
         folder = path.absolute().parent / plan.config_dir
@@ -133,12 +132,7 @@ def carry_out_file(file: Path, out: Path | None = None, logs: Path | None = None
     check_options(plan)
     out = out or path.with_suffix("")
     out.mkdir(parents=True, exist_ok=True)
-    carry_out(plan, out, logs or Path("logs/plans") / path.parent.name / path.stem, only)
-    return out
-
-
-def carry_out(plan: Plan, out: Path, logs: Path, only: Collection[str] = ()) -> None:
-    """Train, score and tabulate; arguments and exceptions as ``carry_out_file``."""
+    logs = logs or Path("logs/plans") / path.parent.name / path.stem
     kept: list[str] = []
     kept_runs: list[Path] = []
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -158,16 +152,12 @@ def carry_out(plan: Plan, out: Path, logs: Path, only: Collection[str] = ()) -> 
             score_test(run)
         rows[name] = tables.recipe_rows(name, runs)
         tables.write_recipes(out, tables.merge(out / "recipes.csv", list(plan.recipes), rows))
+    return out
 
 
 def combine(*several: Sequence[str]) -> list[str]:
     """Join lists of options; a later option replaces an earlier one with the same key."""
-    merged: dict[str, str] = {}
-    for option in itertools.chain(*several):
-        key = option.partition("=")[0]
-        merged.pop(key, None)
-        merged[key] = option
-    return list(merged.values())
+    return list({option.partition("=")[0]: option for option in itertools.chain(*several)}.values())
 
 
 def folder_name(name: str) -> str:

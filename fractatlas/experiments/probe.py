@@ -21,7 +21,8 @@ from torch import Tensor
 
 from fractatlas.build import build, build_data
 from fractatlas.evaluation import comparison, metrics
-from fractatlas.evaluation.tables import format_fraction, to_markdown
+from fractatlas.evaluation.tables import to_markdown
+from fractatlas.experiments.tables import format_difference, format_score, interval_columns
 from fractatlas.io import write_csv, write_text
 from fractatlas.models.backbones import Backbone
 from fractatlas.overrides import compose_config
@@ -64,10 +65,7 @@ def probe_all(options: Sequence[str], out: Path) -> str:
 
 
 def probe(config: dict[str, Any]) -> dict[str, pd.DataFrame]:
-    """Score the training and validation subsets with the features of a frozen network.
-
-    Args:
-        config: a checked ``TrainConfig``, plain; its data, split, preprocess and model are used.
+    """Score the training and validation subsets with the features of the frozen network of a plain ``TrainConfig``.
 
     Returns:
         For each of ``POOLINGS``: ``image_id, group, label, probability``.
@@ -97,23 +95,8 @@ def probe(config: dict[str, Any]) -> dict[str, pd.DataFrame]:
 
 @torch.inference_mode()
 def pooled_features(backbone: Backbone, images: Tensor) -> dict[str, Tensor]:
-    """Compute the last feature maps, and pool them over the image.
-
-    Args:
-        backbone: the network.
-        images: normalised, float (n, 3, h, w).
-
-    Returns:
-        For each of ``POOLINGS``: float32 (n, c).
-    """
-    last = backbone.network.get_submodule(list(backbone.stages.values())[-1][-1])
-    outputs: list[Tensor] = []
-    hook = last.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    try:
-        backbone(images)
-    finally:
-        hook.remove()
-    maps = outputs[0].relu().float()
+    """Pool the last feature maps of normalised images, float (n, 3, h, w): for each of ``POOLINGS`` float32 (n, c)."""
+    _, (maps, *_) = backbone.with_features(images)
     return {name: pool(maps) for name, pool in POOLINGS.items()}
 
 
@@ -148,7 +131,7 @@ def tabulate(predictions: dict[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
         scores = metrics.evaluate(table)
         row = {"options": options, "pooling": pooling, "n": scores["n"], "positives": scores["positives"]}
         for name in SCORES:
-            row |= {name + end: scores[name][key] for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))}
+            row |= interval_columns(name, scores[name])
         rows.append(row | comparison.difference_columns(comparison.compare(first, table), SCORES))
     return pd.DataFrame(rows)
 
@@ -157,16 +140,13 @@ def markdown(table: pd.DataFrame) -> str:
     """Return the rows of ``tabulate`` as Markdown."""
     rows = [
         {
-            "options": f"`{row.options}`",
-            "pooling": row.pooling,
-            "n (fractured)": f"{row.n} ({row.positives})",
-            "AUROC": format_fraction(row.auroc, row.auroc_low, row.auroc_high),
-            "AUROC, difference to the first": f"{row.auroc_difference:+.3f} "
-            f"[{row.auroc_difference_low:+.3f}, {row.auroc_difference_high:+.3f}]",
-            "average precision": format_fraction(
-                row.average_precision, row.average_precision_low, row.average_precision_high
-            ),
+            "options": f"`{row['options']}`",
+            "pooling": row["pooling"],
+            "n (fractured)": f"{row['n']} ({row['positives']})",
+            "AUROC": format_score(row, "auroc"),
+            "AUROC, difference to the first": format_difference(row, "auroc"),
+            "average precision": format_score(row, "average_precision"),
         }
-        for row in table.itertuples()
+        for row in table.to_dict("records")
     ]
     return to_markdown(pd.DataFrame(rows))

@@ -8,12 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from omegaconf import OmegaConf
 
 from fractatlas.errors import InputError
 from fractatlas.overrides import RESUMABLE, compose_config
 from fractatlas.signals import INTERRUPTED, STOP_SIGNALS, STOPPED, signal_handlers
+from fractatlas.validation import differences, flatten
 
 log = logging.getLogger(__name__)
 # Settings in which a run may differ from the plan. A resumed run may train longer, but its result is another one.
@@ -22,11 +22,7 @@ NOT_COMPARED = ("paths.", "logger.save_dir", "callbacks.checkpoint.dirpath", "mo
 
 
 def train(run: Path, options: Sequence[str]) -> None:
-    """Train in the folder ``run``, or resume the training there; the test subset is not used.
-
-    Args:
-        run: the run folder.
-        options: of ``fractatlas train``.
+    """Train with ``options`` in the folder ``run``, or resume the training there; the test subset is not used.
 
     Raises:
         InputError: the folder was started with other settings, or the training failed.
@@ -88,12 +84,6 @@ def _differing_settings(run: Path, options: Sequence[str]) -> list[str]:
     """Return ``key was A, is B`` for each setting of a run that the options would change; three at most."""
     stored = OmegaConf.load(run / ".hydra" / "config.yaml")
     stored.paths.root = stored.paths.output_dir = "."  # as ``compose_config`` sets them
-    was, now = (
-        pd.json_normalize(config).to_dict("records")[0]
-        for config in (OmegaConf.to_container(stored, resolve=True), compose_config([*options, "test=false"]))
-    )
-    return [
-        f"{key} was {was.get(key, 'absent')}, is {now.get(key, 'absent')}"
-        for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key) and not key.startswith(NOT_COMPARED)
-    ][:3]
+    was: Any = OmegaConf.to_container(stored, resolve=True)
+    changed = differences(flatten(was), flatten(compose_config([*options, "test=false"])))
+    return [change for change in changed if not change.startswith(NOT_COMPARED)][:3]

@@ -16,14 +16,13 @@ from fractatlas.evaluation.bootstrap import bootstrap_weights, interval
 from fractatlas.evaluation.external_predictions import ALLOWED_RULES
 from fractatlas.evaluation.localisation import summarise
 from fractatlas.evaluation.operating_point import choose_operating_point
-from fractatlas.evaluation.tables import format_fraction, format_percent, to_markdown
+from fractatlas.evaluation.run_folder import RunFolder
+from fractatlas.evaluation.tables import METRIC_TITLES, format_fraction, format_percent, to_markdown
 from fractatlas.io import atomic_path, write_csv, write_text
 from fractatlas.reference import REFERENCE_ACCURACY
 from fractatlas.report.figures import COLOURS, STYLE
-from fractatlas.report.run_folder import RunFolder
 
 SCORES = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity", "brier")
-TITLES = {score: score.replace("_", " ") for score in SCORES} | {"auroc": "AUROC"}
 POINTING = "pointing game (image centre)"
 # Published AUROC on FracAtlas, on other test images from splits without duplicates: the model cards of FractureLens
 # (DenseNet-121, 224 px) and of fracture-detection-model (ConvNeXt-T, 384 px).
@@ -93,19 +92,31 @@ def step_row(name: str, runs: Sequence[Path], before: Sequence[Path]) -> dict[st
     return row
 
 
-def merge(file: Path, names: Sequence[str], rows: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
-    """Return the new rows, and for all other names the rows that the file has already.
+def interval_columns(name: str, score: dict[str, float] | None) -> dict[str, float]:
+    """Return a score of ``metrics.evaluate`` as the columns ``<name>, <name>_low, <name>_high``; NaN for ``None``."""
+    score = score or dict.fromkeys(("value", "low", "high"), np.nan)
+    return {name: score["value"], f"{name}_low": score["low"], f"{name}_high": score["high"]}
 
-    Args:
-        file: ``recipes.csv`` or ``steps.csv``; it may not exist yet.
-        names: of all recipes or steps, in order.
-        rows: the new rows by name.
-    """
-    table = pd.DataFrame({"recipe": pd.Series(dtype=str)})
-    if file.is_file():
-        table = pd.read_csv(file, dtype={"recipe": str, "commit": str})
-    recipe = table["recipe"].map(lambda name: name.partition(ENSEMBLE)[0])
-    return pd.DataFrame([row for name in names for row in rows.get(name, table[recipe == name].to_dict("records"))])
+
+def format_score(row: dict[str, Any], name: str) -> str:
+    """Return a score of a row with its interval and, if there is one, its standard deviation."""
+    form = format_percent if name == "accuracy" else format_fraction
+    return form(*(row.get(f"{name}{end}", np.nan) for end in ("", "_low", "_high", "_sd")))
+
+
+def format_difference(row: dict[str, Any], name: str) -> str:
+    """Return a difference of a row as ``+0.010 [-0.002, +0.021]``; an empty string if there is none."""
+    value, low, high = (row.get(f"{name}_difference{end}", np.nan) for end in ("", "_low", "_high"))
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" if np.isfinite(value) else ""
+
+
+def merge(file: Path, names: Sequence[str], rows: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
+    """Return for each of ``names`` its new rows, or else the rows that the file, if there is one, has already."""
+    former = pd.read_csv(file, dtype={"recipe": str, "commit": str}).to_dict("records") if file.is_file() else []
+    by_name: dict[str, list] = {name: [] for name in names}
+    for row in former:
+        by_name.setdefault(row["recipe"].partition(ENSEMBLE)[0], []).append(row)
+    return pd.DataFrame([row for name in names for row in rows.get(name, by_name[name])])
 
 
 def write_recipes(out: Path, table: pd.DataFrame) -> None:
@@ -146,9 +157,8 @@ def _row(
     tables: Sequence[pd.DataFrame],
     thresholds: Sequence[float],
 ) -> dict[str, Any]:
-    weights, first = bootstrap_weights(tables[0]["group"]), tables[0]
-    means = comparison.seed_means(tables, thresholds, weights)
-    positives = int(first["label"].sum())
+    weights = bootstrap_weights(tables[0]["group"])
+    first = metrics.evaluate(tables[0], thresholds[0], weights)
     split = config["split"]["_target_"].rpartition(".")[2].removesuffix("_split")
     reference = REFERENCE_ACCURACY.get(config["task_name"], {}) if split == "random" else {}
     row = {
@@ -158,17 +168,14 @@ def _row(
         "input": _describe_input(config["preprocess"]),
         "subset": subset,
         "seeds": len(runs),
-        "n": len(first),
-        "positives": positives,
-        "majority_rate": max(positives, len(first) - positives) / len(first),
+        **{key: first[key] for key in ("n", "positives", "majority_rate")},
         "reference_accuracy": reference.get(subset, 0.0),
         "commit": " ".join(sorted({run.metrics["versions"]["commit"] for run in runs})),
     }
-    exact = metrics.intervals(first, thresholds[0], weights) if len(tables) == 1 else {}
+    means = comparison.seed_means(tables, thresholds, weights)
     each = [metrics.resampled(table, at, weights[:1]) for table, at in zip(tables, thresholds, strict=True)]
     for score in SCORES:
-        value = exact.get(score) or interval(means[score]) or dict.fromkeys(("value", "low", "high"), np.nan)
-        row |= {score: value["value"], f"{score}_low": value["low"], f"{score}_high": value["high"]}
+        row |= interval_columns(score, first[score] if len(tables) == 1 else interval(means[score]))
         row[f"{score}_sd"] = np.std([one[score][0] for one in each], ddof=1) if len(each) > 1 else np.nan
     return row
 
@@ -181,11 +188,7 @@ def _pointing(subset: str, runs: Sequence[RunFolder]) -> dict[str, float]:
     tables = [table[table["split"] == subset].drop(columns="split") for table in map(pd.read_csv, files)]
     located = pd.concat(tables).groupby("image_id", as_index=False).mean()
     means = summarise(located, runs[0].predictions.set_index("image_id")["group"])["all"]
-    return {
-        f"{name}{end}": means[name][key]
-        for name in ("hit", "hit_centre")
-        for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))
-    }
+    return interval_columns("hit", means["hit"]) | interval_columns("hit_centre", means["hit_centre"])
 
 
 def _config(run: RunFolder) -> dict[str, Any]:
@@ -210,10 +213,7 @@ def _draw(path: Path, table: pd.DataFrame, names: Sequence[str], published: dict
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 1.1 + 0.27 * len(table)), layout="constrained")
         places = np.arange(len(table))[::-1]
-        for axes, (score, title) in zip(
-            figure.subplots(1, 2, sharey=True), {"auroc": "AUROC", "average_precision": "average precision"}.items(),
-            strict=True,
-        ):  # fmt: skip
+        for axes, score in zip(figure.subplots(1, 2, sharey=True), ("auroc", "average_precision"), strict=True):
             for place, row in zip(places, table.to_dict("records"), strict=True):
                 colour = COLOURS[row["subset"]]
                 axes.plot([row[f"{score}_low"], row[f"{score}_high"]], [place, place], color=colour)
@@ -222,7 +222,7 @@ def _draw(path: Path, table: pd.DataFrame, names: Sequence[str], published: dict
                 for name, value in published.items():
                     axes.axvline(value, color="#bc4c00", linestyle=":", linewidth=1, zorder=0)
                     axes.annotate(name, (value, len(table) - 0.4), rotation=30, fontsize=7, color="#bc4c00")
-            axes.set(xlabel=title, ylim=(-0.7, len(table) - 0.3))
+            axes.set(xlabel=METRIC_TITLES[score], ylim=(-0.7, len(table) - 0.3))
             axes.grid(axis="x", color="#eaeef2")
         figure.axes[0].set_yticks(places, names)
         with atomic_path(path) as temporary:
@@ -239,14 +239,10 @@ def _format(table: pd.DataFrame) -> pd.DataFrame:
         cells["majority rate"] = format_percent(row["majority_rate"])
         reference = row["reference_accuracy"]
         cells["reference report's accuracy"] = format_percent(reference) if reference else ""
-        for score in SCORES:
-            form = format_percent if score == "accuracy" else format_fraction
-            cells[TITLES[score]] = form(row[score], row[f"{score}_low"], row[f"{score}_high"], row[f"{score}_sd"])
+        cells |= {METRIC_TITLES[score]: format_score(row, score) for score in SCORES}
         for score in ("auroc", "average_precision"):
-            value, low, high, p = (row.get(f"{score}_difference{end}", np.nan) for end in ("", "_low", "_high", "_p"))
-            cells[f"{TITLES[score]}, difference"] = (
-                f"{value:+.3f} [{low:+.3f}, {high:+.3f}], p {p:.3f}" if np.isfinite(value) else ""
-            )
+            text = format_difference(row, score)
+            cells[f"{METRIC_TITLES[score]}, difference"] = text and f"{text}, p {row[f'{score}_difference_p']:.3f}"
         hit, low, high, centre = (100 * row.get(name, np.nan) for name in ("hit", "hit_low", "hit_high", "hit_centre"))
         cells[POINTING] = f"{hit:.1f} % [{low:.1f}, {high:.1f}] ({centre:.1f} %)" if np.isfinite(hit) else ""
         rows.append(cells)

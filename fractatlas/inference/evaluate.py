@@ -15,7 +15,7 @@ from fractatlas.errors import InputError
 from fractatlas.evaluation.operating_point import DEFAULT_OPERATING_POINT
 from fractatlas.inference.model import load_model
 from fractatlas.io import write_csv, write_text
-from fractatlas.training.scoring import device_name, predict_subset, write_scores
+from fractatlas.training.scoring import predict_subset, write_scores
 from fractatlas.training.warnings import quieten
 
 log = logging.getLogger(__name__)
@@ -63,14 +63,11 @@ def evaluate(config: dict[str, Any]) -> bool:
         "model": trained["model"]["variant"],
         "operating_point": model.operating_point or dict(DEFAULT_OPERATING_POINT),
         "timing": {"total_seconds": round(time.monotonic() - started, 1)},
-        "device": device_name(trainer),
     }
     write_csv(run / "catalogue.csv", data.catalogue)
     write_csv(run / "split.csv", data.split)
     write_text(run / "training_config.yaml", yaml.safe_dump(trained, sort_keys=False, allow_unicode=True))
-    device = trainer.strategy.root_device
-    record = write_scores(run, record, predictions, model.classifier, data, device, config["report"])
-    scores = record[subset]
+    scores = write_scores(run, record, predictions, model.classifier, data, trainer, config["report"])[subset]
     shown = ", ".join(
         f"{name} {scores[name]['value']:.4f}" for name in ("accuracy", "auroc", "average_precision") if scores[name]
     )

@@ -48,30 +48,22 @@ def find_inputs(given: str) -> Inputs:
     """
     if os.path.isfile(given):
         return Inputs(images=[given])
-    inputs = Inputs()
-    if os.path.isdir(given):
-        _add_folder(inputs, given)
-    else:
-        suffix = PurePath(given).suffix
-        any_type = bool(suffix) and not glob.has_magic(suffix)
-        matches = glob.glob(given, recursive=True)
-        if not matches:
-            raise InputError(f"input={given}: no file or folder has this name or matches it as a pattern; correct it")
-        for match in matches:
-            if not os.path.isdir(match):
-                _add_file(inputs, match, any_type)
-            elif not match.endswith(os.sep):  # ** also matches the folder in front of it, with a separator at the end
-                _add_folder(inputs, match)
+    inputs, suffix, is_folder = Inputs(), PurePath(given).suffix, os.path.isdir(given)
+    any_type = bool(suffix) and not glob.has_magic(suffix)
+    matches = [given] if is_folder else glob.glob(given, recursive=True)
+    if not matches:
+        raise InputError(f"input={given}: no file or folder has this name or matches it as a pattern; correct it")
+    for match in matches:
+        if not os.path.isdir(match):
+            _add_file(inputs, match, any_type)
+        elif is_folder or not match.endswith(os.sep):  # ** also matches its parent folder, with a final separator
+            for path in _walk(match, inputs.errors):
+                _add_file(inputs, path, any_type=False)
     inputs.images = sorted(set(inputs.images), key=lambda path: path.split(os.sep))
     if not inputs.images and not inputs.errors:
         count, extensions = inputs.skipped.total(), " ".join(sorted(EXTENSIONS))
         raise InputError(f"input={given}: no image among {count} files; images are DICOM files and {extensions}")
     return inputs
-
-
-def _add_folder(inputs: Inputs, folder: str) -> None:
-    for path in _walk(folder, inputs.errors):
-        _add_file(inputs, path, any_type=False)
 
 
 def _add_file(inputs: Inputs, path: str, any_type: bool) -> None:

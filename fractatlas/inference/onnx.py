@@ -6,17 +6,17 @@ The file contains all weights. Its input is ``image``, float32 (n, 3, size, size
 has an operating point, ``rule``, ``threshold`` and ``temperature``.
 """
 
-import contextlib
-import csv
 import io
 import json
 import logging
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -50,10 +50,6 @@ def export_onnx(checkpoint: Path, output: Path) -> float:
     """Export a checkpoint to one ONNX file, and compare ONNX Runtime's probabilities with PyTorch's.
 
     They are compared on images of the checkpoint's run, if these still exist, and on noise.
-
-    Args:
-        checkpoint: ``<run folder>/checkpoints/best.ckpt``.
-        output: the file to write.
 
     Returns:
         The largest difference between two probabilities.
@@ -105,9 +101,10 @@ def _test_images(model: Model, catalogue: Path) -> Tensor:
     noise = torch.randint(0, 256, (IMAGES, 1, preprocess.size, preprocess.size), generator=generator, dtype=torch.uint8)
     pixels = []
     if catalogue.is_file():
-        with catalogue.open(encoding="utf-8", newline="") as rows:
-            paths = [row["path"] for row in csv.DictReader(rows) if not row["excluded"]]
-        files = [Path(model.config["data"]["root"]) / path for path in paths[:IMAGES]]
+        rows = pd.read_csv(catalogue, dtype=str, keep_default_na=False)
+        files = [
+            Path(model.config["data"]["root"]) / path for path in rows.loc[rows["excluded"] == "", "path"][:IMAGES]
+        ]
         pixels = [preprocess(decode(file.read_bytes())) for file in files if file.is_file()]
     return preprocess.normalise(torch.stack([*pixels, *noise]))
 
@@ -115,24 +112,20 @@ def _test_images(model: Model, catalogue: Path) -> Tensor:
 @torch.no_grad()
 def _largest_difference(network: nn.Module, file: Path, images: Tensor) -> float:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    largest = 0.0
-    for size in BATCH_SIZES:
-        for batch in images.split(size):
-            _, expected = network(batch)
-            (exported,) = session.run(["probability"], {"image": batch.numpy()})
-            largest = np.maximum(largest, np.abs(expected.numpy() - exported).max())  # keeps NaN, unlike max()
-    return float(largest)
+    differences = []
+    for batch in (batch for size in BATCH_SIZES for batch in images.split(size)):
+        (exported,) = session.run(["probability"], {"image": batch.numpy()})
+        differences.append(np.abs(network(batch)[1].numpy() - exported).max())
+    return float(np.max(differences))  # NaN if one is NaN, unlike max()
 
 
-@contextlib.contextmanager
+@contextmanager
 def _no_messages() -> Iterator[None]:
     """Suppress the exporter's progress messages and warnings."""
-    disabled = logging.root.manager.disable
+    disabled, output = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.WARNING)
     try:
-        output = io.StringIO()
-        with warnings.catch_warnings(), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"), redirect_stdout(output), redirect_stderr(output):
             yield
     finally:
         logging.disable(disabled)

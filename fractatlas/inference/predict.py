@@ -56,7 +56,10 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     warnings.filterwarnings("ignore", module="pydicom|PIL")
     run, checkpoint = Path(config["paths"]["output_dir"]), Path(config["ckpt"])
     model = load_model(checkpoint)
-    _log_inputs(inputs)
+    log.info("%d images to read", len(inputs.images))
+    if inputs.skipped:
+        counts = ", ".join(f"{count} {extension}" for extension, count in inputs.skipped.most_common(6))
+        log.info("skipped %d other files (%s)", inputs.skipped.total(), counts)
     trainer = build_trainer(config, run, callbacks=[], logger=False, enable_progress_bar=False)
     if trainer.world_size > 1:
         raise InputError("predict runs on one device: remove trainer.devices, or use trainer=cpu or trainer=gpu")
@@ -97,14 +100,9 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
 
 
 def write_overlay(file: Path, path: str, heat: np.ndarray, preprocess: Preprocess, probability: float) -> None:
-    """Draw a radiograph with its heatmap; the maximum of the drawn heat is the probability of a fracture.
+    """Draw the radiograph in ``path`` with its heatmap (h, w), whose maximum is drawn as the probability of a fracture.
 
-    Args:
-        file: the JPEG to write, ``OVERLAY_SIDE`` pixels on its shorter side.
-        path: of the radiograph.
-        heat: (h, w), from ``models.heatmaps.with_heatmaps``.
-        preprocess: the preprocessing of the network.
-        probability: of a fracture.
+    ``file`` is a JPEG, ``OVERLAY_SIDE`` pixels on its shorter side.
     """
     image = read_radiograph(Path(path))
     scale = OVERLAY_SIDE / min(image.size)
@@ -154,28 +152,19 @@ def batches(
     Yields:
         Up to ``size`` paths, and their pixels, uint8 (n, 1, height, width).
     """
-    paths: list[str] = []
-    pixels: list[Tensor] = []
+    readable: dict[str, Tensor] = {}
     for path, image in images:
         if isinstance(image, UnreadableError):
             errors[path] = str(image)
-            continue
-        paths.append(path)
-        pixels.append(image)
-        if len(paths) == size:
-            yield paths, torch.stack(pixels)
-            paths, pixels = [], []
-    if paths:
-        yield paths, torch.stack(pixels)
+        else:
+            readable[path] = image
+        if len(readable) == size:
+            yield list(readable), torch.stack([*readable.values()])
+            readable = {}
+    if readable:
+        yield list(readable), torch.stack([*readable.values()])
 
 
 def _safe_name(path: str) -> str:
     """Return a file's name without its extension and without characters that file systems or shells reject."""
     return re.sub(r"\W+", "_", Path(path).stem)[:60]
-
-
-def _log_inputs(inputs: Inputs) -> None:
-    log.info("%d images to read", len(inputs.images))
-    if inputs.skipped:
-        counts = ", ".join(f"{count} {extension}" for extension, count in inputs.skipped.most_common(6))
-        log.info("skipped %d other files (%s)", inputs.skipped.total(), counts)

@@ -10,19 +10,9 @@ from torchvision.models.resnet import BasicBlock
 
 from fractatlas.models.pretrained import load_trunk
 
-DENSENETS = {
-    "densenet121": tv.densenet121,
-    "densenet161": tv.densenet161,
-    "densenet169": tv.densenet169,
-    "densenet201": tv.densenet201,
+# Variants for tests and for the demo; torchvision has the others.
+TINY = {
     "densenet_tiny": partial(tv.DenseNet, growth_rate=16, block_config=(2, 2, 4, 2), num_init_features=32, bn_size=2),
-}
-RESNETS = {
-    "resnet18": tv.resnet18,
-    "resnet34": tv.resnet34,
-    "resnet50": tv.resnet50,
-    "resnet101": tv.resnet101,
-    "resnet152": tv.resnet152,
     "resnet_tiny": partial(tv.ResNet, BasicBlock, [1, 1, 1, 1]),
 }
 
@@ -70,11 +60,6 @@ class Backbone(nn.Module):
         """The linear layer from the channel means of the last feature maps to the logit."""
         return cast(nn.Linear, cast(nn.Sequential, self.network.get_submodule(self.head_name))[-1])
 
-    @property
-    def last_stage(self) -> nn.Module:
-        """The module whose output, after a ReLU, is the last feature maps."""
-        return self.network.get_submodule(list(self.stages.values())[-1][-1])
-
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images, float (n, 3, h, w), to logits of a fracture (n,)."""
         images = images.contiguous(memory_format=self.memory_format)
@@ -82,6 +67,23 @@ class Backbone(nn.Module):
         if self.mirror and not self.training:
             logits = (logits + self.network(images.flip(-1))) / 2
         return logits.squeeze(1)
+
+    def with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Map normalised images, float (n, 3, h, w), to logits (n,) and the feature maps from which they are computed.
+
+        Returns:
+            The logits, and a list of float32 (n, c, h / 32, w / 32), 0 and above: the maps of the images and, if the
+            backbone also processes them, of the mirror images.
+        """
+        outputs: list[Tensor] = []
+        last = self.network.get_submodule(list(self.stages.values())[-1][-1])
+        hook = last.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        try:
+            logits = self(images)
+        finally:
+            hook.remove()
+        # A DenseNet applies its last ReLU after the hook and in place, so that outputs may be rectified or not.
+        return logits, [output.relu().float() for output in outputs]
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the trainable parameters in groups: ``params``, and ``scale``, a factor of their learning rate."""
@@ -107,16 +109,15 @@ def densenet(variant: str, weights: str | None, weights_dir: str, dropout: float
     """Build a DenseNet (Huang et al., Densely Connected Convolutional Networks, CVPR 2017).
 
     Args:
-        variant: a key of ``DENSENETS``.
-        weights: see ``load_trunk``.
-        weights_dir: see ``load_trunk``.
+        variant: torchvision's name, or ``densenet_tiny``.
+        weights, weights_dir: as for ``load_trunk``.
         dropout: probability of dropout before the linear layer of the head.
         options: ``freeze, stage_decay, mirror, channels_last`` of ``Backbone``.
 
     Raises:
         InputError: the weights are not available or do not fit.
     """
-    network = DENSENETS[variant]()
+    network = _build_network(variant)
     network.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(network.classifier.in_features, 1))
     stages = {"stem": ["features.conv0", "features.norm0"]}
     stages |= {f"block{n}": [f"features.denseblock{n}", f"features.transition{n}"] for n in (1, 2, 3)}
@@ -128,10 +129,14 @@ def densenet(variant: str, weights: str | None, weights_dir: str, dropout: float
 def resnet(variant: str, weights: str | None, weights_dir: str, dropout: float, **options: Any) -> Backbone:
     """Build a ResNet (He et al., Deep Residual Learning for Image Recognition, CVPR 2016).
 
-    Arguments and errors as for ``densenet``; ``variant`` is a key of ``RESNETS``.
+    Arguments and errors as for ``densenet``; ``variant`` is torchvision's name, or ``resnet_tiny``.
     """
-    network = RESNETS[variant]()
+    network = _build_network(variant)
     network.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(network.fc.in_features, 1))
     stages = {"stem": ["conv1", "bn1"]} | {f"layer{n}": [f"layer{n}"] for n in (1, 2, 3, 4)}
     loaded = load_trunk(network, variant, stages, weights, weights_dir)
     return Backbone(network, "fc", stages, loaded, **options)
+
+
+def _build_network(variant: str) -> Any:
+    return TINY[variant]() if variant in TINY else tv.get_model(variant)

@@ -37,19 +37,13 @@ def activation_maps(backbone: Backbone, images: Tensor) -> tuple[Tensor, list[Te
     """Map normalised images, float (n, 3, h, w), to logits (n,) and class activation maps.
 
     Returns:
-        The logits, and a list of maps float32 (n, h / 32, w / 32): of the image and, if the backbone also processes
-        it, of the mirror image. A map is ``relu(sum over c of w_c A_c)``, the positive contribution of each cell of the
-        last feature maps ``A`` to the logit. Its cells do not tile the image; see ``tile_input``.
+        The logits, and for each of the feature maps ``A`` of ``Backbone.with_features`` the map float32 (n, h / 32,
+        w / 32) ``relu(sum over c of w_c A_c)``: the positive contribution of each cell to the logit. Its cells do not
+        tile the image; see ``tile_input``.
     """
-    features: list[Tensor] = []
-    hook = backbone.last_stage.register_forward_hook(lambda module, inputs, output: features.append(output))
-    try:
-        logits = backbone(images)
-    finally:
-        hook.remove()
-    # A DenseNet applies its last ReLU after the hook and in place, so ``features`` may be rectified or not.
+    logits, features = backbone.with_features(images)
     weights = backbone.head.weight[0].float()
-    return logits, [torch.einsum("nchw,c->nhw", one.relu().float(), weights).relu() for one in features]
+    return logits, [torch.einsum("nchw,c->nhw", maps, weights).relu() for maps in features]
 
 
 def receptive_grid(backbone: Backbone) -> tuple[float, float]:
@@ -63,14 +57,11 @@ def receptive_grid(backbone: Backbone) -> tuple[float, float]:
     first, step = 0.0, 1.0
     for name, module in backbone.network.named_modules():
         if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and "downsample" not in name:  # parallel branch
-            size, stride, padding = (_side(getattr(module, key)) for key in ("kernel_size", "stride", "padding"))
+            sides = (getattr(module, key) for key in ("kernel_size", "stride", "padding"))
+            size, stride, padding = (side if isinstance(side, int) else side[0] for side in sides)
             first += ((size - 1) / 2 - padding) * step
             step *= stride
     return first, step
-
-
-def _side(value: int | tuple[int, int]) -> int:
-    return value if isinstance(value, int) else value[0]
 
 
 def tile_input(maps: Tensor, backbone: Backbone, size: int) -> Tensor:
@@ -93,8 +84,8 @@ def compute_heatmaps(
     batches: Iterable[dict[str, Tensor]],
     normalise: Callable[[Tensor], Tensor],
     device: torch.device | str,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute logits and heatmaps of batches in evaluation mode.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the heatmaps of batches in evaluation mode.
 
     Args:
         backbone: on ``device``; its mode is restored.
@@ -104,21 +95,16 @@ def compute_heatmaps(
         device: where to compute.
 
     Returns:
-        ``index`` int64 (n,), logits float32 (n,) and heatmaps float32 (n, size / CELL, size / CELL), in the order of
-        the batches.
+        ``index`` int64 (n,) and heatmaps float32 (n, size / CELL, size / CELL), in the order of the batches.
     """
     mode = backbone.training
     backbone.eval()
-    indices, logits, heatmaps = [], [], []
-    try:
-        for batch in batches:
-            batch_logits, batch_heatmaps = with_heatmaps(backbone, normalise(batch["image"].to(device)))
-            indices.append(batch["index"].cpu())
-            logits.append(batch_logits.float().cpu())
-            heatmaps.append(batch_heatmaps.cpu())
-    finally:
-        backbone.train(mode)
-    return torch.cat(indices).numpy(), torch.cat(logits).numpy(), torch.cat(heatmaps).numpy()
+    indices, heatmaps = [], []
+    for batch in batches:
+        indices.append(batch["index"].cpu())
+        heatmaps.append(with_heatmaps(backbone, normalise(batch["image"].to(device)))[1].cpu())
+    backbone.train(mode)
+    return torch.cat(indices).numpy(), torch.cat(heatmaps).numpy()
 
 
 def write_heatmaps(path: Path, heatmaps: Heatmaps) -> None:

@@ -10,9 +10,10 @@ import pandas as pd
 
 from fractatlas.errors import InputError
 from fractatlas.evaluation import comparison
+from fractatlas.evaluation.run_folder import RunFolder
+from fractatlas.evaluation.tables import METRIC_TITLES
 from fractatlas.io import write_csv, write_text
-from fractatlas.report.html import METRIC_TITLES, render_page
-from fractatlas.report.run_folder import RunFolder
+from fractatlas.pages import render
 from fractatlas.report.run_table import newest_run
 
 SUBSETS = ("val", "test")
@@ -39,7 +40,7 @@ def write_comparison(out: Path, runs: Sequence[Path]) -> tuple[dict[str, RunFold
     named = {_name(folder, folders): RunFolder(folder) for folder in folders}
     differences = compare_runs(named)
     write_csv(out / "comparison.csv", differences)
-    page = render_page(
+    page = render(
         "comparison.html.jinja",
         runs=named,
         subsets=[name for name in SUBSETS if any(name in run.metrics for run in named.values())],
@@ -92,8 +93,8 @@ def average_seeds(runs: dict[str, RunFolder]) -> list[dict[str, Any]]:
     averages = []
     for names in same_config.values():
         for subset in SUBSETS if len(names) > 1 else ():
-            if all(subset in runs[name].metrics for name in names):
-                scores = [runs[name].metrics[subset] for name in names]
+            scores = [runs[name].metrics.get(subset, {}) for name in names]
+            if all(scores):
                 values = [{key: (row.get(key) or {}).get("value") for key in METRIC_TITLES} for row in scores]
                 table = pd.DataFrame(values).astype(float).dropna(axis=1)
                 averages.append({"runs": names, "subset": subset, "spread": comparison.spread(table)})

@@ -91,12 +91,9 @@ def reliability(table: pd.DataFrame) -> Figure:
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     axes.plot([0, 1], [0, 1], color="#d0d7de", linewidth=1)
     edges = np.linspace(0, 1, BINS + 1)
-    for column, colour, label in (
-        ("probability", "#6e7781", "uncalibrated"),
-        ("probability_calibrated", "#0969da", "calibrated"),
-    ):
-        if column not in table:
-            continue
+    styles = {"probability": ("#6e7781", "uncalibrated"), "probability_calibrated": ("#0969da", "calibrated")}
+    for column in [name for name in styles if name in table]:
+        colour, label = styles[column]
         bins = np.minimum((table[column] * BINS).astype(int), BINS - 1)
         grouped = table.groupby(bins)
         axes.plot(grouped[column].mean(), grouped["label"].mean(), "o-", color=colour, label=label, markersize=4)

@@ -7,16 +7,11 @@ from typing import Any
 import pandas as pd
 
 from fractatlas.errors import InputError
-from fractatlas.evaluation.tables import format_fraction, format_percent, to_markdown
+from fractatlas.evaluation.run_folder import RunFolder
+from fractatlas.evaluation.tables import METRIC_TITLES, format_fraction, format_percent, to_markdown
 from fractatlas.reference import REFERENCE_ACCURACY
-from fractatlas.report.run_folder import RunFolder
 
-TITLES = {
-    "auroc": "AUROC",
-    "average_precision": "average precision",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-}
+SCORES = ("auroc", "average_precision", "sensitivity", "specificity")
 
 
 def newest_run(folder: Path) -> Path:
@@ -55,7 +50,8 @@ def run_table(folders: Sequence[Path]) -> str:
                     "reference report": format_percent(reference) if reference else "",
                     "majority rate": format_percent(scores["majority_rate"]),
                 }
-                rows.append(row | {TITLES[name]: format_fraction(**scores[name] or {"value": None}) for name in TITLES})
+                fractions = {METRIC_TITLES[name]: format_fraction(**scores[name] or {"value": None}) for name in SCORES}
+                rows.append(row | fractions)
     return to_markdown(pd.DataFrame(rows))
 
 

@@ -6,13 +6,13 @@ from typing import Any
 import optuna
 import pandas as pd
 import plotly.io
-from jinja2 import Environment, PackageLoader, select_autoescape
 from omegaconf import DictConfig, OmegaConf
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from fractatlas.evaluation.tables import to_markdown
 from fractatlas.io import write_csv, write_text
+from fractatlas.pages import render
 from fractatlas.search import storage
 
 # The columns of the reference report's table; they come first, for the hyperparameters that are searched.
@@ -44,12 +44,8 @@ def write(folder: Path, study: optuna.Study, space: list[str], monitor: str, bes
     ``refit.yaml``: ``fractatlas plan FOLDER/refit.yaml`` trains the experiment under several seeds, then scores the
     test subset once. The recipe's name contains the trial's number, so that another best trial has other run folders.
 
-    Args:
-        folder: the study's folder.
-        study: with its trials.
-        space: the names of the searched hyperparameters.
-        monitor: the metric that is optimised.
-        best: the configuration of a new best trial, Hydra's node included; ``None`` keeps the earlier files.
+    ``space`` has the names of the searched hyperparameters. ``best`` is the configuration of a new best trial, Hydra's
+    node included; ``None`` keeps the earlier files.
     """
     # A copy in memory: the figures read the trials many times, and other processes change the study meanwhile.
     copy = optuna.create_study(study_name=study.study_name, direction=study.direction)
@@ -66,10 +62,6 @@ def write(folder: Path, study: optuna.Study, space: list[str], monitor: str, bes
 def trials_table(trials: list[FrozenTrial], space: list[str]) -> pd.DataFrame:
     """Return one row per sampled trial, without the discarded ones.
 
-    Args:
-        trials: of a study.
-        space: the names of the searched hyperparameters.
-
     Returns:
         ``iteration`` (the trial's number and the name of its folder), the hyperparameters, the scores at the epoch
         that ``monitor`` selected, ``state, seconds, seed``, and in ``note`` the reason of a failure. Training scores
@@ -81,14 +73,14 @@ def trials_table(trials: list[FrozenTrial], space: list[str]) -> pd.DataFrame:
         attributes = trial.user_attrs
         if storage.SAMPLED not in attributes or storage.DISCARDED in attributes:
             continue
-        repeated = attributes.get(storage.REPEATS)
+        repeated, state = attributes.get(storage.REPEATS), trial.state.name.lower().replace("fail", "failed")
         notes = [attributes.get(storage.REASON), None if repeated is None else f"repeats trial {repeated}"]
         rows.append(
             {"iteration": trial.number}
             | {COLUMNS.get(name, name): trial.params.get(name) for name in names}
             | {title: attributes.get(name) for name, title in SCORES.items()}
             | {
-                "state": "interrupted" if storage.is_interrupted(trial) else _state(trial),
+                "state": "interrupted" if storage.is_interrupted(trial) else state,
                 "seconds": attributes.get("seconds", trial.duration and trial.duration.total_seconds()),
                 "seed": attributes.get("seed"),
                 "note": "; ".join(note for note in notes if note),
@@ -111,10 +103,10 @@ def page(study: optuna.Study, table: pd.DataFrame, monitor: str) -> str:
         figures.append(draw.plot_parallel_coordinate(study, target_name=monitor))
         figures.append(draw.plot_slice(study, target_name=monitor))
     for figure in figures:
-        figure.update_layout(width=None, autosize=True)  # as wide as the page
-    environment = Environment(loader=PackageLoader("fractatlas.search"), autoescape=select_autoescape())
+        figure.update_layout(width=None, height=450, autosize=True)  # as wide as the page
     cells = _format(table)
-    return environment.get_template("search.html.jinja").render(
+    return render(
+        "search.html.jinja",
         study=study.study_name,
         monitor=monitor,
         best=study.best_trial if complete else None,
@@ -146,10 +138,6 @@ def refit_plan(number: int) -> str:
         "# The best trial of the study under three seeds; the test subset is scored once, after all trainings.\n"
         f"config_dir: .\nseeds: {SEEDS}\nrecipes:\n  trial {number}: [experiment=best]\n"
     )
-
-
-def _state(trial: FrozenTrial) -> str:
-    return "failed" if trial.state == TrialState.FAIL else trial.state.name.lower()
 
 
 def _format(table: pd.DataFrame) -> pd.DataFrame:

@@ -51,11 +51,7 @@ class Storage(RDBStorage):
 
 @functools.cache
 def open_storage(url: str, heartbeat_timeout: int) -> Storage:
-    """Open a storage; create its tables if it has none.
-
-    Args:
-        url: an address of SQLAlchemy.
-        heartbeat_timeout: seconds without a heartbeat after which a worker counts as dead.
+    """Open the storage at an address of SQLAlchemy; create its tables if it has none.
 
     Raises:
         InputError: the address is invalid, or the database cannot be opened.
@@ -63,9 +59,8 @@ def open_storage(url: str, heartbeat_timeout: int) -> Storage:
     try:
         address = make_url(url)
     except ArgumentError:
-        raise InputError(
-            f"hydra.sweeper.storage={url}: should be like sqlite:///FILE or postgresql://HOST/NAME"
-        ) from None
+        message = f"hydra.sweeper.storage={url}: should be like sqlite:///FILE or postgresql://HOST/NAME"
+        raise InputError(message) from None
     engine: dict[str, Any] = {"pool_pre_ping": True}
     if address.get_backend_name() == "sqlite" and address.database:
         if not (folder := Path(address.database).absolute().parent).is_dir():
@@ -91,12 +86,7 @@ def open_storage(url: str, heartbeat_timeout: int) -> Storage:
 
 
 def load_trial(search: Mapping[str, Any], number: int) -> optuna.Trial:
-    """Load a trial that another process, or another part of this one, has sampled.
-
-    Args:
-        search: a checked ``SearchConfig``, plain.
-        number: of the trial.
-    """
+    """Load a sampled trial by its number; ``search`` is a checked ``SearchConfig``, plain."""
     study = optuna.load_study(
         study_name=search["study_name"],
         storage=open_storage(search["storage"], search["heartbeat_timeout"]),
@@ -146,9 +136,15 @@ def is_interrupted(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.FAIL and not {REASON, DISCARDED} & trial.user_attrs.keys()
 
 
-def is_counted(trial: FrozenTrial) -> bool:
-    """Return whether a trial is one of ``n_trials``: running, finished, or failed in training."""
-    return trial.state != TrialState.WAITING and DISCARDED not in trial.user_attrs and not is_interrupted(trial)
+def counted_trials(study: optuna.Study, waiting: bool = False) -> list[FrozenTrial]:
+    """Return the trials that ``n_trials`` counts: running, finished, or failed in training; optionally the waiting."""
+    return [
+        trial
+        for trial in study.get_trials(deepcopy=False)
+        if DISCARDED not in trial.user_attrs
+        and not is_interrupted(trial)
+        and (waiting or trial.state != TrialState.WAITING)
+    ]
 
 
 def _repeat(study: optuna.Study, trial: FrozenTrial) -> None:

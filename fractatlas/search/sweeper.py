@@ -6,11 +6,11 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import optuna
-import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
@@ -19,24 +19,25 @@ from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
 from omegaconf import DictConfig, open_dict
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution as Categorical
+from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from fractatlas.errors import InputError
 from fractatlas.schema import SearchConfig, TrainConfig
 from fractatlas.search import report, storage
 from fractatlas.search.sampler import TrialStreamSampler
-from fractatlas.validation import group_keys, metric_mode, validate
+from fractatlas.validation import differences, flatten, group_keys, metric_mode, validate
 
 log = logging.getLogger(__name__)
+Distribution = Categorical | FloatDistribution | IntDistribution
 SETTINGS, DATA = "settings", "data"  # an attribute of the study, and the key in it for the hash of images and split
 # Settings in which the trials of one study may differ: where and how fast they run, and what they only display.
 NOT_COMPARED = ("paths.", "logger.", "resume", "task_name", "test", "report", "data.root", "data.cache",
                 "data.cache_dir", "data.num_workers", "data.pin_memory", "model.weights_dir", "trainer.accelerator",
                 "trainer.log_every_n_steps", "trainer.enable_model_summary", "trainer.profiler",
-                "callbacks.checkpoint.dirpath", "callbacks.checkpoint.monitor", "callbacks.checkpoint.mode",
-                "callbacks.learning_rate", "callbacks.progress_bar", "callbacks.progress_lines",
-                "callbacks.input_grid", "callbacks.interrupt")  # fmt: skip
+                "callbacks.checkpoint.", "callbacks.learning_rate", "callbacks.progress",
+                "callbacks.input_grid")  # fmt: skip
 MAX_FIRST_FAILURES = 3  # in a row, before any trial succeeds
 MAX_REPETITIONS = 100  # samples in a row that repeat earlier trials, before the search space counts as exhausted
 
@@ -76,21 +77,20 @@ class ResumableSweeper(Sweeper):
             )
         params = [f"{name}={value}" for name, value in self.search["params"].items()]
         space, fixed, deletions = create_params_from_overrides([*params, *arguments])
-        self.space: dict[str, BaseDistribution] = {name: space[name] for name in space if name not in fixed}
+        self.space = cast(dict[str, Distribution], {name: space[name] for name in space if name not in fixed})
         self.fixed = [f"{name}={value}" for name, value in fixed.items()] + deletions
         if not self.space:
             raise InputError("nothing to search: every hyperparameter of hydra.sweeper.params has a fixed value")
         settings, config = self._compose_settings()
         self.folder.parent.mkdir(parents=True, exist_ok=True)  # the default storage is there, too
         self.study = self._open_study()
-        self._check_settings(settings)  # before the data are read, which can take minutes
-        self._check_settings(settings | {DATA: _hash_data(config)})
+        self._check_settings(settings, config)
         log.info("study %s in %s", self.study.study_name, self.folder)
 
-        from fractatlas.search.trial import RunTrial  # after all checks, because torch is slow to import
+        from fractatlas.search.trial import run_trial  # after all checks, because torch is slow to import
 
         self.launcher = Plugins.instance().instantiate_launcher(
-            config=self.config, hydra_context=self.hydra_context, task_function=RunTrial(self.search)
+            config=self.config, hydra_context=self.hydra_context, task_function=partial(run_trial, self.search)
         )
         try:
             self._run()
@@ -100,10 +100,12 @@ class ResumableSweeper(Sweeper):
             self._report()
         self._log_result()
 
+    def _overrides(self, params: Mapping[str, Any]) -> list[str]:
+        return [*(f"{name}={value}" for name, value in params.items()), *self.fixed]
+
     def _compose(self, params: Mapping[str, Any]) -> DictConfig:
         """Compose the configuration of a trial with ``params``, Hydra's own node included."""
-        overrides = [*(f"{name}={value}" for name, value in params.items()), *self.fixed]
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        config = self.hydra_context.config_loader.load_sweep_config(self.config, self._overrides(params))
         with open_dict(config):
             config.hydra.runtime.output_dir = str(self.folder)
         HydraConfig.instance().set_config(config)
@@ -115,22 +117,18 @@ class ResumableSweeper(Sweeper):
         A searched group such as ``optimizer`` has other keys for each choice, so that every choice is composed.
         """
         groups = self.space.keys() & group_keys(TrainConfig)
-        first = {name: _first_value(distribution) for name, distribution in self.space.items()}
+        choices = [(name, choice) for name in groups for choice in cast(Categorical, self.space[name]).choices]
+        first = {name: one.choices[0] if isinstance(one, Categorical) else one.low for name, one in self.space.items()}
         settings = {f"search space: {name}": _describe(distribution) for name, distribution in self.space.items()}
-        for group in groups or {""}:
-            for choice in cast(CategoricalDistribution, self.space[group]).choices if group else ("",):
-                composed = self._compose(first | ({group: choice} if group else {}))
-                with open_dict(composed):
-                    del composed["hydra"]
-                config = validate(composed, TrainConfig)
-                for key, value in pd.json_normalize(config).to_dict("records")[0].items():
-                    if key in self.space or key.startswith(NOT_COMPARED):
-                        continue
-                    part = key.partition(".")[0]
-                    if part == group:
-                        settings[f"{group}={choice}: {key}"] = json.dumps(value)
-                    elif part not in groups:
-                        settings[key] = json.dumps(value)
+        for group, choice in choices or [("", "")]:
+            composed = self._compose(first | ({group: choice} if group else {}))
+            with open_dict(composed):
+                del composed["hydra"]
+            config = validate(composed, TrainConfig)
+            for key, value in flatten(config).items():
+                part = key.partition(".")[0]
+                if key not in self.space and not key.startswith(NOT_COMPARED) and part not in groups - {group}:
+                    settings[f"{group}={choice}: {key}" if part == group else key] = json.dumps(value)
         if config["test"]:
             raise InputError("test=true: a search does not use the test subset; remove it")
         self.monitor = config["monitor"]
@@ -150,24 +148,26 @@ class ResumableSweeper(Sweeper):
             load_if_exists=True,
         )
 
-    def _check_settings(self, settings: dict[str, str]) -> None:
-        """Compare the settings with the study's; a new study stores them once they contain the hash of the data."""
+    def _check_settings(self, settings: dict[str, str], config: dict[str, Any]) -> None:
+        """Compare the settings and the data with the study's; a new study stores them.
+
+        Raises:
+            InputError: they differ; for the settings, before the data are read, which can take minutes.
+        """
         stored = self.study.user_attrs.get(SETTINGS)
-        if stored is None:
-            if DATA in settings:
+        differing = differences(stored, settings | {DATA: stored[DATA]}) if stored else []
+        if not differing:
+            settings = settings | {DATA: _hash_data(config)}
+            stored = self.study.user_attrs.get(SETTINGS)  # another process may have stored them meanwhile
+            if not stored:
                 self.study.set_user_attr(SETTINGS, settings)
-            return
-        keys = stored.keys() | settings.keys()
-        if DATA not in settings:
-            keys -= {DATA}
-        if differing := {key for key in keys if stored.get(key) != settings.get(key)}:
-            first = sorted(differing, key=lambda key: (not key.startswith("search space"), key))[:3]
-            shown = "; ".join(
-                f"{key} was {stored.get(key, 'absent')}, is {settings.get(key, 'absent')}" for key in first
-            )
+                return
+            differing = differences(stored, settings)
+        if differing:
+            differing.sort(key=lambda line: not line.startswith("search space"))
             more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
             raise InputError(
-                f"study {self.study.study_name} has trials with other settings: {shown}{more}\n"
+                f"study {self.study.study_name} has trials with other settings: {'; '.join(differing[:3])}{more}\n"
                 "Undo the change, or start another study: hydra.sweeper.study_name=NAME"
             )
 
@@ -175,23 +175,22 @@ class ResumableSweeper(Sweeper):
         failures, succeeded, waiting = 0, False, False
         while True:
             storage.repeat_stale_trials(self.study)
-            counted = [trial for trial in self.study.get_trials(deepcopy=False) if storage.is_counted(trial)]
+            counted = storage.counted_trials(self.study)
             missing = self.search["n_trials"] - len(counted)
-            running = [trial.number for trial in counted if trial.state == TrialState.RUNNING]
-            if missing <= 0 and not running:
-                return
+            running = [str(trial.number) for trial in counted if trial.state == TrialState.RUNNING]
             if missing <= 0:
+                if not running:
+                    return
                 if not waiting:
-                    log.info("waiting for trial %s of other processes", ", ".join(map(str, running)))
+                    log.info("waiting for trial %s of other processes", ", ".join(running))
                 waiting = True
                 time.sleep(min(1, self.search["heartbeat_timeout"] / 4))
                 continue
             with ExitStack() as heartbeats:
                 asked = [self._ask(heartbeats) for _ in range(min(missing, self.search["n_jobs"]))]
-                trials = [trial for trial in asked if trial]
+                if not (trials := [trial for trial in asked if trial]):
+                    continue
                 self._launch(trials)
-            if not trials:
-                continue
             self._report()
             ended = [self.study.get_trials(deepcopy=False)[trial.number] for trial in trials]
             failed = sum(trial.state == TrialState.FAIL for trial in ended)
@@ -208,7 +207,7 @@ class ResumableSweeper(Sweeper):
         """
         for _ in range(MAX_REPETITIONS):
             with ExitStack() as stack:
-                trial = self.study.ask(self.space)
+                trial = self.study.ask(dict(self.space))
                 stack.enter_context(storage.heartbeats(self.study, trial))
                 earlier = self._wait_for_earlier(trial)
                 same = next((other for other in earlier if other.params == trial.params), None)
@@ -226,11 +225,8 @@ class ResumableSweeper(Sweeper):
         """Return the counted and waiting trials before ``trial`` once all of them are sampled."""
         log_at = time.monotonic() + 2
         while True:
-            earlier = [
-                other
-                for other in self.study.get_trials(deepcopy=False)[: trial.number]
-                if storage.is_counted(other) or other.state == TrialState.WAITING
-            ]
+            counted = storage.counted_trials(self.study, waiting=True)
+            earlier = [other for other in counted if other.number < trial.number]
             unsampled = [
                 str(other.number)
                 for other in earlier
@@ -245,12 +241,8 @@ class ResumableSweeper(Sweeper):
             storage.repeat_stale_trials(self.study)
 
     def _launch(self, trials: Sequence[optuna.Trial]) -> None:
-        overrides = [
-            [*(f"{name}={value}" for name, value in trial.params.items()), *self.fixed,
-             f"hydra.sweep.subdir={trial.number}"]
-            for trial in trials
-        ]  # fmt: skip
-        returns = self.launcher.launch(overrides, initial_job_idx=trials[0].number) if trials else []
+        overrides = [[*self._overrides(trial.params), f"hydra.sweep.subdir={trial.number}"] for trial in trials]
+        returns = self.launcher.launch(overrides, initial_job_idx=trials[0].number)
         for trial, job in zip(trials, returns, strict=True):
             if self.study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
                 # Hydra could not start the trial, and returns its exception.
@@ -265,13 +257,10 @@ class ResumableSweeper(Sweeper):
         self.reported = best.number if best else None
 
     def _log_result(self) -> None:
-        trials = [trial for trial in self.study.get_trials(deepcopy=False) if storage.is_counted(trial)]
-        states = {state: sum(trial.state == state for trial in trials) for state in TrialState}
-        log.info(
-            "%d trials: %d complete, %d pruned, %d failed", len(trials), states[TrialState.COMPLETE],
-            states[TrialState.PRUNED], states[TrialState.FAIL],
-        )  # fmt: skip
-        if not states[TrialState.COMPLETE]:
+        states = [trial.state for trial in storage.counted_trials(self.study)]
+        complete, pruned, failed = map(states.count, (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
+        log.info("%d trials: %d complete, %d pruned, %d failed", len(states), complete, pruned, failed)
+        if not complete:
             raise InputError(f"no trial was completed; {self.folder / 'trials.csv'} lists the reasons")
         best = self.study.best_trial
         log.info("best: trial %d, %s %.4f; results in %s", best.number, self.monitor, best.value, self.folder)
@@ -290,16 +279,8 @@ def _hash_data(config: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _describe(distribution: BaseDistribution) -> str:
-    if isinstance(distribution, CategoricalDistribution):
+def _describe(distribution: Distribution) -> str:
+    if isinstance(distribution, Categorical):
         return "one of " + ", ".join(map(str, distribution.choices))
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
     step = f" in steps of {distribution.step}" if distribution.step else ""
     return f"{distribution.low} to {distribution.high}{' (log)' if distribution.log else ''}{step}"
-
-
-def _first_value(distribution: BaseDistribution) -> Any:
-    if isinstance(distribution, CategoricalDistribution):
-        return distribution.choices[0]
-    assert isinstance(distribution, FloatDistribution | IntDistribution)
-    return distribution.low

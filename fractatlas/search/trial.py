@@ -27,7 +27,7 @@ from optuna.trial import TrialState
 from fractatlas.errors import InputError
 from fractatlas.io import write_json
 from fractatlas.schema import TrainConfig
-from fractatlas.search import storage
+from fractatlas.search import report, storage
 from fractatlas.training.fit import train
 from fractatlas.validation import validate
 
@@ -35,15 +35,12 @@ log = logging.getLogger(__name__)
 TRIAL = "FRACATLAS_TRIAL"  # environment variable of a trial's own process: the search's configuration and the number
 CONFIG, FAILURE = "trial.json", "failure.txt"
 PRUNED = "pruned after epoch"
-SCORES = ("train/accuracy", "val/accuracy", "train/loss", "val/auroc")  # of the best epoch, stored in the study
 
 
 class ReportToStudy(Callback):
     """Report ``monitor`` to the study after every epoch, and stop a pruned trial.
 
-    Args:
-        trial: the trial on the first process, ``None`` on the others.
-        monitor: the metric's name.
+    ``trial`` is ``None`` on all processes but the first.
     """
 
     def __init__(self, trial: optuna.Trial | None, monitor: str):
@@ -64,54 +61,48 @@ class ReportToStudy(Callback):
             trainer.should_stop = True
 
 
-class RunTrial:
-    """The function that a launcher calls for each trial; it can be pickled.
+def run_trial(search: dict[str, Any], config: DictConfig) -> float | None:
+    """Run the trial whose number is the name of its folder; store a failure in the study instead of raising it.
 
-    Args:
-        search: a checked ``SearchConfig``, plain.
+    ``search`` is a checked ``SearchConfig``, plain.
+
+    Returns:
+        The value of the metric; ``None`` after a failure.
     """
-
-    def __init__(self, search: dict[str, Any]):
-        self.search = search
-
-    def __call__(self, config: DictConfig) -> float | None:
-        """Run the trial whose number is the name of its folder; store a failure in the study instead of raising it."""
-        number = int(HydraConfig.get().sweep.subdir)
-        trial = storage.load_trial(self.search, number)
-        try:
-            plain = validate(config, TrainConfig)
-            trial.set_user_attr("seed", plain["seed"])
-            run = Path(plain["paths"]["output_dir"])
-            if runs_on_one_device(plain["trainer"]):
-                train(plain, [ReportToStudy(trial, plain["monitor"])])
-            else:
-                self._run_process(plain, run, number)
-            return _store_result(trial, json.loads((run / "metrics.json").read_text(encoding="utf-8")))
-        except Exception as error:
-            log.error("trial %d failed: %s", number, reason := _describe(error))
-            if not isinstance(error, InputError):
-                (Path(HydraConfig.get().runtime.output_dir) / FAILURE).write_text(traceback.format_exc(), "utf-8")
-            trial.set_user_attr(storage.REASON, reason)
-            trial.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
-        except SystemExit as error:  # Lightning turns Ctrl-C into sys.exit
-            raise KeyboardInterrupt from error
-        finally:
-            gc.collect()
-            if torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
+    number = int(HydraConfig.get().sweep.subdir)
+    trial = storage.load_trial(search, number)
+    try:
+        plain = validate(config, TrainConfig)
+        trial.set_user_attr("seed", plain["seed"])
+        run = Path(plain["paths"]["output_dir"])
+        if runs_on_one_device(plain["trainer"]):
+            train(plain, [ReportToStudy(trial, plain["monitor"])])
+        else:
+            _run_process(search, plain, run, number)
+        return _store_result(trial, json.loads((run / "metrics.json").read_text(encoding="utf-8")))
+    except Exception as error:
+        log.error("trial %d failed: %s", number, reason := _describe(error))
+        if not isinstance(error, InputError):
+            (Path(HydraConfig.get().runtime.output_dir) / FAILURE).write_text(traceback.format_exc(), "utf-8")
+        trial.set_user_attr(storage.REASON, reason)
+        trial.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
         return None
+    except SystemExit as error:  # Lightning turns Ctrl-C into sys.exit
+        raise KeyboardInterrupt from error
+    finally:
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
-    def _run_process(self, config: dict[str, Any], run: Path, number: int) -> None:
-        write_json(run / CONFIG, config)
-        status = subprocess.run(
-            [sys.executable, "-m", "fractatlas.search.trial", str(run)],
-            env=os.environ | {TRIAL: json.dumps([self.search, number])},
-            check=False,
-        ).returncode
-        if status:
-            failure = run / FAILURE
-            reason = failure.read_text(encoding="utf-8").splitlines()[-1] if failure.is_file() else None
-            raise ChildProcessError(reason or f"a process of the trial ended with status {status}")
+
+def _run_process(search: dict[str, Any], config: dict[str, Any], run: Path, number: int) -> None:
+    write_json(run / CONFIG, config)
+    command = [sys.executable, "-m", "fractatlas.search.trial", str(run)]
+    status = subprocess.run(command, env=os.environ | {TRIAL: json.dumps([search, number])}, check=False).returncode
+    if status:
+        failure = run / FAILURE
+        reason = failure.read_text(encoding="utf-8").splitlines()[-1] if failure.is_file() else None
+        raise ChildProcessError(reason or f"a process of the trial ended with status {status}")
 
 
 def runs_on_one_device(trainer: dict[str, Any]) -> bool:
@@ -126,7 +117,7 @@ def _store_result(trial: optuna.Trial, metrics: dict[str, Any]) -> float:
     if not math.isfinite(value):
         raise InputError(f"{monitor['name']} is {value}")
     best: dict[str, Any] = next((row for row in metrics["history"] if row["epoch"] == monitor["epoch"]), {})
-    for name in SCORES:
+    for name in report.SCORES:
         trial.set_user_attr(name, best.get(name))
     trial.set_user_attr("seconds", metrics["timing"]["total_seconds"])
     pruned = PRUNED in trial.user_attrs

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning
 import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch import callbacks
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torchvision import tv_tensors
@@ -20,12 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class BestCheckpoint(callbacks.ModelCheckpoint):
-    """Save ``best.ckpt`` after every validation that improves a metric.
-
-    Args:
-        dirpath: the folder.
-        monitor: the metric, such as ``val/auroc``.
-    """
+    """Save ``best.ckpt`` in ``dirpath`` after every validation that improves the metric ``monitor``."""
 
     dirpath: str
 
@@ -34,13 +29,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
 
 
 class EarlyStopping(callbacks.EarlyStopping):
-    """Stop the training when a metric no longer improves.
-
-    Args:
-        monitor: the metric, such as ``val/auroc``.
-        patience: number of validations without improvement.
-        min_delta: the smallest change that counts as an improvement.
-    """
+    """Stop after ``patience`` validations that do not improve the metric ``monitor`` by more than ``min_delta``."""
 
     def __init__(self, monitor: str, patience: int, min_delta: float):
         super().__init__(monitor, min_delta, patience, mode=metric_mode(monitor))
@@ -49,17 +38,12 @@ class EarlyStopping(callbacks.EarlyStopping):
 class TerminalProgressBar(callbacks.RichProgressBar):
     """Lightning's Rich progress bar on a terminal; nothing in a log file."""
 
-    def __init__(self):
-        super().__init__()
-        if not sys.stdout.isatty():
-            self.disable()
+    @property
+    def is_enabled(self) -> bool:
+        """Whether the bar is shown; never without a terminal."""
+        return super().is_enabled and sys.stdout.isatty()
 
-    def enable(self) -> None:
-        """Stay disabled without a terminal when Lightning enables the progress bar."""
-        if sys.stdout.isatty():
-            super().enable()
-
-    def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Return the loss; without ``v_num``, because Lightning takes the end of the folder's name for a version."""
         return {name: value for name, value in super().get_metrics(trainer, pl_module).items() if name != "v_num"}
 
@@ -69,16 +53,14 @@ class ProgressLines(callbacks.Callback):
 
     METRICS = ("val/loss", "val/accuracy", "val/majority_rate", "val/auroc", "val/sensitivity", "val/specificity")
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Start the clock, also if a run is resumed in the middle of an epoch."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock: at every epoch, and if a run is resumed in the middle of one."""
         self._started, self._images = time.monotonic(), 0
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Start the clock again."""
-        self.on_train_start(trainer, pl_module)
+    on_train_epoch_start = on_train_start
 
     def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log every tenth of the epoch."""
         self._images += len(batch["label"]) * trainer.world_size
@@ -89,7 +71,7 @@ class ProgressLines(callbacks.Callback):
             position = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs} step {batch_idx + 1}/{steps}"
             log.info("%s: loss %.4f, %.1f images/s", position, loss, rate)
 
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the metrics."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             values = ", ".join(f"{name} {trainer.callback_metrics[name]:.4f}" for name in self.METRICS)
@@ -97,17 +79,13 @@ class ProgressLines(callbacks.Callback):
 
 
 class InputGrid(callbacks.Callback):
-    """Show training images in TensorBoard as the network gets them, with labels and boxes; half are fractured.
-
-    Args:
-        images: number of images.
-    """
+    """Show training images in TensorBoard as the network gets them, with labels and boxes; half are fractured."""
 
     def __init__(self, images: int):
         self.images = images
 
     @torch.no_grad()
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the grid, except in a resumed run, which has one."""
         if not trainer.is_global_zero or not trainer.logger or trainer.ckpt_path:
             return

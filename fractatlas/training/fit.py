@@ -27,7 +27,7 @@ from fractatlas.io import run_lock, write_csv
 from fractatlas.models.checkpoint import read_checkpoint, write_checkpoint
 from fractatlas.training.callbacks import AtomicCheckpointIO, BestCheckpoint
 from fractatlas.training.resume import newest_checkpoint
-from fractatlas.training.scoring import device_name, predict_subset, write_scores
+from fractatlas.training.scoring import predict_subset, write_scores
 from fractatlas.training.warnings import quieten
 
 log = logging.getLogger(__name__)
@@ -106,15 +106,10 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path) -> 
             "monitor": {"name": config["monitor"], "value": best, "epoch": epoch},
             "operating_point": point,
             "history": classifier.history,
-            "timing": {
-                "total_seconds": round(time.monotonic() - started, 1),
-                "fit_seconds": round(fit_seconds, 1),
-            },
+            "timing": {"total_seconds": round(time.monotonic() - started, 1), "fit_seconds": round(fit_seconds, 1)},
             "seed": config["seed"],
-            "device": device_name(trainer),
         }
-        device = trainer.strategy.root_device
-        record = write_scores(run, record, predictions, classifier, data, device, config["report"])
+        record = write_scores(run, record, predictions, classifier, data, trainer, config["report"])
         if trainer.logger:
             _log_final(trainer.logger, config, record, subsets, trainer.global_step)
             if config["report"]:
@@ -137,12 +132,8 @@ def _log_final(logger: Any, config: dict[str, Any], record: dict[str, Any], subs
 
 def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     """Return the plain values that TensorBoard shows as hyperparameters, by name."""
-    shown = {
-        "seed": config["seed"],
-        "batch_size": config["data"]["batch_size"],
-        "max_epochs": config["trainer"]["max_epochs"],
-        "precision": config["trainer"]["precision"],
-    }
+    shown = {"seed": config["seed"], "batch_size": config["data"]["batch_size"]}
+    shown |= {name: config["trainer"][name] for name in ("max_epochs", "precision")}
     for group in ("model", "optimizer", "scheduler", "loss", "split", "preprocess", "augment"):
         shown[group] = config[group]["_target_"].rpartition(".")[2]
         for name, value in config[group].items():

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
-import lightning
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from fractatlas.errors import InputError
@@ -60,9 +60,7 @@ class LastCheckpoint(Callback):
         self._signal: int | None = None
         self._handlers = ExitStack()
 
-    def on_load_checkpoint(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Correct the paths in a checkpoint whose run folder has moved, so that Lightning keeps the best checkpoint."""
         folder = _folder(trainer)
         for state in checkpoint["callbacks"].values():
@@ -71,7 +69,7 @@ class LastCheckpoint(Callback):
                 best = {str(folder / Path(path).name): score for path, score in state["best_k_models"].items()}
                 state.update(paths, dirpath=str(folder), best_k_models=best)
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the signal handlers; stop at once if early stopping had ended the run."""
         self._saved, self._first_step, self._signal = time.monotonic(), trainer.global_step, None
         self._handlers.enter_context(signal_handlers(self._handle, (signal.SIGINT, *STOP_SIGNALS)))
@@ -79,9 +77,7 @@ class LastCheckpoint(Callback):
             callback.wait_count >= callback.patience for callback in trainer.early_stopping_callbacks
         )
 
-    def on_train_batch_start(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Save if an interval has passed; save and exit after a signal."""
         step = trainer.global_step
         # Lightning counts an interrupted step twice, which would shift all later log entries by one step.
@@ -95,25 +91,23 @@ class LastCheckpoint(Callback):
             log.info("stopped after step %d", step)
             raise SystemExit(INTERRUPTED if self._signal == signal.SIGINT else STOPPED)
 
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the final state, from which a resumed run repeats only the scoring."""
         self._save(trainer)
         self._handlers.close()
 
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Restore the former signal handlers."""
         self._handlers.close()
 
-    def _is_due(self, trainer: lightning.Trainer, batch_idx: int) -> bool:
+    def _is_due(self, trainer: Trainer, batch_idx: int) -> bool:
         if batch_idx == 0 or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
             return True
         if not self.every_minutes:
             return False
         return trainer.strategy.broadcast(time.monotonic() - self._saved >= 60 * self.every_minutes)
 
-    def _save(self, trainer: lightning.Trainer) -> None:
+    def _save(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
             logger.save()  # so that the logs contain everything up to the checkpoint
         progress = trainer.fit_loop.epoch_loop.batch_progress
@@ -131,5 +125,5 @@ class LastCheckpoint(Callback):
         log.info("%s: stopping before the next step%s", signal.Signals(number).name, again)
 
 
-def _folder(trainer: lightning.Trainer) -> Path:
+def _folder(trainer: Trainer) -> Path:
     return Path(cast(BestCheckpoint, trainer.checkpoint_callback).dirpath)

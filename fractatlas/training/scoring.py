@@ -33,14 +33,7 @@ def predict_subset(
     subset: str,
     checkpoint: Path | None = None,
 ) -> pd.DataFrame:
-    """Predict the images of one subset.
-
-    Args:
-        trainer: runs the network on its devices.
-        classifier: the network.
-        data: with the split.
-        subset: ``train``, ``val`` or ``test``.
-        checkpoint: weights to load first; ``None`` uses the classifier's.
+    """Predict the images of one subset on the trainer's devices, with the weights of ``checkpoint`` if it is given.
 
     Returns:
         ``image_id, group, split, label, probability`` in the split's order, the same on every process.
@@ -68,7 +61,7 @@ def write_scores(
     predictions: pd.DataFrame,
     classifier: FractureClassifier,
     data: RadiographDataModule,
-    device: torch.device,
+    trainer: lightning.Trainer,
     details: bool,
 ) -> dict[str, Any]:
     """Write ``predictions.csv`` and, last of all, ``metrics.json``.
@@ -77,9 +70,9 @@ def write_scores(
         run: the run folder.
         record: the contents of ``metrics.json`` so far, with ``operating_point``; scores are added.
         predictions: from ``predict_subset``, of one subset or several.
-        classifier: with the weights that gave the predictions.
+        classifier: with the weights that gave the predictions; computes the heatmaps on the trainer's device.
         data: the data module that gave the images.
-        device: for the heatmaps.
+        trainer: that ran the network.
         details: whether to compute what a report shows: ``heatmaps.npz``, ``strata.csv``, ``localisation.csv``.
 
     Returns:
@@ -90,10 +83,11 @@ def write_scores(
     predictions = predictions.assign(probability_calibrated=calibrated)
     subsets = {name: table for name in SUBSETS if len(table := predictions[predictions["split"] == name])}
     scores = {name: metrics.evaluate(table, point["threshold"]) for name, table in subsets.items()}
-    record = record | scores | {"data": _describe_data(data), "versions": _versions()}
+    described = {"data": _describe_data(data), "versions": _versions()}
+    record = record | {"device": _device_name(trainer)} | scores | described
     write_csv(run / "predictions.csv", predictions)
     if details:
-        heatmaps = _compute_heatmaps(subsets, point["threshold"], classifier, data, device)
+        heatmaps = _compute_heatmaps(subsets, point["threshold"], classifier, data, trainer.strategy.root_device)
         if heatmaps:
             write_heatmaps(run / "heatmaps.npz", heatmaps)
         assessed = assessment.assess(
@@ -109,7 +103,7 @@ def write_scores(
     return record
 
 
-def device_name(trainer: lightning.Trainer) -> str:
+def _device_name(trainer: lightning.Trainer) -> str:
     """Return number, type and name of the trainer's devices, such as ``2 x cuda (NVIDIA H100)``."""
     kind = trainer.strategy.root_device.type
     name = torch.cuda.get_device_name(trainer.strategy.root_device) if kind == "cuda" else platform.machine()
@@ -133,7 +127,7 @@ def _compute_heatmaps(
         if not len(rows):
             continue
         batches = data.rows_dataloader(name, rows.tolist())
-        index, _, heatmaps = compute_heatmaps(backbone, batches, data.preprocess.normalise, device)
+        index, heatmaps = compute_heatmaps(backbone, batches, data.preprocess.normalise, device)
         images = images.iloc[index]
         ids += images["image_id"].tolist()
         arrays.append(heatmaps)

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from fractatlas.data import download
-from fractatlas.data.download import Release, download_fracatlas
+from fractatlas.data.download import download_fracatlas
 from fractatlas.errors import InputError
 
 FILES = {"dataset.csv": b"image_id\n", "Annotations/COCO JSON/COCO_fracture_masks.json": b"{}", "Utilities/a.csv": b""}
@@ -124,7 +124,8 @@ def test_an_empty_folder_is_filled_and_a_data_folder_is_left_as_it_is(serve, roo
 @pytest.mark.parametrize("first", [{"status": 202, "content": b""}, {"status": 500}, {"cut": 1000}, {"content": b"x"}])
 def test_the_second_address_is_used_if_the_first_does_not_return_the_archive(serve, root, monkeypatch, first):
     one, other = serve(**first), serve()
-    monkeypatch.setattr(download, "FIGSHARE", Release((one.url, other.url), sha256(ARCHIVE)))
+    monkeypatch.setattr(download, "URLS", (one.url, other.url))
+    monkeypatch.setattr(download, "SHA256", sha256(ARCHIVE))
     download_fracatlas(root)
     assert len(one.requests) == len(other.requests) == 1
     assert_complete(root)

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fractatlas.data.groups import NEAR, add_groups, exam_pairs, near_duplicates
+from fractatlas.data.groups import NEAR, add_groups, near_duplicates, neighbours
 from fractatlas.data.sources.fracatlas import COLUMNS
 
 
@@ -79,7 +79,7 @@ def test_images_without_a_hash_or_a_number_are_not_linked():
     table["dhash"] = ""
     table["image_id"] = ["a.jpg", "b.jpg", "c.jpg"]
     assert add_groups(table)["group"].tolist() == table["image_id"].tolist()
-    assert len(exam_pairs(table)) == 0
+    assert len(neighbours(table)[0]) == 0
 
 
 def test_fracatlas_has_small_groups_and_the_known_copies(real_catalogue):

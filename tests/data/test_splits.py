@@ -219,7 +219,7 @@ def test_a_recorded_split_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read as a split"),
+        (None, "cannot be read as CSV"),
         ("image_id\nIMG0000000.jpg\n", "column split is missing"),
         ("image_id,split\nIMG0000000.jpg,Train\n", "split is 'Train', should be one of train, val, test"),
         ("image_id,split\nIMG0000000.jpg,train\nIMG0000000.jpg,val\n", "image_id IMG0000000.jpg occurs more than once"),

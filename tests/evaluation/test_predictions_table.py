@@ -40,7 +40,7 @@ def test_a_file_of_a_spreadsheet_is_read(file):
         ("image_id,label,probability\na,1,\n", "row 1: probability is nan"),
         ("image_id,label,probability\na,1,0.5\na,1,0.5\n", "row 2: image_id is a, should be unique"),
         ("image_id,label,probability\n,1,0.5\n", "row 1: image_id is nan, should be a string"),
-        ("", "is not a readable CSV file"),
+        ("", "cannot be read as CSV"),
     ],
 )
 def test_invalid_predictions_are_refused(file, text, message):

@@ -11,7 +11,7 @@ import torch
 import fractatlas
 from fractatlas import load_model
 from fractatlas.build import build, build_classifier
-from fractatlas.cli.export import main
+from fractatlas.cli import export as export_command
 from fractatlas.data.images import decode
 from fractatlas.errors import InputError
 
@@ -24,7 +24,7 @@ from fractatlas.inference.onnx import IMAGES, export_onnx  # noqa: E402
 def export(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     """Run ``fractatlas export`` in this process."""
     monkeypatch.setattr(sys, "argv", ["fractatlas export", *map(str, arguments)])
-    main()
+    export_command.export()
 
 
 @pytest.fixture(scope="module", params=["densenet", pytest.param("resnet", marks=pytest.mark.integration)])

@@ -1,15 +1,20 @@
+from typing import get_args
+
 import pytest
 import torch
 
-from fractatlas.models.backbones import DENSENETS, RESNETS, densenet, resnet
+from fractatlas import schema
+from fractatlas.models.backbones import densenet, resnet
 
 REST = {"weights": None, "weights_dir": "", "dropout": 0.0, "stage_decay": 1.0, "mirror": False, "channels_last": True}
 
 
 @pytest.mark.parametrize(
     ("family", "variant"),
-    [*((densenet, name) for name in DENSENETS), *((resnet, name) for name in RESNETS)],
-    ids=[*DENSENETS, *RESNETS],
+    [
+        *((densenet, name) for name in get_args(schema.DenseNet.__annotations__["variant"])),
+        *((resnet, name) for name in get_args(schema.ResNet.__annotations__["variant"])),
+    ],
 )
 def test_every_variant_returns_one_logit_per_image_and_its_stages_cover_the_trunk(family, variant):
     with torch.device("meta"):  # computes shapes only

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from fractatlas.errors import InputError
+from fractatlas.evaluation.tables import METRIC_TITLES
 from fractatlas.report.compare import write_comparison
-from fractatlas.report.html import METRIC_TITLES
 from tests.conftest import made_up_predictions
 
 

@@ -13,8 +13,8 @@ import pytest
 from fractatlas.errors import InputError
 from fractatlas.evaluation import assessment, metrics
 from fractatlas.evaluation.predictions_table import read_predictions
+from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.report.html import write_report
-from fractatlas.report.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,7 @@ import pandas as pd
 from fractatlas.data.groups import add_groups
 from fractatlas.data.integrity import FIELDS, inspect_all
 from fractatlas.errors import InputError
+from fractatlas.io import read_csv
 
 FOLDERS = {"Fractured": 1, "Non_fractured": 0}
 BODY_PARTS = ("hand", "leg", "hip", "shoulder", "mixed")
@@ -126,12 +127,8 @@ def _read_table(root: Path) -> pd.DataFrame:
             f"no FracAtlas in {root} ({'folder images' if file.is_file() else 'dataset.csv'} is missing)\n"
             "Download it (make data), set another folder (FRACATLAS_ROOT=DIR), or use generated images (data=phantom)"
         )
-    try:
-        table = pd.read_csv(file, encoding="utf-8-sig", dtype={"image_id": str})
-    except (ValueError, OSError) as error:
-        raise InputError(f"{file}: cannot be read as CSV: {error}") from None
-    if missing := [name for name in ("image_id", *COLUMNS) if name not in table]:
-        raise InputError(f"{file}: column {', '.join(missing)} is missing; use the table that FracAtlas contains")
+    required = ["image_id", *COLUMNS]
+    table = read_csv(file, required, "use the table that FracAtlas contains", dtype={"image_id": str})
     if repeated := table["image_id"][table["image_id"].duplicated()].tolist():
         raise InputError(f"{file}: image_id {repeated[0]} occurs more than once")
     for name in COLUMNS:
@@ -142,7 +139,7 @@ def _read_table(root: Path) -> pd.DataFrame:
             allowed = "a count" if name == "fracture_count" else "0 or 1"
             raise InputError(f"{file}, line {row + 2}: {name} is {table[name][row]}, should be {allowed}")
         table[name] = values.astype(int)
-    return table[["image_id", *COLUMNS]]
+    return table[required]
 
 
 def _find_images(root: Path) -> pd.DataFrame:

@@ -129,23 +129,18 @@ def _bone(
     start = generator.uniform(-25, 25) * scale
     s = along - start
     across = across - generator.normal(0, 4e-4 / scale) * s**2
-    points = None
-    gap = 0.0
+    points, gap = None, 0.0
     if fractured:
         where = generator.uniform(-0.65, 0.65) * min(length, 110 * scale)
         slope = generator.normal(0, 0.45)
-        knots = generator.normal(0, 1.2 * scale, 9)
-        knots_at = np.linspace(-thickness, thickness, 9)
-        jag = np.interp(across, knots_at, knots)
-        beyond = s - where - slope * across - jag
+        knots_at, knots = np.linspace(-thickness, thickness, 9), generator.normal(0, 1.2 * scale, 9)
+        beyond = s - where - slope * across - np.interp(across, knots_at, knots)
         step = generator.choice([-1, 1]) * generator.uniform(0.15, 0.8) * thickness
         across = across - step / (1 + np.exp(-beyond / (0.6 * scale)))
         opening = generator.uniform(1.5, 3.5) * scale
         gap = generator.uniform(0.75, 1.0) * np.exp(-((beyond / opening) ** 2))
         u = np.linspace(-thickness, thickness, 25)
-        points = np.stack(
-            [start + where + slope * u + np.interp(u, np.linspace(-thickness, thickness, 9), knots), u], 1
-        )
+        points = np.stack([start + where + slope * u + np.interp(u, knots_at, knots), u], 1)
     flare = 1 + 0.45 * np.exp((np.abs(s) - length) / (16 * scale))
     half = thickness * np.minimum(flare, 1.6)
     ends = 1 / (1 + np.exp((np.abs(s) - length) / (1.2 * scale)))
@@ -224,15 +219,7 @@ def _coco(rows: list[tuple[dict, np.ndarray, tuple]]) -> dict:
         for left, top, right, bottom in boxes.tolist():
             box = [left, top, right - left, bottom - top]
             outline = [left, top, right, top, right, bottom, left, bottom]
-            annotations.append(
-                {
-                    "id": len(annotations),
-                    "image_id": images[-1]["id"],
-                    "category_id": 0,
-                    "bbox": box,
-                    "area": box[2] * box[3],
-                    "segmentation": [outline],
-                    "iscrowd": 0,
-                }
-            )
+            shape = {"bbox": box, "area": box[2] * box[3], "segmentation": [outline], "iscrowd": 0}
+            ids = {"id": len(annotations), "image_id": images[-1]["id"], "category_id": 0}
+            annotations.append(ids | shape)
     return {"images": images, "annotations": annotations, "categories": [{"id": 0, "name": "fractured"}]}

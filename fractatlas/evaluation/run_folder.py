@@ -1,5 +1,7 @@
 """Read the files of a run folder."""
 
+import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,58 +14,85 @@ from fractatlas.data.sources.fracatlas import read_boxes
 from fractatlas.errors import InputError
 from fractatlas.evaluation.assessment import SubsetAssessment, subset_table
 from fractatlas.evaluation.localisation import Heatmaps, read_heatmaps
-from fractatlas.evaluation.predictions_table import read_catalogue_file, read_metrics, read_predictions
+from fractatlas.evaluation.predictions_table import read_predictions
+from fractatlas.io import read_csv
 
 
 class RunFolder:
-    """A finished run folder of training or evaluation; each file is read when it is first needed.
+    """A run folder of training or evaluation; each file is read when it is first needed.
 
     Args:
         path: the folder.
+        given: files by name that replace those of the folder; ``None`` replaces nothing. With ``given``, the folder
+            can be any folder beside the predictions of another system.
 
     Raises:
         InputError: the folder has no ``metrics.json`` or ``predictions.csv``, or a file in it is broken.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        for name in ("metrics.json", "predictions.csv"):
+    def __init__(self, path: Path, given: Mapping[str, str | None] | None = None):
+        self.path, self._given = path, given or {}
+        for name in ("metrics.json", "predictions.csv") if given is None else ():
             if not (path / name).is_file():
                 raise InputError(f"{path} is not a finished run folder: it has no {name}")
 
+    def file(self, *names: str) -> Path | None:
+        """Return the path of the first of several files that was given or is in the folder."""
+        for name in names:
+            if given := self._given.get(name):
+                return Path(given)
+            if (self.path / name).is_file():
+                return self.path / name
+        return None
+
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """The contents of ``metrics.json``."""
-        return read_metrics(self.path / "metrics.json")
+        """The contents of ``metrics.json``; empty if there is none."""
+        if not (file := self.file("metrics.json")):
+            return {}
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{file} is not valid JSON: {error}; run the training or evaluation again") from None
 
     @cached_property
     def predictions(self) -> pd.DataFrame:
         """The table that ``read_predictions`` returns."""
-        return read_predictions(self.path / "predictions.csv")
+        return read_predictions(self.file("predictions.csv") or self.path / "predictions.csv")
 
     @property
     def threshold(self) -> float:
         """The probability from which on an image counts as fractured."""
         return self.metrics["operating_point"]["threshold"]
 
+    @property
+    def config_file(self) -> Path | None:
+        """The configuration of the training; evaluation stores it in a file of its own: .hydra/ holds its own."""
+        return self.file("training_config.yaml", ".hydra/config.yaml")
+
     @cached_property
     def config(self) -> dict[str, Any] | None:
-        """The configuration of the training, plain; ``None`` for predictions of another system."""
-        # Evaluation stores the checkpoint's configuration in a file of its own: .hydra/ holds the evaluation's.
-        for name in ("training_config.yaml", ".hydra/config.yaml"):
-            if (self.path / name).is_file():
-                config = yaml.safe_load((self.path / name).read_text(encoding="utf-8"))
-                if "model" in config:
-                    return config
-        return None
+        """The contents of ``config_file``, plain; ``None`` for predictions of another system."""
+        config = yaml.safe_load(self.config_file.read_text(encoding="utf-8")) if self.config_file else {}
+        return config if "model" in config else None
 
     @cached_property
     def catalogue(self) -> pd.DataFrame | None:
         """The table of ``catalogue.csv``, if there is one."""
-        file = self.path / "catalogue.csv"
-        return read_catalogue_file(file) if file.is_file() else None
+        if not (file := self.file("catalogue.csv")):
+            return None
+        remedy = "use the catalogue.csv of a run"
+        return read_csv(file, ["image_id"], remedy, dtype={"image_id": str}, keep_default_na=False)
 
     @cached_property
+    def training_labels(self) -> pd.DataFrame | None:
+        """The columns ``image_id, label`` of the training subset in ``split.csv``, if there is one."""
+        if not (file := self.file("split.csv")):
+            return None
+        rows = read_csv(file, dtype={"image_id": str})
+        return rows.loc[rows["split"] == "train", ["image_id", "label"]]
+
+    @property
     def data_root(self) -> Path | None:
         """The data folder, if it still exists."""
         root = self.metrics.get("data_root") or self.metrics.get("data", {}).get("root")
@@ -77,8 +106,8 @@ class RunFolder:
     @cached_property
     def heatmaps(self) -> Heatmaps | None:
         """The heatmaps of ``heatmaps.npz``, if there is one."""
-        file = self.path / "heatmaps.npz"
-        return read_heatmaps(file) if file.is_file() else None
+        file = self.file("heatmaps.npz")
+        return read_heatmaps(file) if file else None
 
     @cached_property
     def subsets(self) -> list[SubsetAssessment]:
@@ -87,11 +116,10 @@ class RunFolder:
         Raises:
             InputError: the run has no ``strata.csv``, because it ran with ``report=false``.
         """
-        file = self.path / "strata.csv"
-        if not file.is_file():
+        if not (file := self.file("strata.csv")):
             raise InputError(f"{self.path} has no strata.csv: the run had report=false; run it again with report=true")
         strata, rows = pd.read_csv(file), pd.DataFrame({"split": []})
-        if (file := self.path / "localisation.csv").is_file():
+        if file := self.file("localisation.csv"):
             rows = pd.read_csv(file, dtype={"image_id": str})
         return [
             SubsetAssessment(
