@@ -16,14 +16,14 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from fractatlas.build import build_classifier
+from fractatlas.config.overrides import CONF, compose_config
+from fractatlas.config.schema import PredictConfig
+from fractatlas.config.validation import validate
 from fractatlas.data.sources import phantom
 from fractatlas.inference.inputs import find_inputs
 from fractatlas.inference.model import load_model
 from fractatlas.inference.predict import predict, read_ahead
 from fractatlas.models.classifier import FractureClassifier
-from fractatlas.overrides import CONF, compose_config
-from fractatlas.schema import PredictConfig
-from fractatlas.validation import validate
 
 
 def bare_loop(classifier: FractureClassifier, images: torch.Tensor, batch_size: int) -> float:

@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from fractatlas.build import build, build_classifier, build_data, build_trainer
+from fractatlas.config.overrides import compose_config
 from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.data.sources.fracatlas import read_catalogue
-from fractatlas.overrides import compose_config
 
 REPOSITORY = Path(__file__).parents[1]
 

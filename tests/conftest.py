@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
+from fractatlas.config.schema import TrainConfig
+from fractatlas.config.validation import validate
 from fractatlas.data.sources import phantom
 from fractatlas.data.sources.fracatlas import read_boxes, read_catalogue
 from fractatlas.data.splits import SUBSETS, grouped_split
-from fractatlas.evaluation import assessment, metrics
+from fractatlas.evaluation import metrics, subset_assessment
 from fractatlas.evaluation.localisation import read_heatmaps
-from fractatlas.schema import TrainConfig
-from fractatlas.validation import validate
 
 # A shell starts background jobs with SIGINT ignored, and the commands under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -150,8 +150,8 @@ def run_folder(phantoms, catalogue, tmp_path_factory) -> Path:
     record |= {name: metrics.evaluate(table) for name, table in predictions.groupby("split")}
     train = split.loc[split["split"] == "train", ["image_id", "label"]]
     heatmaps = read_heatmaps(folder / "heatmaps.npz")
-    assessed = assessment.assess(predictions, 0.5, catalogue, train, read_boxes(phantoms), heatmaps)
-    record |= assessment.write(folder, assessed)
+    assessed = subset_assessment.assess(predictions, 0.5, catalogue, train, read_boxes(phantoms), heatmaps)
+    record |= subset_assessment.write(folder, assessed)
     (folder / "metrics.json").write_text(json.dumps(record))
     return folder
 

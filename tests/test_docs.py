@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 
 from fractatlas.cli.main import VERBS
-from fractatlas.evaluation.tables import METRIC_TITLES
-from fractatlas.overrides import CONF
+from fractatlas.config.overrides import CONF
+from fractatlas.evaluation.markdown import METRIC_TITLES
 from tests.conftest import REPOSITORY
 
 DOCS = REPOSITORY / "docs"

@@ -1,8 +1,8 @@
 """Generate reference pages from the code: directives ``configuration`` and ``command``.
 
 ``configuration GROUP`` lists every choice of a configuration group with its keys. Types and ranges come from
-``fractatlas/schema.py``; defaults and meanings come from ``conf/`` and its comments. ``meanings.yaml`` beside this file
-has the meaning of keys that ``conf/`` does not comment.
+``fractatlas/config/schema.py``; defaults and meanings come from ``conf/`` and its comments. ``meanings.yaml`` in this
+folder has the meaning of keys that ``conf/`` does not comment.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ import yaml
 from annotated_types import Ge, Gt, Interval, Le, Len, Lt
 from sphinx.util.docutils import SphinxDirective
 
-from fractatlas import schema
-from fractatlas.overrides import CONF
+from fractatlas.config import schema
+from fractatlas.config.overrides import CONF
 
 GLOBAL = "# @package _global_"
 SCHEMAS = [value for value in vars(schema).values() if dataclasses.is_dataclass(value)]

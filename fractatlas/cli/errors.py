@@ -11,11 +11,11 @@ from typing import NoReturn
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from fractatlas.config.overrides import CONF
+from fractatlas.config.schema import TrainConfig
+from fractatlas.config.validation import explain
 from fractatlas.errors import InputError
-from fractatlas.overrides import CONF
-from fractatlas.schema import TrainConfig
 from fractatlas.signals import INTERRUPTED
-from fractatlas.validation import explain
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from fractatlas.cli import hydra_command
+from fractatlas.config.schema import EvaluateConfig
 from fractatlas.errors import InputError
-from fractatlas.schema import EvaluateConfig
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,6 @@ def _evaluate(config: dict[str, Any]) -> None:
         if not evaluate(config):
             return  # the first process writes the report
     if config["report"]:
-        from fractatlas.report.html import write_report
+        from fractatlas.report.report_page import write_report
 
         log.info("report: %s", write_report(Path(config["paths"]["output_dir"])))

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fractatlas.cli.errors import ArgumentParser, one_line_errors
+from fractatlas.config.validation import known_keys, unknown_key_message
 from fractatlas.errors import InputError
-from fractatlas.validation import known_keys, unknown_key_message
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 

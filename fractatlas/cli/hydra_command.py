@@ -11,8 +11,8 @@ from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
 from fractatlas.cli.errors import one_line_errors
-from fractatlas.overrides import CONF, MULTIRUN, prepare
-from fractatlas.validation import validate
+from fractatlas.config.overrides import CONF, MULTIRUN, prepare
+from fractatlas.config.validation import validate
 
 
 def run(verb: str, schema_class: type, function: Callable[[dict[str, Any]], Any]) -> None:

@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 from fractatlas.cli import hydra_command
-from fractatlas.schema import PredictConfig
+from fractatlas.config.schema import PredictConfig
 
 
 def predict() -> None:

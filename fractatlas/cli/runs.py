@@ -9,7 +9,7 @@ def report() -> None:
     """Write ``report.html`` and ``model_card.md`` of one or several run folders from the files in them."""
     options = _parser("report", report.__doc__).parse_args()
     with one_line_errors():
-        from fractatlas.report.html import write_report
+        from fractatlas.report.report_page import write_report
         from fractatlas.report.run_table import newest_run
 
         for run in options.runs:
@@ -22,7 +22,7 @@ def compare() -> None:
     parser.add_argument("--out", type=Path, default=Path("logs/comparison"), help="output folder (logs/comparison)")
     options = parser.parse_args()
     with one_line_errors():
-        from fractatlas.report.compare import write_comparison
+        from fractatlas.report.comparison_page import write_comparison
 
         runs, differences = write_comparison(options.out, options.runs)
     print(f"{len(runs)} runs, {len(differences)} paired differences: {options.out / 'comparison.html'}")

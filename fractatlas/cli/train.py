@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fractatlas.cli import hydra_command
-from fractatlas.schema import TrainConfig
+from fractatlas.config.schema import TrainConfig
 from fractatlas.signals import exit_on_stop_signals
 
 SEARCH_HELP = """usage: fractatlas search [KEY=VALUE ...]
@@ -38,7 +38,7 @@ def search() -> None:
 def _train(config: dict[str, Any]) -> float:
     from lightning.pytorch.utilities import rank_zero_only  # after the checks, because torch is slow to import
 
-    from fractatlas.report.html import write_report
+    from fractatlas.report.report_page import write_report
     from fractatlas.training import fit
 
     run = Path(config["paths"]["output_dir"])

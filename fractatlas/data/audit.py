@@ -21,7 +21,7 @@ from fractatlas.data.sources.fracatlas import COCO, CONTRADICTION, VIEWS, contra
 from fractatlas.errors import InputError
 from fractatlas.io import write_csv, write_text
 from fractatlas.pages import jpeg_address, render
-from fractatlas.progress import track
+from fractatlas.progress_bar import track
 
 VOC = Path("Annotations/PASCAL VOC")
 Finding = tuple[str, str, str, str]  # image_id, kind, detail, action

@@ -25,7 +25,7 @@ from fractatlas.data.integrity import content_key
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
 from fractatlas.io import cache_lock, write_text
-from fractatlas.progress import track
+from fractatlas.progress_bar import track
 
 log = logging.getLogger(__name__)
 

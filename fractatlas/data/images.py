@@ -20,7 +20,7 @@ from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi, apply_windowing
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
-from fractatlas.data.dicom_decoder import DecoderCrashedError, decode_in_subprocess
+from fractatlas.data.decoder_subprocess import DecoderCrashedError, decode_in_subprocess
 
 MAX_BYTES = 2**30
 LARGE = 20_000_000  # pixels; larger images are decoded one at a time, to limit memory

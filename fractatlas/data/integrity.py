@@ -16,7 +16,7 @@ from PIL import Image
 
 from fractatlas.data.images import decode
 from fractatlas.io import cache_lock, write_csv
-from fractatlas.progress import track
+from fractatlas.progress_bar import track
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import pandas as pd
 from hydra.utils import instantiate
 
 from fractatlas.errors import InputError
-from fractatlas.evaluation import assessment, metrics, operating_point
+from fractatlas.evaluation import metrics, operating_point, subset_assessment
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.io import atomic_path, write_csv, write_json
 
@@ -55,8 +55,8 @@ def evaluate_predictions(config: dict[str, Any]) -> None:
         if len(subset := table[table["split"] == name]):
             record[name] = metrics.evaluate(subset, source.threshold)
     train = source.training_labels if catalogue is not None else None
-    assessed = assessment.assess(table, source.threshold, catalogue, train, source.boxes, source.heatmaps)
-    record |= assessment.write(out, assessed)
+    assessed = subset_assessment.assess(table, source.threshold, catalogue, train, source.boxes, source.heatmaps)
+    record |= subset_assessment.write(out, assessed)
     if source.data_root:
         record["data_root"] = str(source.data_root)
     write_csv(out / "predictions.csv", table)

@@ -12,9 +12,9 @@ import yaml
 
 from fractatlas.data.sources.fracatlas import read_boxes
 from fractatlas.errors import InputError
-from fractatlas.evaluation.assessment import SubsetAssessment, subset_table
 from fractatlas.evaluation.localisation import Heatmaps, read_heatmaps
 from fractatlas.evaluation.predictions_table import read_predictions
+from fractatlas.evaluation.subset_assessment import SubsetAssessment, subset_table
 from fractatlas.io import read_csv
 
 

@@ -23,12 +23,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from fractatlas.config.overrides import compose_config
+from fractatlas.config.schema import Count, Strict
+from fractatlas.config.validation import known_keys
 from fractatlas.errors import InputError
-from fractatlas.experiments import tables
-from fractatlas.experiments.runs import score_test, train
-from fractatlas.overrides import compose_config
-from fractatlas.schema import Count, Strict
-from fractatlas.validation import known_keys
+from fractatlas.experiments import result_tables
+from fractatlas.experiments.train_and_score import score_test, train
 
 
 class Plan(Strict):
@@ -140,18 +140,18 @@ def carry_out_file(file: Path, out: Path | None = None, logs: Path | None = None
     last = max((number for number, (name, _) in enumerate(steps) if name in only), default=-1) if only else len(steps)
     for name, options in steps[: last + 1]:
         runs = _train(plan, logs, name, plan.options(kept, options))
-        row = tables.step_row(name, runs, kept_runs)
+        row = result_tables.step_row(name, runs, kept_runs)
         if row["kept"]:
             kept, kept_runs = combine(kept, options), runs
         rows[name] = [row]
-        tables.write_steps(out, tables.merge(out / "steps.csv", list(plan.steps), rows))
+        result_tables.write_steps(out, result_tables.merge(out / "steps.csv", list(plan.steps), rows))
     rows = {}
     for name in [name for name in plan.recipes if name in only or not only]:
         runs = _train(plan, logs, name, plan.options(plan.recipes[name]))
         for run in runs:
             score_test(run)
-        rows[name] = tables.recipe_rows(name, runs)
-        tables.write_recipes(out, tables.merge(out / "recipes.csv", list(plan.recipes), rows))
+        rows[name] = result_tables.recipe_rows(name, runs)
+        result_tables.write_recipes(out, result_tables.merge(out / "recipes.csv", list(plan.recipes), rows))
     return out
 
 

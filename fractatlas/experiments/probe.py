@@ -20,13 +20,13 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from fractatlas.build import build, build_data
-from fractatlas.evaluation import comparison, metrics
-from fractatlas.evaluation.tables import to_markdown
-from fractatlas.experiments.tables import format_difference, format_score, interval_columns
+from fractatlas.config.overrides import compose_config
+from fractatlas.evaluation import metrics, paired_comparison
+from fractatlas.evaluation.markdown import to_markdown
+from fractatlas.experiments.result_tables import format_difference, format_score, interval_columns
 from fractatlas.io import write_csv, write_text
 from fractatlas.models.backbones import Backbone
-from fractatlas.overrides import compose_config
-from fractatlas.progress import track
+from fractatlas.progress_bar import track
 
 FOLDS = 5
 PENALTY = 1e-3  # inverse strength, for standardised features; the same for all, so that no probe is tuned
@@ -132,7 +132,7 @@ def tabulate(predictions: dict[tuple[str, str], pd.DataFrame]) -> pd.DataFrame:
         row = {"options": options, "pooling": pooling, "n": scores["n"], "positives": scores["positives"]}
         for name in SCORES:
             row |= interval_columns(name, scores[name])
-        rows.append(row | comparison.difference_columns(comparison.compare(first, table), SCORES))
+        rows.append(row | paired_comparison.difference_columns(paired_comparison.compare(first, table), SCORES))
     return pd.DataFrame(rows)
 
 

@@ -16,7 +16,7 @@ from fractatlas.evaluation.operating_point import DEFAULT_OPERATING_POINT
 from fractatlas.inference.model import load_model
 from fractatlas.io import write_csv, write_text
 from fractatlas.training.scoring import predict_subset, write_scores
-from fractatlas.training.warnings import quieten
+from fractatlas.training.silence_warnings import quieten
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from fractatlas.build import build, build_classifier
+from fractatlas.config.schema import TrainConfig
+from fractatlas.config.validation import validate
 from fractatlas.data.images import UnreadableError, read_radiograph
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
@@ -21,8 +23,6 @@ from fractatlas.models.backbones import Backbone
 from fractatlas.models.checkpoint import read_checkpoint
 from fractatlas.models.classifier import FractureClassifier
 from fractatlas.models.heatmaps import with_heatmaps
-from fractatlas.schema import TrainConfig
-from fractatlas.validation import validate
 
 Radiograph = str | Path | Image.Image
 

@@ -24,8 +24,8 @@ from fractatlas.evaluation.overlays import overlay
 from fractatlas.inference.inputs import Inputs
 from fractatlas.inference.model import load_model
 from fractatlas.io import atomic_path, write_csv
-from fractatlas.progress import track
-from fractatlas.training.warnings import quieten
+from fractatlas.progress_bar import track
+from fractatlas.training.silence_warnings import quieten
 
 log = logging.getLogger(__name__)
 

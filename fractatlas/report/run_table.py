@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from fractatlas.errors import InputError
+from fractatlas.evaluation.markdown import METRIC_TITLES, format_fraction, format_percent, to_markdown
 from fractatlas.evaluation.run_folder import RunFolder
-from fractatlas.evaluation.tables import METRIC_TITLES, format_fraction, format_percent, to_markdown
-from fractatlas.reference import REFERENCE_ACCURACY
+from fractatlas.reference_report import REFERENCE_ACCURACY
 
 SCORES = ("auroc", "average_precision", "sensitivity", "specificity")
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
-from fractatlas.evaluation.tables import to_markdown
+from fractatlas.evaluation.markdown import to_markdown
 from fractatlas.io import write_csv, write_text
 from fractatlas.pages import render
 from fractatlas.search import storage

@@ -23,11 +23,12 @@ from optuna.distributions import CategoricalDistribution as Categorical
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from fractatlas.config.schema import SearchConfig, TrainConfig
+from fractatlas.config.validation import differences, flatten, group_keys, metric_mode, validate
 from fractatlas.errors import InputError
-from fractatlas.schema import SearchConfig, TrainConfig
 from fractatlas.search import report, storage
 from fractatlas.search.sampler import TrialStreamSampler
-from fractatlas.validation import differences, flatten, group_keys, metric_mode, validate
+from fractatlas.signals import exit_on_stop_signals
 
 log = logging.getLogger(__name__)
 Distribution = Categorical | FloatDistribution | IntDistribution
@@ -93,9 +94,8 @@ class ResumableSweeper(Sweeper):
             config=self.config, hydra_context=self.hydra_context, task_function=partial(run_trial, self.search)
         )
         try:
-            self._run()
-        except KeyboardInterrupt:
-            raise InputError("interrupted; the same command resumes the study") from None
+            with exit_on_stop_signals("repeat the command"):
+                self._run()
         finally:
             self._report()
         self._log_result()

@@ -24,12 +24,13 @@ from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from optuna.trial import TrialState
 
+from fractatlas.config.schema import TrainConfig
+from fractatlas.config.validation import validate
 from fractatlas.errors import InputError
 from fractatlas.io import write_json
-from fractatlas.schema import TrainConfig
 from fractatlas.search import report, storage
+from fractatlas.signals import STOPPED
 from fractatlas.training.fit import train
-from fractatlas.validation import validate
 
 log = logging.getLogger(__name__)
 TRIAL = "FRACATLAS_TRIAL"  # environment variable of a trial's own process: the search's configuration and the number
@@ -87,8 +88,10 @@ def run_trial(search: dict[str, Any], config: DictConfig) -> float | None:
         trial.set_user_attr(storage.REASON, reason)
         trial.study.tell(number, state=TrialState.FAIL, skip_if_finished=True)
         return None
-    except SystemExit as error:  # Lightning turns Ctrl-C into sys.exit
-        raise KeyboardInterrupt from error
+    except SystemExit as error:
+        if error.code == STOPPED:
+            raise
+        raise KeyboardInterrupt from error  # Lightning turns Ctrl-C into sys.exit
     finally:
         gc.collect()
         if torch.cuda.is_initialized():

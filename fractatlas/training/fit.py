@@ -20,7 +20,7 @@ from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.data.sources.fracatlas import read_boxes
 from fractatlas.data.splits import recorded_split
 from fractatlas.errors import InputError
-from fractatlas.evaluation import operating_point, selection
+from fractatlas.evaluation import operating_point, shown_images
 from fractatlas.evaluation.localisation import read_heatmaps
 from fractatlas.evaluation.overlays import draw_radiographs, tile
 from fractatlas.io import run_lock, write_csv
@@ -28,7 +28,7 @@ from fractatlas.models.checkpoint import read_checkpoint, write_checkpoint
 from fractatlas.training.callbacks import AtomicCheckpointIO, BestCheckpoint
 from fractatlas.training.resume import newest_checkpoint
 from fractatlas.training.scoring import predict_subset, write_scores
-from fractatlas.training.warnings import quieten
+from fractatlas.training.silence_warnings import quieten
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +148,6 @@ def _log_heatmaps(logger: Any, run: Path, data: RadiographDataModule, prediction
         return
     heatmaps, boxes = read_heatmaps(run / "heatmaps.npz"), read_boxes(data.root)
     for subset, table in predictions.groupby("split"):
-        table = selection.spread_by_probability(table.merge(data.catalogue[["image_id", "path"]], on="image_id"))
+        table = shown_images.spread_by_probability(table.merge(data.catalogue[["image_id", "path"]], on="image_id"))
         if drawn := draw_radiographs(table, data.root, boxes, heatmaps):
             logger.experiment.add_image(f"heatmaps/{subset}", tile(drawn), step, dataformats="HWC")

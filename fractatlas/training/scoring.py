@@ -17,7 +17,7 @@ from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.data.sources.fracatlas import read_boxes
 from fractatlas.data.splits import SUBSETS
 from fractatlas.errors import InputError
-from fractatlas.evaluation import assessment, metrics, operating_point, selection
+from fractatlas.evaluation import metrics, operating_point, shown_images, subset_assessment
 from fractatlas.evaluation.localisation import Heatmaps
 from fractatlas.io import write_csv, write_json
 from fractatlas.models.classifier import FractureClassifier
@@ -90,7 +90,7 @@ def write_scores(
         heatmaps = _compute_heatmaps(subsets, point["threshold"], classifier, data, trainer.strategy.root_device)
         if heatmaps:
             write_heatmaps(run / "heatmaps.npz", heatmaps)
-        assessed = assessment.assess(
+        assessed = subset_assessment.assess(
             predictions,
             point["threshold"],
             data.catalogue,
@@ -98,7 +98,7 @@ def write_scores(
             read_boxes(data.root),
             heatmaps,
         )
-        record |= assessment.write(run, assessed)
+        record |= subset_assessment.write(run, assessed)
     write_json(run / "metrics.json", record)
     return record
 
@@ -121,7 +121,9 @@ def _compute_heatmaps(
     ids, arrays, views = [], [], []
     backbone = classifier.backbone.to(device)
     for name, table in subsets.items():
-        shown = pd.concat([table[table["label"] == 1], selection.most_confident_errors(table, threshold)])["image_id"]
+        shown = pd.concat([table[table["label"] == 1], shown_images.most_confident_errors(table, threshold)])[
+            "image_id"
+        ]
         images = data.subset(name)
         rows = np.flatnonzero(images["image_id"].isin(shown))
         if not len(rows):

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,23 +13,8 @@ import pytest
 import torch
 
 from fractatlas.cli.main import VERBS, main
+from tests.cli.processes import MODULE, PLAIN, process, script
 from tests.conftest import REPOSITORY, SMALL
-
-PLAIN = {key: value for key, value in os.environ.items() if not key.startswith("FRACATLAS_")}
-MODULE = ("-m", "fractatlas")
-
-
-def process(*line: str, folder: Path, timeout: int = 300) -> subprocess.CompletedProcess:
-    """Run Python with these arguments in ``folder``."""
-    return subprocess.run(
-        [sys.executable, *line], cwd=folder, env=PLAIN, capture_output=True, text=True, timeout=timeout
-    )
-
-
-def script(name: str, *arguments: str, folder: Path, timeout: int = 300) -> None:
-    """Run a script of the repository, which must succeed."""
-    result = process(str(REPOSITORY / name), *arguments, folder=folder, timeout=timeout)
-    assert result.returncode == 0, result.stderr
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +108,7 @@ for line in ("--help", *(f"{verb} --help" for verb in sys.argv[1:]), "train trai
         (["trainer.max_epoch=3"], "unknown key 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
         (["++trainer.max_epoch=3"], "unknown key 'trainer.max_epoch'; did you mean 'trainer.max_epochs'?"),
         (["modle=densenet"], "unknown key 'modle'; did you mean 'model'?"),
+        (["--wrong"], "--wrong: no such option; --help lists the keys"),
         (["model=densnet"], "model=densnet: no such choice; the choices are densenet, resnet"),
         (["model=null"], "model=null: needs one of the choices"),
         (["optimizer=sgd", "optimizer.betas=[0,0]"], "'optimizer.betas' does not belong to the chosen 'optimizer'"),
@@ -214,45 +199,6 @@ def test_table_prints_finished_runs(fractatlas, run, capsys):
 
 
 @pytest.mark.integration
-@pytest.mark.fault("Ctrl-C, SIGTERM, SIGUSR1 while training", "last.ckpt, status 130 or 75, resumable")
-@pytest.mark.parametrize(
-    ("line", "typed", "number", "status"),
-    [
-        ([str(REPOSITORY / "train.py")], f"python {REPOSITORY / 'train.py'}", signal.SIGINT, 130),
-        ([*MODULE, "train"], "fractatlas train", signal.SIGTERM, 75),
-        ([*MODULE, "train"], "fractatlas train", signal.SIGUSR1, 75),
-    ],
-)
-def test_a_stopped_run_saves_a_checkpoint_and_prints_how_to_resume(phantoms, tmp_path, line, typed, number, status):
-    arguments = [*SMALL, f"data.root={phantoms}", "trainer.max_epochs=40", "data.num_workers=2", "data.cache=false",
-                 "test=false"]  # fmt: skip
-    with subprocess.Popen(
-        [sys.executable, *line, *arguments],
-        cwd=tmp_path, env=PLAIN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    ) as running:  # fmt: skip
-        output = ""
-        for printed in running.stdout:
-            output += printed
-            if "epoch 2/40 step 3" in printed:
-                os.killpg(running.pid, number)  # as a terminal does, to the data-loading workers, too
-    assert running.returncode == status, output
-    assert "Traceback" not in output, output
-    (run,) = (tmp_path / "logs" / "train" / "runs").iterdir()
-    assert f"to resume: {typed} resume={run}" in output
-    assert (run / "checkpoints" / "last.ckpt").is_file()
-    assert not (run / "metrics.json").exists()
-
-    before = (run / ".hydra" / "config.yaml").read_bytes()
-    result = process(*line, f"resume={run}", "trainer.max_epochs=3", folder=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert list((tmp_path / "logs" / "train" / "runs").iterdir()) == [run]
-    assert (run / ".hydra" / "config.yaml").read_bytes() == before
-    assert "epoch 2/3" in result.stdout
-    assert "epoch 1/3" not in result.stdout
-    assert (run / "metrics.json").is_file()
-
-
-@pytest.mark.integration
 def test_two_processes_score_a_checkpoint_as_one_does(run, folder):
     """An odd number of images is not divisible by two: a padded image would be counted twice."""
     arguments = [f"ckpt={run}/checkpoints/best.ckpt", "subset=train"]
@@ -320,24 +266,3 @@ def test_two_runs_of_one_second_have_a_folder_each(phantoms, tmp_path):
     runs = list((tmp_path / "logs" / "train" / "runs").iterdir())
     assert len(runs) == 2
     assert len({(run / "predictions.csv").read_bytes() for run in runs}) == 1
-
-
-@pytest.mark.integration
-@pytest.mark.fault("SIGTERM while two processes train, resumed", "bit for bit the outcome of the uninterrupted run")
-def test_a_stopped_run_on_two_devices_is_resumed(phantoms, tmp_path):
-    arguments = [*SMALL, "trainer=ddp_cpu", f"data.root={phantoms}", "trainer.max_epochs=3", "test=false"]
-    uninterrupted, stopped = tmp_path / "uninterrupted", tmp_path / "stopped's"
-    script("train.py", *arguments, f"hydra.run.dir={uninterrupted}", folder=tmp_path)
-    with subprocess.Popen(
-        [sys.executable, *MODULE, "train", *arguments, f"hydra.run.dir={stopped}"],
-        cwd=tmp_path, env=PLAIN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    ) as running:  # fmt: skip
-        for line in running.stdout:
-            if "epoch 2/3 step 2" in line:
-                running.terminate()
-    assert running.returncode == 75
-    result = process(*MODULE, "train", f"resume={stopped}", folder=tmp_path)
-    assert result.returncode == 0, result.stderr
-    reports = [json.loads((run / "metrics.json").read_text()) | {"timing": None} for run in (uninterrupted, stopped)]
-    assert reports[0] == reports[1]
-    assert (uninterrupted / "predictions.csv").read_bytes() == (stopped / "predictions.csv").read_bytes()

@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from fractatlas.config.overrides import compose_config
 from fractatlas.errors import InputError
-from fractatlas.experiments import runs
+from fractatlas.experiments import train_and_score
 from fractatlas.experiments.plan import carry_out_file, check_options, read_plan
-from fractatlas.overrides import compose_config
 from tests.conftest import REPOSITORY, SMALL
 
 PLANS = sorted((REPOSITORY / "experiments").glob("*/*.yaml"))
@@ -56,7 +56,7 @@ def commands(monkeypatch) -> list[tuple]:
         record = {"model": "resnet50", "operating_point": {"threshold": 0.5}, "versions": {"commit": "abc"}}
         (folder / "metrics.json").write_text(json.dumps(record))
 
-    monkeypatch.setattr(runs, "run_command", run_command)
+    monkeypatch.setattr(train_and_score, "run_command", run_command)
     return called
 
 

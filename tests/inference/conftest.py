@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
+from fractatlas.config.overrides import prepare
+from fractatlas.config.schema import EvaluateConfig, PredictConfig
+from fractatlas.config.validation import validate
 from fractatlas.inference.evaluate import evaluate
 from fractatlas.inference.inputs import find_inputs
 from fractatlas.inference.predict import predict
-from fractatlas.overrides import prepare
-from fractatlas.schema import EvaluateConfig, PredictConfig
 from fractatlas.training.fit import train
-from fractatlas.validation import validate
 from tests.conftest import REPOSITORY
 
 

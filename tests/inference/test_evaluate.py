@@ -6,13 +6,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from fractatlas.config.schema import EvaluateConfig
+from fractatlas.config.validation import validate
 from fractatlas.errors import InputError
 from fractatlas.inference.evaluate import evaluate
 from fractatlas.inference.model import load_model
 from fractatlas.models.checkpoint import read_checkpoint
-from fractatlas.schema import EvaluateConfig
 from fractatlas.training.fit import train
-from fractatlas.validation import validate
 
 
 @pytest.fixture(scope="module")

@@ -19,12 +19,12 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from fractatlas.cli.main import main
+from fractatlas.config.overrides import prepare
+from fractatlas.config.schema import EvaluateConfig, PredictConfig
 from fractatlas.data.images import UnreadableError
 from fractatlas.data.transforms import resize_and_crop
 from fractatlas.errors import InputError
 from fractatlas.inference.predict import read_ahead, write_overlay
-from fractatlas.overrides import prepare
-from fractatlas.schema import EvaluateConfig, PredictConfig
 from tests.conftest import REPOSITORY
 from tests.data.test_images import dicom, one_colour
 from tests.inference.conftest import predict_into

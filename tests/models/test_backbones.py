@@ -3,7 +3,7 @@ from typing import get_args
 import pytest
 import torch
 
-from fractatlas import schema
+from fractatlas.config import schema
 from fractatlas.models.backbones import densenet, resnet
 
 REST = {"weights": None, "weights_dir": "", "dropout": 0.0, "stage_decay": 1.0, "mirror": False, "channels_last": True}

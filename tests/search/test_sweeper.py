@@ -11,8 +11,8 @@ import optuna
 import pandas as pd
 import pytest
 
+from fractatlas.config.overrides import compose_config
 from fractatlas.experiments.plan import read_plan
-from fractatlas.overrides import compose_config
 from fractatlas.search import storage
 from tests.conftest import REPOSITORY
 from tests.search.processes import search_arguments, start, sweep
@@ -243,8 +243,8 @@ def test_three_failures_at_the_start_end_the_search(tmp_path, phantoms):
 
 def test_interrupted_trial_is_repeated(tmp_path, phantoms):
     status, output = sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=4", fake={"fail": {2: "interrupt"}})
-    assert status == 1
-    assert "interrupted; the same command resumes the study" in output
+    assert status == 130
+    assert "stopped; to resume: repeat the command" in output
     assert list(trials_of(tmp_path)["state"]) == ["complete", "complete", "interrupted"]
     status, output = sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=4", fake=QUICK)
     assert status == 0, output

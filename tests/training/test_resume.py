@@ -59,6 +59,13 @@ def outcome(run: Path) -> dict:
     }
 
 
+def next_second(run: Path) -> None:
+    """Wait until a new event file has a later time in its name than those of the run, because readers sort by name."""
+    last = max(int(file.name.split(".")[3]) for file in (run / "tensorboard").glob("events*"))
+    while time.time() < last + 1:
+        time.sleep(0.05)
+
+
 def assert_equal(one: dict, other: dict) -> None:
     for name in ("metrics", "predictions", "curves", "images"):
         assert one[name] == other[name], name
@@ -108,6 +115,7 @@ def test_a_run_ended_at_a_hook_resumes_to_the_same_results(configuration, uninte
     with pytest.raises(Killed):
         train(configuration(tmp_path, *RUN), [KillAt(hook, call)])
     assert not (tmp_path / "metrics.json").exists()
+    next_second(tmp_path)
     train(configuration(tmp_path, *RUN, f"resume={tmp_path}"))
     assert_equal(outcome(tmp_path), uninterrupted)
 
@@ -121,6 +129,7 @@ def test_a_run_ended_at_every_third_step_resumes_to_the_same_results(configurati
             train(configuration(tmp_path, *RUN, *resumed), [KillAt("on_train_batch_end", 3)])
         except Killed:
             resumed = (f"resume={tmp_path}",)
+            next_second(tmp_path)
         else:
             break
     assert_equal(outcome(tmp_path), uninterrupted)
@@ -132,6 +141,7 @@ def assert_resumes(configuration, folder: Path, changes: tuple[str, ...], kill: 
     train(configuration(uninterrupted, *changes))
     with pytest.raises(Killed):
         train(configuration(killed, *changes), [kill])
+    next_second(killed)
     train(configuration(killed, *changes, f"resume={killed}"))
     assert_equal(outcome(killed), outcome(uninterrupted))
 

@@ -3,9 +3,9 @@ import json
 import pytest
 from hydra import compose, initialize_config_dir
 
-from fractatlas.schema import TrainConfig
+from fractatlas.config.schema import TrainConfig
+from fractatlas.config.validation import validate
 from fractatlas.training.fit import train
-from fractatlas.validation import validate
 from tests.conftest import REPOSITORY
 
 

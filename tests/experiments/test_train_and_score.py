@@ -22,7 +22,7 @@ time.sleep(60)
 """
 PLAN = """
 import logging, pathlib, signal, sys
-from fractatlas.experiments import runs
+from fractatlas.experiments import train_and_score
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.executable = "./python"

@@ -6,10 +6,10 @@ from contextlib import contextmanager
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from fractatlas.config.overrides import CONF, compose_config
+from fractatlas.config.schema import TrainConfig
+from fractatlas.config.validation import validate
 from fractatlas.errors import InputError
-from fractatlas.overrides import CONF, compose_config
-from fractatlas.schema import TrainConfig
-from fractatlas.validation import validate
 
 
 def choices() -> Iterator[tuple[str, str]]:

@@ -1,9 +1,9 @@
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from fractatlas.config.overrides import compose_config, prepare
+from fractatlas.config.schema import EvaluateConfig, TrainConfig
 from fractatlas.errors import InputError
-from fractatlas.overrides import compose_config, prepare
-from fractatlas.schema import EvaluateConfig, TrainConfig
 
 
 def parsed(argument: str) -> str:

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 
 from fractatlas.errors import InputError
-from fractatlas.evaluation import assessment, metrics
+from fractatlas.evaluation import metrics, subset_assessment
 from fractatlas.evaluation.predictions_table import read_predictions
 from fractatlas.evaluation.run_folder import RunFolder
-from fractatlas.report.html import write_report
+from fractatlas.report.report_page import write_report
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def changed_run(run_folder, tmp_path) -> Callable[..., Path]:
         shutil.copytree(run_folder, folder)
         change_table(read_predictions(folder / "predictions.csv")).to_csv(folder / "predictions.csv", index=False)
         run = RunFolder(folder)
-        assessment.write(folder, assessment.assess(run.predictions, run.threshold, run.catalogue))
+        subset_assessment.write(folder, subset_assessment.assess(run.predictions, run.threshold, run.catalogue))
         (folder / "metrics.json").write_text(json.dumps(run.metrics | entries))
         return folder
 
@@ -50,7 +50,7 @@ def external_predictions(run_folder, tmp_path) -> Callable[[int], Path]:
         predictions = read_predictions(tmp_path / "predictions.csv")
         point = {"rule": "fixed", "threshold": 0.5, "temperature": 1.0}
         record = {"task_name": "theirs", "operating_point": point, "test": metrics.evaluate(predictions)}
-        record |= assessment.write(tmp_path, assessment.assess(predictions, 0.5))
+        record |= subset_assessment.write(tmp_path, subset_assessment.assess(predictions, 0.5))
         (tmp_path / "metrics.json").write_text(json.dumps(record))
         return tmp_path
 
@@ -152,7 +152,7 @@ def test_an_unfinished_run_and_one_without_strata_are_refused(run_folder, tmp_pa
 
 def test_the_report_command_does_not_import_torch(page):
     code = (
-        "import sys; from fractatlas.cli.main import main; main('report'); import fractatlas.report.compare\n"
+        "import sys; from fractatlas.cli.main import main; main('report'); import fractatlas.report.comparison_page\n"
         "import fractatlas.evaluation.external_predictions\n"
         "assert not {'torch', 'lightning', 'torchvision'} & set(sys.modules)"
     )

@@ -11,15 +11,15 @@ from hydra.utils import instantiate
 from matplotlib.figure import Figure
 
 from fractatlas.errors import InputError
-from fractatlas.evaluation import comparison, metrics
+from fractatlas.evaluation import metrics, paired_comparison
 from fractatlas.evaluation.bootstrap import bootstrap_weights, interval
 from fractatlas.evaluation.external_predictions import ALLOWED_RULES
 from fractatlas.evaluation.localisation import summarise
+from fractatlas.evaluation.markdown import METRIC_TITLES, format_fraction, format_percent, to_markdown
 from fractatlas.evaluation.operating_point import choose_operating_point
 from fractatlas.evaluation.run_folder import RunFolder
-from fractatlas.evaluation.tables import METRIC_TITLES, format_fraction, format_percent, to_markdown
 from fractatlas.io import atomic_path, write_csv, write_text
-from fractatlas.reference import REFERENCE_ACCURACY
+from fractatlas.reference_report import REFERENCE_ACCURACY
 from fractatlas.report.figures import COLOURS, STYLE
 
 SCORES = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity", "brier")
@@ -84,10 +84,10 @@ def step_row(name: str, runs: Sequence[Path], before: Sequence[Path]) -> dict[st
     tables, thresholds = [_table(run, "val") for run in seeds], [run.threshold for run in seeds]
     row = _row(name, "val", _config(seeds[0]), seeds, tables, thresholds) | _pointing("val", seeds) | {"kept": True}
     if earlier:
-        compared = comparison.compare_seeds(
+        compared = paired_comparison.compare_seeds(
             [_table(run, "val") for run in earlier], tables, ([run.threshold for run in earlier], thresholds)
         )
-        row |= comparison.difference_columns(compared, ("auroc", "average_precision"))
+        row |= paired_comparison.difference_columns(compared, ("auroc", "average_precision"))
         row["kept"] = bool(row["auroc_difference"] >= 0)
     return row
 
@@ -172,7 +172,7 @@ def _row(
         "reference_accuracy": reference.get(subset, 0.0),
         "commit": " ".join(sorted({run.metrics["versions"]["commit"] for run in runs})),
     }
-    means = comparison.seed_means(tables, thresholds, weights)
+    means = paired_comparison.seed_means(tables, thresholds, weights)
     each = [metrics.resampled(table, at, weights[:1]) for table, at in zip(tables, thresholds, strict=True)]
     for score in SCORES:
         row |= interval_columns(score, first[score] if len(tables) == 1 else interval(means[score]))

@@ -13,7 +13,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
-from fractatlas import schema
+from fractatlas.config import schema
 from fractatlas.errors import InputError
 
 _adapter = functools.cache(TypeAdapter)

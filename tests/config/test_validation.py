@@ -2,10 +2,10 @@ import re
 
 import pytest
 
+from fractatlas.config.overrides import compose_config
+from fractatlas.config.schema import EvaluateConfig, TrainConfig
+from fractatlas.config.validation import group_keys, known_keys, metric_mode, path_keys, unknown_key_message
 from fractatlas.errors import InputError
-from fractatlas.overrides import compose_config
-from fractatlas.schema import EvaluateConfig, TrainConfig
-from fractatlas.validation import group_keys, known_keys, metric_mode, path_keys, unknown_key_message
 
 
 @pytest.mark.fault("wrong value of a key", "refused in one line, nothing read")

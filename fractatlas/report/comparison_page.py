@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 
 from fractatlas.errors import InputError
-from fractatlas.evaluation import comparison
+from fractatlas.evaluation import paired_comparison
+from fractatlas.evaluation.markdown import METRIC_TITLES
 from fractatlas.evaluation.run_folder import RunFolder
-from fractatlas.evaluation.tables import METRIC_TITLES
 from fractatlas.io import write_csv, write_text
 from fractatlas.pages import render
 from fractatlas.report.run_table import newest_run
@@ -71,7 +71,7 @@ def compare_runs(runs: dict[str, RunFolder]) -> pd.DataFrame:
             first, second = (run.predictions[run.predictions["split"] == subset] for run in (one, other))
             if not first["image_id"].isin(second["image_id"]).any():
                 continue
-            rows = comparison.compare(first, second, (one.threshold, other.threshold))
+            rows = paired_comparison.compare(first, second, (one.threshold, other.threshold))
             names = {"subset": subset, "run": name, "other": other_name}
             tables.append(pd.DataFrame(names, rows.index).join(rows))
     columns = ["subset", "run", "other", "metric", "n", "first", "second", "difference", "low", "high", "p"]
@@ -97,7 +97,7 @@ def average_seeds(runs: dict[str, RunFolder]) -> list[dict[str, Any]]:
             if all(scores):
                 values = [{key: (row.get(key) or {}).get("value") for key in METRIC_TITLES} for row in scores]
                 table = pd.DataFrame(values).astype(float).dropna(axis=1)
-                averages.append({"runs": names, "subset": subset, "spread": comparison.spread(table)})
+                averages.append({"runs": names, "subset": subset, "spread": paired_comparison.spread(table)})
     return averages
 
 

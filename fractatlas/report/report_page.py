@@ -10,13 +10,13 @@ import yaml
 from sklearn.metrics import confusion_matrix
 
 from fractatlas.evaluation.bootstrap import bootstrap_weights
+from fractatlas.evaluation.markdown import METRIC_TITLES, format_fraction, format_percent
 from fractatlas.evaluation.overlays import draw_radiographs
 from fractatlas.evaluation.run_folder import RunFolder
-from fractatlas.evaluation.selection import most_confident_errors, spread_by_probability
-from fractatlas.evaluation.tables import METRIC_TITLES, format_fraction, format_percent
+from fractatlas.evaluation.shown_images import most_confident_errors, spread_by_probability
 from fractatlas.io import write_text
 from fractatlas.pages import jpeg_address, render, svg_address
-from fractatlas.reference import REFERENCE_ACCURACY
+from fractatlas.reference_report import REFERENCE_ACCURACY
 from fractatlas.report import figures
 
 FOREST = ("auroc", "sensitivity", "specificity")  # metrics of the figure of the strata

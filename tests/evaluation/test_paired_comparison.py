@@ -5,7 +5,7 @@ from scipy import stats
 from sklearn.metrics import accuracy_score
 
 from fractatlas.errors import InputError
-from fractatlas.evaluation.comparison import compare, spread
+from fractatlas.evaluation.paired_comparison import compare, spread
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 One dataclass for each part that Hydra instantiates; ``_target_`` selects it. A target that no dataclass lists is never
 instantiated, whether it comes from the command line or from a checkpoint. Defaults, and a description of each key, are
-in ``conf/``. ``fractatlas.validation`` applies this schema.
+in ``conf/``. ``fractatlas.config.validation`` applies this schema.
 """
 
 from dataclasses import dataclass
@@ -277,9 +277,7 @@ class EarlyStopping(Strict):
 class Progress(Strict):
     """Show the progress of the training."""
 
-    _target_: Literal[
-        "fractatlas.training.callbacks.TerminalProgressBar", "fractatlas.training.callbacks.ProgressLines"
-    ]
+    _target_: Literal["fractatlas.training.progress.TerminalProgressBar", "fractatlas.training.progress.ProgressLines"]
 
 
 class InputGrid(Strict):

@@ -13,17 +13,19 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fractatlas.config.schema import TrainConfig
+from fractatlas.config.validation import explain, group_keys, path_keys, validate
 from fractatlas.errors import InputError
-from fractatlas.schema import TrainConfig
-from fractatlas.validation import explain, group_keys, path_keys, validate
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 # A wheel holds the configuration inside the package, a checkout beside it.
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
 MULTIRUN = {"-m", "--multirun"}
 # Hydra's options that take a value.
 OPTIONS_WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package",
                       "-p", "--experimental-rerun")  # fmt: skip
+FLAGS = ("--help", "-h", "--hydra-help", "--version", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc",
+         "--info", "-i", "--resolve")  # fmt: skip
 # What a resumed run may change: how long, where and how fast it trains, but not the model, the data or the recipe.
 RESUMABLE = ("resume", "test", "report", "trainer.max_epochs", "trainer.accelerator", "trainer.devices", "data.root",
              "data.cache", "data.cache_dir", "data.num_workers", "data.pin_memory")  # fmt: skip
@@ -35,13 +37,15 @@ def prepare(arguments: Sequence[str], schema_class: type) -> list[str]:
     The values of ``path_keys`` are taken as they were typed, except in a multirun, where a comma separates values.
 
     Raises:
-        InputError: an argument is not ``key=value``, or the run cannot be resumed, or not with these arguments.
+        InputError: an argument is invalid, or the run cannot be resumed with these arguments.
     """
     groups = group_keys(schema_class)
     folder: str | None = None
     arguments = list(_joined(arguments))
     for argument in arguments:
         key, equals, value = argument.partition("=")
+        if argument.startswith("-") and key not in FLAGS + OPTIONS_WITH_VALUE:
+            raise InputError(f"{argument}: no such option; --help lists the keys, --hydra-help the options of Hydra")
         if not argument.startswith(("-", "~")) and not equals:
             raise InputError(f"{argument}: should be key=value; --help lists the keys")
         if key in groups and value in ("", "null"):

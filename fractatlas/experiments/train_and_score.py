@@ -10,10 +10,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from fractatlas.config.overrides import RESUMABLE, compose_config
+from fractatlas.config.validation import differences, flatten
 from fractatlas.errors import InputError
-from fractatlas.overrides import RESUMABLE, compose_config
 from fractatlas.signals import INTERRUPTED, STOP_SIGNALS, STOPPED, signal_handlers
-from fractatlas.validation import differences, flatten
 
 log = logging.getLogger(__name__)
 # Settings in which a run may differ from the plan. A resumed run may train longer, but its result is another one.

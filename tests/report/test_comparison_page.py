@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from fractatlas.errors import InputError
-from fractatlas.evaluation.tables import METRIC_TITLES
-from fractatlas.report.compare import write_comparison
+from fractatlas.evaluation.markdown import METRIC_TITLES
+from fractatlas.report.comparison_page import write_comparison
 from tests.conftest import made_up_predictions
 
 
