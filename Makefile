@@ -85,7 +85,7 @@ test-all: setup  ## All tests
 	$(PYTEST) -m "integration or not integration" $(ARGS)
 
 faults:  ## Fault tests at full length: kills, hostile files, fuzzing; writes a table (FAULT_TABLE=FILE)
-	FRACTATLAS_KILLS=50 FRACTATLAS_FUZZ=100000 $(MAKE) test ARGS="-m fault --timeout 3600 --fault-table $(FAULT_TABLE) $(ARGS)"
+	FRACTATLAS_KILLS=50 FRACTATLAS_FUZZ=100000 FRACTATLAS_EXAMPLES=3 $(MAKE) test ARGS="-m fault --timeout 3600 --fault-table $(FAULT_TABLE) $(ARGS)"
 
 dependencies: setup  ## Known vulnerabilities of the pinned packages (queries PyPI), and their licences
 	.venv/bin/uv tool run pip-audit --requirement requirements.txt --disable-pip
@@ -101,9 +101,9 @@ docs: setup  ## Build the documentation in docs/_build/html
 	.venv/bin/sphinx-build -W --keep-going docs docs/_build/html
 
 bench: setup  ## Speed, as ratios within one run
-	$(RUN) benchmarks/bench.py $(ARGS)
-	$(RUN) benchmarks/bench_predict.py
-	$(RUN) benchmarks/bench_search.py
+	$(RUN) benchmarks/training.py $(ARGS)
+	$(RUN) benchmarks/predict.py
+	$(RUN) benchmarks/search.py
 
 clean:  ## Delete caches and builds; logs/, data/ and .venv stay
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache *.egg-info build dist docs/_build
