@@ -41,7 +41,7 @@ def build_classifier(config: dict[str, Any], pretrained: bool = True) -> Fractur
 
 
 def build_trainer(config: dict[str, Any], run: Path, **arguments: Any) -> lightning.Trainer:
-    """Build Lightning's trainer of any plain configuration; it writes below ``run`` and gets ``arguments``, too.
+    """Build Lightning's trainer of any plain configuration, with ``arguments`` in addition; it writes below ``run``.
 
     Raises:
         InputError: this machine does not have the accelerator or the number of devices.
@@ -50,5 +50,10 @@ def build_trainer(config: dict[str, Any], run: Path, **arguments: Any) -> lightn
         # The data module has its own samplers.
         return build(config["trainer"], default_root_dir=str(run), use_distributed_sampler=False, **arguments)
     except Exception as error:  # Hydra wraps Lightning's exception, for example for a missing accelerator
-        cause = error.__cause__ or error
-        raise InputError(f"trainer: {' '.join(str(cause).split())}") from None
+        raise trainer_error(error.__cause__ or error) from None
+
+
+def trainer_error(error: BaseException) -> InputError:
+    """Return an error with Lightning's message in one line and a remedy."""
+    message = " ".join(str(error).split()).rstrip(".!")
+    return InputError(f"trainer: {message}; change trainer.accelerator or trainer.devices, or use trainer=cpu")

@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it to ``path`` if the block succeeds, delete it if not.
+    """Yield a temporary path in the folder of ``path``; rename it to ``path`` if the block succeeds, delete it if not.
 
     Raises:
         OSError: with ``path`` as its ``filename``.
@@ -32,7 +32,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         if error.filename in (None, str(temporary)):
-            error.filename = str(path)  # the temporary name means nothing to the reader of the message
+            error.filename = str(path)  # the reader of the message does not know the temporary name
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -40,7 +40,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def cache_lock(folder: Path) -> Iterator[None]:
-    """Create a cache folder and admit one process at a time to the block; the other processes wait and log it.
+    """Create a cache folder and let one process at a time run the block; the others log that they wait.
 
     Raises:
         InputError: the folder, or a file that the block writes, is not writable.
@@ -79,16 +79,18 @@ def run_lock(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder}: another process is writing to this run folder; wait until it ends") from None
 
 
-def read_csv(path: Path, required: Sequence[str] = (), remedy: str = "", **options: Any) -> pd.DataFrame:
+def read_csv(path: Path, required: Sequence[str], remedy: str, **options: Any) -> pd.DataFrame:
     """Read a UTF-8 table with or without a byte order mark; ``options`` are those of pandas.
 
     Raises:
-        InputError: the file is not a table, or lacks a ``required`` column; ``remedy`` ends this message.
+        InputError: the file is missing, is not a table, or lacks a ``required`` column; ``remedy`` ends the last two.
     """
     try:
         table = pd.read_csv(path, encoding="utf-8-sig", **options)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as CSV: {error}") from None
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}; correct the path") from None
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be read as CSV: {' '.join(str(error).split())}; {remedy}") from None
     if missing := [name for name in required if name not in table]:
         raise InputError(f"{path}: column {', '.join(missing)} is missing; {remedy}")
     return table
@@ -105,7 +107,7 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 
     Bytes of file names that are not UTF-8 become ``\\udc..`` escapes.
     """
-    # Before Python 3.13, the csv module does not quote a lone carriage return, which readers take for a line end.
+    # Before Python 3.13, the csv module does not quote a lone carriage return, which readers interpret as a line end.
     text = table.select_dtypes(include=["object", "string"])
     returns = any(isinstance(value, str) and "\r" in value for name in text for value in text[name])
     with atomic_path(path) as temporary:

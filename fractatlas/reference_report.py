@@ -1,4 +1,4 @@
-"""The accuracies of the reference report, beside which tables and pages show this project's.
+"""Accuracies of the reference report, shown next to this project's in tables and pages.
 
 The report is described in full in ``docs/tutorials/reproduce.md``.
 """

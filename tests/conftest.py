@@ -137,7 +137,7 @@ def run_folder(phantoms, catalogue, tmp_path_factory) -> Path:
     boxes = read_boxes(phantoms)
     rows = catalogue.set_index("image_id").loc[[name for name in scored["image_id"] if name in boxes]]
     heat = np.zeros((len(rows), 4, 4), dtype=np.float32)
-    heat[:, 0, 0] = 1  # the hottest point is always at the upper left
+    heat[:, 0, 0] = 1  # the maximum is always at the upper left
     view = np.array([[0, 0, row.width, row.height] for row in rows.itertuples()], dtype=np.float32)
     np.savez(folder / "heatmaps.npz", image_id=rows.index.to_numpy(dtype=np.str_), heat=heat, view=view)
     record = {

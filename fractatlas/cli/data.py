@@ -15,7 +15,7 @@ def data() -> None:
     download = actions.add_parser("download", help="download, verify and unpack FracAtlas")
     download.add_argument("--root", type=Path, default=root, metavar="DIR", help="the folder to create (%(default)s)")
     source = download.add_mutually_exclusive_group()
-    source.add_argument("--archive", type=Path, metavar="FILE", help="a zip archive that exists already")
+    source.add_argument("--archive", type=Path, metavar="FILE", help="a zip archive that is already downloaded")
     source.add_argument("--url", help="another address of the archive")
     download.add_argument("--sha256", metavar="HEX", help="the SHA-256 of another release")
 
@@ -28,7 +28,7 @@ def data() -> None:
                        help="stores image statistics (%(default)s)")  # fmt: skip
 
     options = parser.parse_args()
-    with one_line_errors(interrupted="interrupted; no file is half written; run the same command again"):
+    with one_line_errors(interrupted="interrupted; no file is incomplete; repeat the command"):
         if options.action == "download":
             from fractatlas.data.download import download_fracatlas
 

@@ -1,6 +1,7 @@
 """Print mistakes and interruptions in one line, with an exit status."""
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -41,7 +42,8 @@ def one_line_errors(schema_class: type = TrainConfig, interrupted: str = "interr
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader of the output has closed it
     except OSError as error:
-        sys.exit(f"error: {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+        remedy = "free some space" if error.errno == errno.ENOSPC else "correct the path or its permissions"
+        sys.exit(f"error: {error.filename}: {error.strerror}; {remedy}" if error.filename else f"error: {error}")
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         sys.exit(INTERRUPTED)

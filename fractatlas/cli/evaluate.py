@@ -18,7 +18,7 @@ def evaluate() -> None:
 
 def _evaluate(config: dict[str, Any]) -> None:
     if bool(config["ckpt"]) == bool(config["predictions"]):
-        raise InputError("evaluate needs either ckpt=<run folder>/checkpoints/best.ckpt or predictions=FILE")
+        raise InputError("give exactly one of ckpt=<run folder>/checkpoints/best.ckpt and predictions=FILE")
     if config["predictions"]:
         from fractatlas.evaluation.external_predictions import evaluate_predictions
 

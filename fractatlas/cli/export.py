@@ -26,7 +26,7 @@ def export() -> None:
         prog="fractatlas export",
         usage="%(prog)s ckpt=FILE [output=FILE]",
         description=export.__doc__,
-        epilog="ckpt: <run folder>/checkpoints/best.ckpt; output: the ONNX file (beside ckpt, with .onnx)",
+        epilog="ckpt: <run folder>/checkpoints/best.ckpt; output: the ONNX file (in the folder of ckpt, with .onnx)",
     )
     parser.add_argument("arguments", nargs="*", metavar="KEY=VALUE", help="ckpt=FILE and output=FILE, taken literally")
     options = parser.parse_args()
@@ -56,7 +56,7 @@ def _parse(arguments: list[str]) -> tuple[Path, Path]:
     checkpoint = Path(given["ckpt"])
     output = Path(given.get("output", checkpoint.with_suffix(".onnx")))
     if not checkpoint.is_file():
-        raise InputError(f"no file {checkpoint}")
+        raise InputError(f"ckpt={checkpoint}: no such file; use <run folder>/checkpoints/best.ckpt")
     if output.is_dir():
         raise InputError(f"output={output} is a folder; give a file in it")
     folder = next(parent for parent in output.absolute().parents if parent.exists())

@@ -1,4 +1,4 @@
-"""``fractatlas train`` and ``search``: fine-tune a network, or many to find good hyperparameters."""
+"""``fractatlas train`` and ``search``: fine-tune a network, or search hyperparameters."""
 
 import shlex
 import sys
@@ -12,7 +12,7 @@ from fractatlas.signals import exit_on_stop_signals
 SEARCH_HELP = """usage: fractatlas search [KEY=VALUE ...]
 
 Search hyperparameters with Optuna: the same as fractatlas train -m hparams_search=optuna [KEY=VALUE ...].
-The same command again resumes the study. Results are in logs/search/<study>/.
+Repeat the command to resume the study. Results are in logs/search/<study>/.
 
   hydra.sweeper.n_trials=15           trials in all
   hydra.sweeper.study_name=NAME       another study
@@ -22,7 +22,7 @@ The same command again resumes the study. Results are in logs/search/<study>/.
 
 
 def train() -> None:
-    """Fine-tune a network; with ``-m``, one for each job."""
+    """Fine-tune a network; with ``-m``, train one network for each job."""
     hydra_command.run("train", TrainConfig, _train)
 
 

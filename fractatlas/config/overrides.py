@@ -18,7 +18,7 @@ from fractatlas.config.validation import explain, group_keys, path_keys, validat
 from fractatlas.errors import InputError
 
 _PACKAGE = Path(__file__).parents[1]
-# A wheel holds the configuration inside the package, a checkout beside it.
+# In a wheel, the configuration is inside the package; in a checkout, it is next to the package.
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
 MULTIRUN = {"-m", "--multirun"}
 # Hydra's options that take a value.
@@ -32,9 +32,9 @@ RESUMABLE = ("resume", "test", "report", "trainer.max_epochs", "trainer.accelera
 
 
 def prepare(arguments: Sequence[str], schema_class: type) -> list[str]:
-    """Quote the values that Hydra's grammar rejects, and direct ``resume=<run folder>`` to that folder.
+    """Quote the values that Hydra's grammar rejects, and replace ``resume=RUN`` by the arguments that continue ``RUN``.
 
-    The values of ``path_keys`` are taken as they were typed, except in a multirun, where a comma separates values.
+    The values of ``path_keys`` are used as they were typed, except in a multirun, where a comma separates values.
 
     Raises:
         InputError: an argument is invalid, or the run cannot be resumed with these arguments.
@@ -49,7 +49,8 @@ def prepare(arguments: Sequence[str], schema_class: type) -> list[str]:
         if not argument.startswith(("-", "~")) and not equals:
             raise InputError(f"{argument}: should be key=value; --help lists the keys")
         if key in groups and value in ("", "null"):
-            raise InputError(f"{argument}: needs one of the choices that --help lists")
+            choices = sorted(file.stem for file in (CONF / key).glob("*.yaml"))
+            raise InputError(f"{argument}: no such choice; the choices are {', '.join(choices)}")
         if key.lstrip("+") == "resume" and value != "null":
             # In quotes if Lightning starts a second process with the output of this function.
             folder = str(OverridesParser.create().parse_override(argument).value()) if _in_quotes(value) else value
@@ -98,10 +99,8 @@ def _resume(folder: str, arguments: list[str]) -> list[str]:
     for argument, key in keys.items():
         # Lightning starts further processes of a run with the output of this function and with Hydra's own keys.
         if not key.startswith(("hydra.", "paths.root", "--config-")) and key not in RESUMABLE:
-            raise InputError(
-                f"resume={folder} uses the configuration that the run stores: remove {argument}; "
-                f"only {', '.join(RESUMABLE[1:])} can change"
-            )
+            allowed = ", ".join(RESUMABLE[1:])
+            raise InputError(f"{argument} cannot change in a resumed run: remove it; only {allowed} can change")
     hydra = OmegaConf.load(run / ".hydra" / "hydra.yaml").hydra
     formats = OmegaConf.select(hydra, "job_logging.formatters.simple", default={})  # absent if logging is disabled
     return [

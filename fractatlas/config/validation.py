@@ -1,4 +1,4 @@
-"""Check a composed configuration against the schema, and word each mistake in one line."""
+"""Check a composed configuration against the schema, and report each mistake in one line."""
 
 import dataclasses
 import difflib
@@ -69,12 +69,12 @@ def known_keys(schema_class: type, prefix: str = "") -> Iterator[str]:
 
 
 def group_keys(schema_class: type) -> set[str]:
-    """Return the keys that hold a group of keys (``model``, ``optimizer``) instead of a value."""
+    """Return the keys whose value is a group of keys (``model``, ``optimizer``)."""
     return {name for name, hint in get_type_hints(schema_class).items() if any(_dataclasses_in(hint))}
 
 
 def path_keys(schema_class: type) -> set[str]:
-    """Return the keys whose value is a path that is taken from the command line as it was typed."""
+    """Return the keys whose value is a path that is used as it was typed."""
     hints = get_type_hints(schema_class, include_extras=True)
     return {
         name
@@ -97,10 +97,8 @@ def explain(error: Exception, schema_class: type, conf: Path) -> str:
         ours = [choice for choice in match[3].split() if (conf / match[1] / f"{choice}.yaml").is_file()]
         return f"{match[1]}={match[2]}: no such choice; the choices are {', '.join(ours or match[3].split())}"
     if match := re.match(r"Ambiguous value for argument '([^']+)'", text):
-        return (
-            f"{match[1]}: several values need -m (one run for each); "
-            "if the comma is part of one value, put the value in quotes"
-        )
+        remedy = "if the comma is part of one value, put the value in quotes"
+        return f"{match[1]}: several values need -m (one run for each); {remedy}"
     if text.startswith("Missing mandatory value"):
         key = getattr(error, "full_key", "")
         return f"{key} needs a value: {key}=..."
@@ -118,7 +116,8 @@ def unknown_key_message(key: str, schema_class: type) -> str:
     if nearest:
         return f"unknown key '{key}'; did you mean '{nearest[0]}'?"
     siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent and "._" not in name]
-    return f"unknown key '{key}'" + (f"; the keys here are {', '.join(siblings)}" if siblings else "")
+    remedy = f"the keys here are {', '.join(siblings)}" if siblings else "--help lists the keys"
+    return f"unknown key '{key}'; {remedy}"
 
 
 def _dataclasses_in(hint: Any) -> Iterator[type]:
@@ -144,7 +143,7 @@ def _messages(error: ValidationError, schema_class: type) -> Iterator[str]:
         if kind in ("unexpected_keyword_argument", "extra_forbidden"):
             yield unknown_key_message(key, schema_class)
         elif kind in ("missing", "string_too_short"):
-            yield f"{key} needs a value"
+            yield f"{key} needs a value: {key}=..."
         elif kind == "value_error":
             yield f"{key}: {first['ctx']['error']}"
         elif kind == "union_tag_invalid":

@@ -113,7 +113,7 @@ def find_defects(root: Path, catalogue: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarise(catalogue: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:
-    """Count findings by kind, beside published numbers: ``kind, images, groups, reported``."""
+    """Count findings by kind, with the published counts: ``kind, images, groups, reported``."""
     rows = []
     for kind in dict.fromkeys([*REPORTED, *findings["kind"]]):
         ids = findings.loc[findings["kind"] == kind, "image_id"].unique()
@@ -291,7 +291,7 @@ def _voc_sizes(root: Path) -> dict[str, tuple[int, int]]:
             name = tree.findtext("filename") or file.stem
             sizes[name] = (int(tree.findtext("size/width") or 0), int(tree.findtext("size/height") or 0))
         except (ElementTree.ParseError, ValueError) as error:
-            raise InputError(f"{file}: cannot be read as PASCAL VOC XML: {error}") from None
+            raise InputError(f"{file}: cannot be read as PASCAL VOC XML: {error}; correct or delete it") from None
     return sizes
 
 

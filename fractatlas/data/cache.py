@@ -146,4 +146,4 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}; it existed when the catalogue was made") from None
+        raise InputError(f"{file} cannot be read: {error.strerror}; restore it and start again") from None

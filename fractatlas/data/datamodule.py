@@ -127,7 +127,8 @@ class RadiographDataModule(lightning.LightningDataModule):
         self.split = self._make_split(self.catalogue)
         excluded = self.catalogue.loc[self.catalogue["excluded"] != "", ["excluded", "image_id"]]
         for reason, ids in excluded.groupby("excluded")["image_id"]:
-            log.info("excluded: %d %s (%s)", len(ids), reason, " ".join(ids))
+            more = f" and {len(ids) - 5} more (catalogue.csv)" if len(ids) > 5 else ""
+            log.info("excluded: %d %s: %s%s", len(ids), reason, ", ".join(ids[:5]), more)
         for note in self.catalogue.loc[self.catalogue["note"] != "", ["image_id", "note"]].itertuples():
             log.info("%s: %s", note.image_id, note.note)
         for name in SUBSETS:
@@ -255,6 +256,6 @@ def _log_crossings(crossings: dict[str, dict[str, int]]) -> None:
         return
     for subset in ("val", "test"):
         log.warning(
-            "leak check: %d images of %s have a near-duplicate and %d an image of the same exam in another subset",
-            crossings["duplicates"][subset], subset, crossings["exams"][subset],
+            "leak check: in %s, %d images have a near-duplicate and %d an image of the same exam in another subset; "
+            "split=grouped prevents this", subset, crossings["duplicates"][subset], crossings["exams"][subset],
         )  # fmt: skip

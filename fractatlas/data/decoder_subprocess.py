@@ -1,4 +1,4 @@
-"""Decode compressed DICOM pixels in a subprocess, because GDCM can crash its process at a damaged file."""
+"""Decode compressed DICOM pixels in a subprocess, because a damaged file can crash the process of the decoder GDCM."""
 
 import contextlib
 import io

@@ -18,9 +18,8 @@ from fractatlas.errors import InputError
 
 log = logging.getLogger(__name__)
 
-TIMEOUT = 30  # seconds without data after which a URL is given up
+TIMEOUT = 30  # seconds without data after which the next URL is tried
 CHUNK = 2**20  # bytes
-
 
 # Article 22363012, version 7. The URLs are tried in turn: the first can return a challenge for browsers.
 URLS = ("https://ndownloader.figshare.com/files/65518038", "https://api.figshare.com/v2/file/download/65518038")
@@ -30,10 +29,10 @@ SHA256 = "b67ec2d290a022b3dcf47f78e9a37f7edcc80592c0571f439355bf00bd9f0e23"
 def download_fracatlas(
     root: Path, archive: Path | None = None, url: str | None = None, sha256: str | None = None
 ) -> str:
-    """Write FracAtlas to ``root``, completely or not at all; two processes at once download it once.
+    """Write FracAtlas to ``root``, completely or not at all; of several processes, one downloads and the others wait.
 
     Args:
-        root: folder that does not exist or is empty. If it contains FracAtlas already, it is left as it is.
+        root: folder that does not exist or is empty. If it contains FracAtlas already, nothing is changed.
         archive: zip archive to use instead of a download.
         url: address to use instead of ``URLS``.
         sha256: SHA-256 of another release, in hexadecimal digits. It is the only check of the archive.
@@ -48,7 +47,7 @@ def download_fracatlas(
     if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
         raise InputError(f"--sha256 {sha256}: should be 64 hexadecimal digits")
     if sha256 and not (archive or url):
-        raise InputError("--sha256 requires --archive or --url")
+        raise InputError("--sha256 requires --archive or --url; add one, or omit --sha256")
     expected = (sha256 or SHA256).lower()
     root = root.resolve()
     if existing := _existing(root):
@@ -66,7 +65,7 @@ def download_fracatlas(
                 if archive is None:
                     archive = _download((url,) if url else URLS, expected, partial / "archive.zip")
                 elif not archive.is_file():
-                    raise InputError(f"no file {archive}")
+                    raise InputError(f"--archive {archive}: no such file; correct the path")
                 elif (actual := pooch.file_hash(str(archive))) != expected:
                     raise InputError(f"{archive}: SHA-256 is {actual}, should be {expected}; download it again")
                 folder = _extract(archive, partial / "extracted")
@@ -83,11 +82,11 @@ def download_fracatlas(
 def _existing(root: Path) -> str:
     """Return a line if ``root`` contains FracAtlas, ``""`` if it is empty or does not exist."""
     if (root / "dataset.csv").is_file():
-        return f"FracAtlas is already in {root}; nothing is downloaded and nothing is checked"
+        return f"FracAtlas is already in {root}; nothing is downloaded or checked"
     if root.exists() and not root.is_dir():
         raise InputError(f"{root} is not a folder; use another path (--root DIR)")
     if root.exists() and any(root.iterdir()):
-        raise InputError(f"{root} is neither empty nor FracAtlas (dataset.csv is missing); use another (--root DIR)")
+        raise InputError(f"{root} is neither empty nor FracAtlas (no dataset.csv); use another folder (--root DIR)")
     return ""
 
 
@@ -117,7 +116,7 @@ def _download(urls: Sequence[str], sha256: str, file: Path) -> Path:
             reasons.append(f"{url}: {_innermost(error) if answer is None else f'HTTP status {answer.status_code}'}")
         except ValueError:  # from pooch
             reasons.append(f"{url}: the SHA-256 of the file is not {sha256}")
-    raise InputError(f"cannot download: {'; '.join(reasons)}; download it with a browser and use --archive FILE")
+    raise InputError(f"cannot download FracAtlas: {'; '.join(reasons)}; get it with a browser, then use --archive FILE")
 
 
 def _innermost(error: BaseException) -> BaseException:
@@ -133,8 +132,10 @@ def _extract(archive: Path, folder: Path) -> Path:
         with zipfile.ZipFile(archive) as members:
             members.extractall(folder)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise InputError(f"{archive}: cannot be read as a zip archive: {error}") from None
+        raise InputError(f"{archive}: cannot be read as a zip archive: {error}; download it again") from None
     folders = [path.parent for path in folder.rglob("dataset.csv") if (path.parent / "images").is_dir()]
     if len(folders) != 1:
-        raise InputError(f"{archive} is not FracAtlas: {len(folders)} folders in it contain dataset.csv and images")
+        raise InputError(
+            f"{archive} has {len(folders)} folders with dataset.csv and images, not 1; use another archive"
+        )
     return folders[0]

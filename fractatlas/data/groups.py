@@ -1,4 +1,4 @@
-"""Group images that must be on the same side of a split: copies of one image and images of one exam.
+"""Group images that must be in the same subset: copies of one image and images of one exam.
 
 FracAtlas has no patient ids. Copies are recognised by a hash of the image, exams by neighbouring ids and the columns of
 ``dataset.csv``. The thresholds were chosen on the real radiographs; the audit page shows the evidence.

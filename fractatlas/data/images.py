@@ -217,7 +217,7 @@ def _has_window(dataset: Dataset) -> bool:
 
 
 def _stretch_limits(pixels: np.ndarray) -> tuple[float, float]:
-    """Return the values that become black and white; an inverted image has the same two, mirrored."""
+    """Return the values that become black and white; equal numbers of pixels are below and above them."""
     clipped = int(pixels.size * CLIPPED / 100)
     ordered = np.partition(pixels, (0, clipped, pixels.size - 1 - clipped, pixels.size - 1), axis=None)
     low, high = ordered[clipped], ordered[-1 - clipped]

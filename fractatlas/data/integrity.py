@@ -87,7 +87,7 @@ def inspect_all(root: Path, paths: Iterable[str], cache: Path | None = None) -> 
 
     Args:
         root: the data folder.
-        paths: paths relative to ``root``; ``""`` stands for a missing file.
+        paths: paths relative to ``root``; ``""`` means a missing file.
         cache: folder that stores the statistics by content; ``None`` stores nothing.
 
     Returns:

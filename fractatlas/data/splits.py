@@ -134,7 +134,7 @@ def _draw(
     earlier = _read_split(Path(previous)).set_index("image_id")["split"] if previous else pd.Series(dtype=object)
     earlier = table["image_id"].map(earlier).astype(object)
     if previous and earlier.isna().all():
-        raise InputError(f"split.previous={previous} has no image in common with the data folder")
+        raise InputError(f"split.previous={previous}: no image is in the data folder; use a split.csv of these images")
     units = table.groupby(unit)["label"].agg(images="size", fractured="sum")
     # A new image can join groups of different subsets; the joint group then follows most of its old images.
     units["subset"] = earlier.map(names.index, "ignore").groupby(table[unit]).agg(lambda old: old.mode().get(0, -1))
@@ -164,12 +164,12 @@ def _block(image_id: str) -> str:
 
 
 def _read_split(path: Path) -> pd.DataFrame:
-    table = read_csv(path, ["image_id", "split"], "a split has image_id,split", dtype=str)
+    table = read_csv(path, ["image_id", "split"], "a split has the columns image_id,split", dtype=str)
     if not table["split"].isin(SUBSETS).all():
-        wrong = table["split"][~table["split"].isin(SUBSETS)].iloc[0]
-        raise InputError(f"{path}: split is {wrong!r}, should be one of {', '.join(SUBSETS)}")
-    if (repeated := table["image_id"].duplicated()).any():
-        raise InputError(f"{path}: image_id {table['image_id'][repeated].iloc[0]} occurs more than once")
+        row = int(np.argmin(table["split"].isin(SUBSETS)))
+        raise InputError(f"{path}, line {row + 2}: split is {table['split'].iloc[row]!r}, should be train, val or test")
+    if repeated := table["image_id"][table["image_id"].duplicated()].tolist():
+        raise InputError(f"{path}: image_id {repeated[0]} occurs more than once; remove the repeated rows")
     return table
 
 

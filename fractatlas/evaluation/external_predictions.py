@@ -21,7 +21,7 @@ ALLOWED_RULES = ("fractatlas.evaluation.operating_point.*",)
 def evaluate_predictions(config: dict[str, Any]) -> None:
     """Score a table of predictions, and write a run folder to ``paths.output_dir``.
 
-    The threshold and the temperature are those of ``metrics.json`` beside the table, if there is one. Otherwise they
+    The threshold and the temperature are those of ``metrics.json`` in the table's folder, if it exists. Otherwise they
     are chosen on the rows of the validation subset; without such rows, a fixed threshold is used.
 
     Args:
@@ -36,10 +36,11 @@ def evaluate_predictions(config: dict[str, Any]) -> None:
     table, record = source.predictions, source.metrics
     table = table[table["split"].isin(SCORED)]
     if table.empty:
-        raise InputError(f"{table_file}: no row has val or test in the column split; add such rows or drop the column")
+        raise InputError(f"{table_file}: column split: no row is val or test; correct the values, or remove the column")
     catalogue = source.catalogue
     if catalogue is not None and (unknown := ~table["image_id"].isin(catalogue["image_id"])).any():
-        log.warning("%d of %d images are not in %s", unknown.sum(), len(table), source.file("catalogue.csv"))
+        file, count = source.file("catalogue.csv"), unknown.sum()
+        log.warning("%d of %d images are not in %s, so they belong to no stratum", count, len(table), file)
     if config["data_root"]:
         if not Path(config["data_root"]).is_dir():
             raise InputError(f"data_root={config['data_root']}: no such folder; use the one that contains dataset.csv")
@@ -79,8 +80,6 @@ def _operating_point(rule: dict[str, Any], table: pd.DataFrame, source: Path) ->
         choose = instantiate(rule, _execution_whitelist_=ALLOWED_RULES)
         return operating_point.choose_operating_point(validation, choose, name)
     if name != "fixed":
-        raise InputError(
-            f"threshold={name} is chosen on the validation subset, but {source} has no row with split val; "
-            "add such rows or use threshold=fixed"
-        )
+        problem = f"threshold={name} is chosen on the validation subset, but {source} has no row with split val"
+        raise InputError(f"{problem}; add such rows or use threshold=fixed")
     return {"rule": "fixed", "threshold": rule["value"], "temperature": 1.0}

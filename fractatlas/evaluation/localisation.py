@@ -1,8 +1,8 @@
 """Measure how well heatmaps agree with the boxes of the fractures, compared with the image's centre and with chance.
 
-Two measures over all fractured images, true positives and false negatives. The *pointing game*: is the hottest point in
-a box (Zhang et al., Top-Down Neural Attention by Excitation Backprop, IJCV 2018; here without its tolerance of 15
-pixels)? The *energy-based pointing game*: which share of the heat is in the boxes (Wang et al., Score-CAM, CVPR
+Two measures over all fractured images, true positives and false negatives. The *pointing game*: is the heatmap's
+maximum in a box (Zhang et al., Top-Down Neural Attention by Excitation Backprop, IJCV 2018; here without its tolerance
+of 15 pixels)? The *energy-based pointing game*: which share of the heat is in the boxes (Wang et al., Score-CAM, CVPR
 workshops 2020)?
 """
 
@@ -48,7 +48,7 @@ def read_heatmaps(path: Path) -> Heatmaps:
         InputError: the file does not exist, or is not such a file.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"heatmaps={path}: no such file; correct the path")
     try:
         with np.load(path, allow_pickle=False) as file:
             heatmaps = Heatmaps(*(file[name] for name in ("image_id", "heat", "view")))
@@ -117,14 +117,14 @@ def localise(heatmaps: Heatmaps, boxes: Mapping[str, np.ndarray], sizes: Mapping
 
     Returns:
         One row for each image of ``sizes`` that has boxes: ``image_id``;
-        ``hit``: 1 if the hottest point is in a box, else 0; 0 also for a heatmap of zeros. Of several equally hot
-        points, the one nearest to their mean counts;
+        ``hit``: 1 if the heatmap's maximum is in a box, else 0; 0 also for a heatmap of zeros. Of several maxima, the
+        one nearest to their mean is used;
         ``hit_centre``: the same for the centre of the radiograph;
         ``hit_chance``: the same for a random point, which is the boxes' share of the area;
         ``share``: the boxes' share of the heat, 0 for a heatmap of zeros;
         ``share_chance``: the same for a constant heatmap, which is again the share of the area;
         ``box_size``: the longest side of a box in pixels.
-        A box outside the view (cropped away) counts as not hit.
+        A box outside the view (cropped away) is not hit.
 
     Raises:
         InputError: a radiograph with boxes has no heatmap.
@@ -132,7 +132,7 @@ def localise(heatmaps: Heatmaps, boxes: Mapping[str, np.ndarray], sizes: Mapping
     rows = {name: row for row, name in enumerate(heatmaps.image_id.tolist())}
     wanted = [name for name in sizes if len(boxes.get(name, ()))]
     if lacking := [name for name in wanted if name not in rows]:
-        raise InputError(f"{len(lacking)} of {len(wanted)} images with boxes have no heatmap, such as {lacking[0]}")
+        raise InputError(f"heatmaps: {len(lacking)} images with boxes have none, such as {lacking[0]}; add them")
     scores = [
         {"image_id": name, **_score(heatmaps.heat[rows[name]], heatmaps.view[rows[name]], boxes[name], *sizes[name])}
         for name in wanted
@@ -152,7 +152,7 @@ def _score(heat: np.ndarray, view: np.ndarray, boxes: np.ndarray, width: int, he
         inside |= ((y >= top) & (y <= bottom))[:, None] & ((x >= left) & (x <= right))
     total = heat.sum()
     return {
-        "hit": int(total > 0 and inside[_hottest(heat)]),
+        "hit": int(total > 0 and inside[_maximum(heat)]),
         "hit_centre": int(inside[rows // 2, columns // 2]),
         "hit_chance": inside.mean(),
         "share": heat[inside].sum() / total if total > 0 else 0.0,
@@ -161,8 +161,8 @@ def _score(heat: np.ndarray, view: np.ndarray, boxes: np.ndarray, width: int, he
     }
 
 
-def _hottest(heat: np.ndarray) -> tuple[int, int]:
-    """Return row and column of the largest value; of several, the one nearest to their mean.
+def _maximum(heat: np.ndarray) -> tuple[int, int]:
+    """Return row and column of the largest value; if there are several, of that nearest to their mean.
 
     Beyond the centres of the outermost cells a heatmap is constant, so a maximum at the edge has several points.
     """

@@ -21,7 +21,7 @@ def evaluate(table: pd.DataFrame, threshold: float = 0.5, weights: np.ndarray | 
     Args:
         table: one row per image with ``label`` (0 or 1), ``probability`` (of a fracture) and ``group``; images of one
             group are drawn together. If ``probability_calibrated`` is a column, its calibration metrics are added.
-        threshold: fractured from this probability on.
+        threshold: the smallest probability that is classified as fractured.
         weights: float64 (b, n), from ``bootstrap_weights``; ``None`` draws them.
 
     Returns:

@@ -94,6 +94,6 @@ def _curve(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _midpoint_below(scores: np.ndarray, index: int) -> float:
-    """Return the middle between a score and the next lower one, so that rounding changes no decision."""
+    """Return the midpoint between a score and the next lower one, so that rounding changes no decision."""
     lower = scores[index + 1] if index + 1 < len(scores) else 0.0
     return float((scores[index] + lower) / 2)

@@ -46,10 +46,10 @@ def compare_seeds(
     for table in (*first[1:], *second):
         both = left.merge(table[["image_id", "label"]], on="image_id", suffixes=("", "_second"))
         if both.empty:
-            raise InputError("the two tables of predictions have no image in common; compare runs with the same split")
-        if (differing := both["label"] != both["label_second"]).any():
-            name = both.loc[differing, "image_id"].iloc[0]
-            raise InputError(f"{differing.sum()} images have different labels in the two tables, the first is {name}")
+            raise InputError("the runs have no image in common; compare runs with the same split")
+        if (differ := both["label"] != both["label_second"]).any():
+            name = both.loc[differ, "image_id"].iloc[0]
+            raise InputError(f"{differ.sum()} images, such as {name}, have different labels; use runs of one data set")
         left = both[["image_id", "label", "group"]]
     weights = bootstrap_weights(left["group"])
     one, other = (

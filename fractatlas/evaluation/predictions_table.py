@@ -19,7 +19,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
         file's order.
 
     Raises:
-        InputError: a column or a value is missing or invalid; the message contains the row.
+        InputError: a column or a value is missing or invalid; the message contains the line.
     """
     remedy = f"predictions need {','.join(REQUIRED)} separated by commas"
     table = read_csv(path, REQUIRED, remedy, dtype={"image_id": str, "group": str, "split": str})
@@ -52,4 +52,4 @@ def join(predictions: pd.DataFrame, catalogue: pd.DataFrame) -> pd.DataFrame:
 def _require(path: Path, column: pd.Series, invalid: pd.Series, allowed: str) -> None:
     if invalid.any():
         row = int(invalid.to_numpy().argmax())
-        raise InputError(f"{path} row {row + 1}: {column.name} is {column.iloc[row]}, should be {allowed}")
+        raise InputError(f"{path}, line {row + 2}: {column.name} is {column.iloc[row]}, should be {allowed}")

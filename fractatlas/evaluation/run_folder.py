@@ -24,7 +24,7 @@ class RunFolder:
     Args:
         path: the folder.
         given: files by name that replace those of the folder; ``None`` replaces nothing. With ``given``, the folder
-            can be any folder beside the predictions of another system.
+            can be any folder with the predictions of another system.
 
     Raises:
         InputError: the folder has no ``metrics.json`` or ``predictions.csv``, or a file in it is broken.
@@ -34,7 +34,7 @@ class RunFolder:
         self.path, self._given = path, given or {}
         for name in ("metrics.json", "predictions.csv") if given is None else ():
             if not (path / name).is_file():
-                raise InputError(f"{path} is not a finished run folder: it has no {name}")
+                raise InputError(f"{path}: not finished ({name} is missing); give the folder of a finished run")
 
     def file(self, *names: str) -> Path | None:
         """Return the path of the first of several files that was given or is in the folder."""
@@ -62,12 +62,12 @@ class RunFolder:
 
     @property
     def threshold(self) -> float:
-        """The probability from which on an image counts as fractured."""
+        """The smallest probability that is classified as fractured."""
         return self.metrics["operating_point"]["threshold"]
 
     @property
     def config_file(self) -> Path | None:
-        """The configuration of the training; evaluation stores it in a file of its own: .hydra/ holds its own."""
+        """The configuration of the training; evaluation stores it separately from its own, which is in .hydra/."""
         return self.file("training_config.yaml", ".hydra/config.yaml")
 
     @cached_property
@@ -89,7 +89,7 @@ class RunFolder:
         """The columns ``image_id, label`` of the training subset in ``split.csv``, if there is one."""
         if not (file := self.file("split.csv")):
             return None
-        rows = read_csv(file, dtype={"image_id": str})
+        rows = read_csv(file, ["image_id", "label", "split"], "use the split.csv of a run", dtype={"image_id": str})
         return rows.loc[rows["split"] == "train", ["image_id", "label"]]
 
     @property

@@ -11,7 +11,7 @@ def most_confident_errors(table: pd.DataFrame, threshold: float) -> pd.DataFrame
 
     Args:
         table: ``image_id, label, probability`` of one subset.
-        threshold: fractured from this probability on.
+        threshold: the smallest probability that is classified as fractured.
     """
     ranked = table.sort_values(["probability", "image_id"])
     false_negatives = ranked[(ranked["label"] == 1) & (ranked["probability"] < threshold)].head(ERRORS)

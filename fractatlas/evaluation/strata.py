@@ -17,7 +17,7 @@ from fractatlas.evaluation.localisation import BOX_SIZES, SHORTER_SIDE
 from fractatlas.evaluation.metrics import intervals, ranking_metrics
 
 MIN_COUNT = 10  # a stratum with fewer fractured or fewer other images is marked
-LARGE_SIDE = 512  # pixels of the shorter side; no image of FracAtlas is near it
+LARGE_SIDE = 512  # pixels of the shorter side; no image of FracAtlas has a similar size
 FILE_COLUMNS = ("width", "height", "bytes", "junk", "orientation", "mode")
 RECORD_COLUMNS = (*BODY_PARTS, "multiscan", *VIEWS)
 
@@ -28,7 +28,7 @@ def stratify(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> pd.D
     Args:
         table: predictions joined with the catalogue and, if there are boxes, ``box_size`` from ``box_sizes``.
             Attributes whose columns are missing are omitted.
-        threshold: fractured from this probability on.
+        threshold: the smallest probability that is classified as fractured.
         weights: float64 (b, n), from ``bootstrap_weights``.
 
     Returns:

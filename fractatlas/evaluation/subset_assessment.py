@@ -23,7 +23,7 @@ class SubsetAssessment:
     Attributes:
         name: ``val`` or ``test``; ``train`` if it was requested.
         table: its predictions, joined with the catalogue.
-        strata: from ``strata.stratify``; the first row is the whole subset.
+        strata: from ``strata.stratify``; the first row is the complete subset.
         shortcuts: from ``strata.shortcuts``; empty without a training subset.
         localisation: from ``localisation.localise``; empty without heatmaps.
         localisation_summary: from ``localisation.summarise``; empty without heatmaps.
@@ -49,7 +49,7 @@ def assess(
 
     Args:
         predictions: as ``read_predictions`` returns them.
-        threshold: fractured from this probability on.
+        threshold: the smallest probability that is classified as fractured.
         catalogue: ``image_id`` and any of the columns of a run's ``catalogue.csv``.
         train: ``image_id, label`` of the training subset, for the shortcut baselines.
         boxes: for each fractured image id, (n, 4): left, top, right, bottom in pixels.
@@ -59,7 +59,7 @@ def assess(
         The assessments in the order of ``SUBSETS``.
 
     Raises:
-        InputError: some fractured images of a subset have a heatmap and some do not.
+        InputError: a subset has fractured images with a heatmap and fractured images without one.
     """
     assessed = []
     for name in SUBSETS:

@@ -1,15 +1,15 @@
-"""Carry out a plan: train, score and tabulate the runs of an experiment.
+"""Run a plan: train, score and tabulate the runs of an experiment.
 
 A plan is a YAML file with ``seeds``, ``common`` (options of ``fractatlas train`` for every run), ``config_dir`` (a
 folder with more configuration files, relative to the plan), and at least one of
 
 - ``recipes``: names with options. Each is trained with every seed; then the test subset is scored, once for each seed.
-- ``steps``: names with options. Each is trained on top of the steps before it that were kept. A step is kept unless it
+- ``steps``: names with options. Each is trained with the options of all kept steps before it. A step is kept unless it
   lowers the mean validation AUROC over the seeds. The test subset is not used.
 
 The runs are in ``logs/plans/<experiment>/<plan>/<name>/seed_<n>``, where ``<experiment>`` is the name of the plan's
-folder; the same command again resumes them. Tables and figures are in ``<plan>/`` beside the plan's file, and are
-written again after every recipe and step. They keep the rows of recipes and steps that were not requested.
+folder; repeat the command to resume them. Tables and figures are in the folder ``<plan>/`` next to the plan's file, and
+are written again after every recipe and step. They keep the rows of recipes and steps that were not requested.
 """
 
 import itertools
@@ -43,19 +43,19 @@ class Plan(Strict):
     def __post_init__(self):
         if not self.seeds or not (self.recipes or self.steps):
             raise ValueError("a plan needs a seed, and a recipe or a step")
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError("seeds lists one seed twice")
+        if repeated := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
+            raise ValueError(f"seeds contains {repeated[0]} twice; remove one")
         if both := self.steps.keys() & self.recipes.keys():
             raise ValueError(f"{min(both)!r} is a step and a recipe; rename one of them")
         folders: dict[str, str] = {}
         for name in [*self.steps, *self.recipes]:
             if not folder_name(name):
-                raise ValueError(f"{name!r} needs a letter or a digit")
+                raise ValueError(f"name {name!r} should contain a letter or a digit")
             if (other := folders.setdefault(folder_name(name), name)) != name:
                 raise ValueError(f"{name!r} and {other!r} would have the same folder; rename one of them")
         for option in itertools.chain(self.common, *self.steps.values(), *self.recipes.values()):
             if option.startswith(("-", "hydra.", "seed=", "test=", "resume=")):
-                raise ValueError(f"{option} is not an option of a recipe or step; the plan sets it")
+                raise ValueError(f"{option}: remove it; fractatlas plan sets this option")
 
     def options(self, *several: Sequence[str]) -> list[str]:
         """Return the options of a run: those of all runs, then ``several``; later values replace earlier ones."""
@@ -70,13 +70,13 @@ def read_plan(path: Path) -> Plan:
         InputError: the file is not a valid plan.
     """
     try:
-        # OmegaConf's reader, because it refuses duplicate names.
+        # OmegaConf's reader, because it raises an error for duplicate names.
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
         plan = TypeAdapter(Plan).validate_python({"config_dir": "", "common": [], "recipes": {}, "steps": {}} | content)
     except (OSError, UnicodeDecodeError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
         mark = getattr(error, "problem_mark", None)
         reason = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else getattr(error, "strerror", None)
-        raise InputError(f"{path}: {reason or 'not YAML with seeds, recipes, steps'}") from None
+        raise InputError(f"{path}: {reason or 'not a plan; should be YAML with seeds, and recipes or steps'}") from None
     except ValidationError as error:
         first = error.errors()[0]
         place, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
@@ -86,13 +86,13 @@ def read_plan(path: Path) -> Plan:
     if plan.config_dir:
         folder = path.absolute().parent / plan.config_dir
         if not folder.is_dir():
-            raise InputError(f"{path}: config_dir: there is no folder {folder}")
+            raise InputError(f"{path}: config_dir: no folder {folder}; correct config_dir")
         plan.config_dir = str(folder.resolve())
     return plan
 
 
 def check_options(plan: Plan) -> None:
-    """Compose the configuration of every run, each step on top of all steps before it, before any training.
+    """Compose the configuration of every run, each step added to all earlier steps, before any training.
 
     Raises:
         InputError: an option of a recipe or step is invalid.
@@ -109,26 +109,26 @@ def check_options(plan: Plan) -> None:
             raise InputError(f"{name}: {error}") from None
 
 
-def carry_out_file(file: Path, out: Path | None = None, logs: Path | None = None, only: Collection[str] = ()) -> Path:
-    """Carry out the plan in a file, or resume it.
+def run_plan(file: Path, out: Path | None = None, logs: Path | None = None, only: Collection[str] = ()) -> Path:
+    """Run the plan in a file, or resume it.
 
     Args:
         file: the plan.
-        out: the folder for tables and figures; by default named as the plan, beside it.
+        out: the folder for tables and figures; by default in the folder of the plan, with its name.
         logs: the folder for the runs; by default ``logs/plans/<experiment>/<plan>``.
-        only: names of recipes and steps; with a step, the ones before it are carried out, too. Empty for all.
+        only: names of recipes and steps; with a step, all earlier steps are run, too. Empty for all.
 
     Returns:
         The folder with tables and figures.
 
     Raises:
         InputError: the plan is invalid, a run failed, or a run folder was started with other settings.
-        SystemExit: this process was asked to stop.
+        SystemExit: this process received a stop signal.
     """
     plan, path = read_plan(file), file.absolute()
     names = [*plan.steps, *plan.recipes]
     if unknown := [name for name in only if name not in names]:
-        raise InputError(f"{file} has no {unknown[0]!r}; it has {', '.join(names)}")
+        raise InputError(f"--only {unknown[0]}: not in {file}; its recipes and steps are {', '.join(names)}")
     check_options(plan)
     out = out or path.with_suffix("")
     out.mkdir(parents=True, exist_ok=True)

@@ -111,7 +111,7 @@ def format_difference(row: dict[str, Any], name: str) -> str:
 
 
 def merge(file: Path, names: Sequence[str], rows: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
-    """Return for each of ``names`` its new rows, or else the rows that the file, if there is one, has already."""
+    """Return for each of ``names`` its new rows; without new rows, those in the file, if it exists."""
     former = pd.read_csv(file, dtype={"recipe": str, "commit": str}).to_dict("records") if file.is_file() else []
     by_name: dict[str, list] = {name: [] for name in names}
     for row in former:
@@ -193,7 +193,7 @@ def _pointing(subset: str, runs: Sequence[RunFolder]) -> dict[str, float]:
 
 def _config(run: RunFolder) -> dict[str, Any]:
     if run.config is None:
-        raise InputError(f"{run.path} has no .hydra/config.yaml; move the folder to train it again")
+        raise InputError(f"{run.path} has no .hydra/config.yaml; move or delete it, then repeat the command")
     return run.config
 
 

@@ -1,4 +1,4 @@
-"""Train and score run folders with commands; what is finished is not done again."""
+"""Train and score run folders with commands; skip finished runs."""
 
 import logging
 import subprocess
@@ -26,13 +26,12 @@ def train(run: Path, options: Sequence[str]) -> None:
 
     Raises:
         InputError: the folder was started with other settings, or the training failed.
-        SystemExit: this process was asked to stop.
+        SystemExit: this process received a stop signal.
     """
     started = (run / "split.csv").is_file()  # without it, training has not begun
     if started and (differing := _differing_settings(run, options)):
-        raise InputError(
-            f"{run} was started with other settings: {'; '.join(differing)}; move the folder to start again"
-        )
+        changes = "; ".join(differing)
+        raise InputError(f"{run} was started with other settings: {changes}; move or delete it to start again")
     if (run / "metrics.json").is_file():
         return
     if started:
@@ -46,7 +45,7 @@ def score_test(run: Path) -> None:
 
     Raises:
         InputError: the evaluation failed.
-        SystemExit: this process was asked to stop.
+        SystemExit: this process received a stop signal.
     """
     if not (run / "test" / "metrics.json").is_file():
         checkpoint = run / "checkpoints" / "best.ckpt"
@@ -54,7 +53,7 @@ def score_test(run: Path) -> None:
 
 
 def run_command(run: Path, verb: str, *arguments: str) -> None:
-    """Run ``fractatlas VERB``; if this process is asked to stop, wait until the command has stopped in its own way.
+    """Run ``fractatlas VERB``; at a stop signal, wait until the command has stopped.
 
     Raises:
         InputError: the command failed; it has printed the reason.
@@ -74,7 +73,7 @@ def run_command(run: Path, verb: str, *arguments: str) -> None:
                 break
             statuses.append(INTERRUPTED)
     if statuses or child.returncode in (INTERRUPTED, STOPPED):
-        log.info("stopped; the same command resumes the plan")
+        log.info("stopped; repeat the command to resume the plan")
         raise SystemExit(statuses[0] if statuses else child.returncode)
     if child.returncode:
         raise InputError(f"{run}: {verb} failed with status {child.returncode}; correct the error printed above")

@@ -13,7 +13,7 @@ from fractatlas.build import build_data, build_trainer
 from fractatlas.data.splits import recorded_split
 from fractatlas.errors import InputError
 from fractatlas.evaluation.operating_point import DEFAULT_OPERATING_POINT
-from fractatlas.inference.model import load_model
+from fractatlas.inference.model import UNFINISHED, load_model
 from fractatlas.io import write_csv, write_text
 from fractatlas.training.scoring import predict_subset, write_scores
 from fractatlas.training.silence_warnings import quieten
@@ -47,7 +47,7 @@ def evaluate(config: dict[str, Any]) -> bool:
     lightning.seed_everything(trained["seed"], workers=True, verbose=False)
     split = checkpoint.absolute().parents[1] / "split.csv"
     if not split.is_file():
-        raise InputError(f"{checkpoint}: no {split}; evaluate a checkpoint inside the run folder that contains it")
+        raise InputError(f"{split} is missing; evaluate a checkpoint in its run folder, <run folder>/checkpoints/")
     data = build_data(trained, split=partial(recorded_split, path=str(split)))
     data.prepare_data()
     data.setup()
@@ -56,7 +56,7 @@ def evaluate(config: dict[str, Any]) -> bool:
     if not trainer.is_global_zero:
         return False
     if model.operating_point is None:
-        log.warning("%s: its run did not finish; threshold 0.5, probabilities not calibrated", checkpoint)
+        log.warning(UNFINISHED, checkpoint)
     record = {
         "task_name": config["task_name"],
         "checkpoint": str(checkpoint),
@@ -68,8 +68,7 @@ def evaluate(config: dict[str, Any]) -> bool:
     write_csv(run / "split.csv", data.split)
     write_text(run / "training_config.yaml", yaml.safe_dump(trained, sort_keys=False, allow_unicode=True))
     scores = write_scores(run, record, predictions, model.classifier, data, trainer, config["report"])[subset]
-    shown = ", ".join(
-        f"{name} {scores[name]['value']:.4f}" for name in ("accuracy", "auroc", "average_precision") if scores[name]
-    )
+    names = [name for name in ("accuracy", "auroc", "average_precision") if scores[name]]
+    shown = ", ".join(f"{name} {scores[name]['value']:.4f}" for name in names)
     log.info("%s: %s, majority rate %.4f; results in %s", subset, shown, scores["majority_rate"], run)
     return True

@@ -1,4 +1,4 @@
-"""Find the image files that a path, a folder or a pattern stands for."""
+"""Find the image files of a path, a folder or a pattern."""
 
 import glob
 import os
@@ -32,7 +32,7 @@ class Inputs:
 def find_inputs(given: str) -> Inputs:
     """Find images.
 
-    A single file is always taken. A folder is searched with its subfolders. In folders and among the matches of a
+    A single file is always accepted. A folder is searched with its subfolders. In folders and among the matches of a
     pattern (``*``, ``?``, ``[]``, ``**``), a file is an image if it has one of ``EXTENSIONS`` (upper or lower case), or
     if it has no extension, or digits as its extension, and a DICOM header. A pattern that ends in an extension takes
     every file that it matches. Hidden files and folders and ``DICOMDIR`` are skipped.
@@ -52,7 +52,7 @@ def find_inputs(given: str) -> Inputs:
     any_type = bool(suffix) and not glob.has_magic(suffix)
     matches = [given] if is_folder else glob.glob(given, recursive=True)
     if not matches:
-        raise InputError(f"input={given}: no file or folder has this name or matches it as a pattern; correct it")
+        raise InputError(f"input={given}: no file or folder matches; correct the path or pattern")
     for match in matches:
         if not os.path.isdir(match):
             _add_file(inputs, match, any_type)
@@ -62,7 +62,7 @@ def find_inputs(given: str) -> Inputs:
     inputs.images = sorted(set(inputs.images), key=lambda path: path.split(os.sep))
     if not inputs.images and not inputs.errors:
         count, extensions = inputs.skipped.total(), " ".join(sorted(EXTENSIONS))
-        raise InputError(f"input={given}: no image among {count} files; images are DICOM files and {extensions}")
+        raise InputError(f"input={given}: no image among {count} files (DICOM, {extensions}); use another folder")
     return inputs
 
 

@@ -25,6 +25,7 @@ from fractatlas.models.classifier import FractureClassifier
 from fractatlas.models.heatmaps import with_heatmaps
 
 Radiograph = str | Path | Image.Image
+UNFINISHED = "%s: training is not finished, so threshold 0.5 is used without calibration; finish it with resume=RUN"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,7 @@ class Model:
     """A trained classifier with the preprocessing and the operating point of its checkpoint.
 
     Attributes:
+        checkpoint: the file that was loaded.
         config: the configuration that it was trained with.
         classifier: in evaluation mode.
         preprocess: from an image to the network's input.
@@ -57,6 +59,7 @@ class Model:
             wrote the checkpoint did not finish.
     """
 
+    checkpoint: Path
     config: dict[str, Any]
     classifier: FractureClassifier
     preprocess: Preprocess
@@ -133,7 +136,7 @@ class Model:
             InputError: a logit is not finite.
         """
         if not logits.isfinite().all():
-            raise InputError("the network returns values that are not finite: its training diverged; train it again")
+            raise InputError(f"{self.checkpoint}: its outputs are not finite; lower optimizer.lr and train again")
         point = self.operating_point or operating_point.DEFAULT_OPERATING_POINT
         probabilities = logits.double().cpu().sigmoid().numpy()
         calibrated = operating_point.calibrate(probabilities, point["temperature"])
@@ -161,9 +164,9 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> Mo
     try:
         classifier.load_state_dict(content["state_dict"])
     except RuntimeError:
-        raise InputError(f"{file}: its weights belong to another architecture than its configuration") from None
+        raise InputError(f"{file}: weights do not match the configuration; use an unedited checkpoint") from None
     classifier = classifier.to(device).eval()
-    return Model(config, classifier, build(config["preprocess"]), content.get("operating_point"))
+    return Model(file, config, classifier, build(config["preprocess"]), content.get("operating_point"))
 
 
 def _read(image: Radiograph) -> Image.Image:

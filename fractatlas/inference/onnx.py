@@ -95,16 +95,15 @@ def export_onnx(checkpoint: Path, output: Path) -> float:
 
 
 def _test_images(model: Model, catalogue: Path) -> Tensor:
-    """Return normalised images, float (n, 3, size, size): the first of the run that exist, and noise."""
+    """Return normalised images, float (n, 3, size, size): the first of the run that still exist, and noise images."""
     preprocess = model.preprocess
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (IMAGES, 1, preprocess.size, preprocess.size), generator=generator, dtype=torch.uint8)
     pixels = []
     if catalogue.is_file():
         rows = pd.read_csv(catalogue, dtype=str, keep_default_na=False)
-        files = [
-            Path(model.config["data"]["root"]) / path for path in rows.loc[rows["excluded"] == "", "path"][:IMAGES]
-        ]
+        paths = rows.loc[rows["excluded"] == "", "path"][:IMAGES]
+        files = [Path(model.config["data"]["root"]) / path for path in paths]
         pixels = [preprocess(decode(file.read_bytes())) for file in files if file.is_file()]
     return preprocess.normalise(torch.stack([*pixels, *noise]))
 

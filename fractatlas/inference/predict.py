@@ -22,7 +22,7 @@ from fractatlas.errors import InputError
 from fractatlas.evaluation.localisation import place
 from fractatlas.evaluation.overlays import overlay
 from fractatlas.inference.inputs import Inputs
-from fractatlas.inference.model import load_model
+from fractatlas.inference.model import UNFINISHED, load_model
 from fractatlas.io import atomic_path, write_csv
 from fractatlas.progress_bar import track
 from fractatlas.training.silence_warnings import quieten
@@ -89,7 +89,7 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     if model.operating_point:
         columns["probability_calibrated"] = calibrated
     else:
-        log.warning("%s: its run did not finish; threshold 0.5, probabilities not calibrated", checkpoint)
+        log.warning(UNFINISHED, checkpoint)
     columns["prediction"] = fractured.astype(np.int64)
     if errors:
         write_csv(run / "errors.csv", pd.DataFrame(list(errors.items()), columns=["path", "error"]))

@@ -19,7 +19,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         InputError: the file is missing or broken, or contains more than plain values and tensors.
     """
     if not file.is_file():
-        raise InputError(f"no file {file}")
+        raise InputError(f"{file}: no such file; correct the path")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file can raise anything
@@ -29,9 +29,9 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
                 code = named[1] if named else "a bare pickle"
                 problem = f"{file} is refused: loading it would execute code ({code})"
                 raise InputError(f"{problem}; save a plain state dict with torch.save") from None
-        raise InputError(f"{file} is not a PyTorch file, or is broken") from None
+        raise InputError(f"{file} is not a PyTorch file, or is broken; copy or download it again") from None
     if not isinstance(content, dict):
-        raise InputError(f"{file} contains a {type(content).__name__}, should be a dict of tensors")
+        raise InputError(f"{file} contains a {type(content).__name__}; save a dict of tensors with torch.save")
     return content
 
 

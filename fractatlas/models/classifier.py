@@ -54,7 +54,7 @@ class EpochMetrics(nn.Module):
     def update(self, batch: dict[str, Tensor], logits: Tensor, loss: Tensor) -> None:
         """Add a batch with its float32 logits (n,) and its mean loss."""
         labels = batch["label"]
-        # Probabilities, because torchmetrics takes logits for probabilities if all of them lie in 0..1.
+        # Probabilities, because torchmetrics interprets logits as probabilities if all are between 0 and 1.
         self.by_probability.update(logits.sigmoid(), labels.int())
         self.loss.update(loss, weight=len(labels))
         self.prevalence.update(labels)

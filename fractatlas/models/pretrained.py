@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 def load_trunk(
     network: nn.Module, variant: str, stages: Mapping[str, list[str]], weights: str | None, weights_dir: str
 ) -> dict[str, Any]:
-    """Load weights into the trunk of a torchvision network; tensors that the file lacks, and the head, stay random.
+    """Load weights into a torchvision network; the head, and tensors that are not in the file, keep random values.
 
     Args:
         network: changed in place.
@@ -45,15 +45,11 @@ def load_trunk(
     tensors = {_current_key(key): tensor for key, tensor in _state_dict(file).items()}
     fitting = {key: tensor for key, tensor in tensors.items() if key in trunk}
     if not fitting:
-        raise InputError(
-            f"{file}: none of its {len(tensors)} tensors is one of a {variant}; use weights of a {variant}"
-        )
+        raise InputError(f"{file}: none of {len(tensors)} tensors belongs to a {variant}; use weights of a {variant}")
     for key, tensor in fitting.items():
         if tensor.shape != own[key].shape:
-            raise InputError(
-                f"{file}: {key} has shape {tuple(tensor.shape)}, in a {variant} {tuple(own[key].shape)}; "
-                f"use weights of a {variant}"
-            )
+            problem = f"{key} has shape {tuple(tensor.shape)}, should be {tuple(own[key].shape)}"
+            raise InputError(f"{file}: {problem}; use weights of a {variant}")
     network.load_state_dict(fitting, strict=False)  # converts half precision to float32
     # Old files lack num_batches_tracked, which is not needed.
     missing = {key for key in trunk - set(fitting) if not key.endswith("num_batches_tracked")}
@@ -74,7 +70,7 @@ def _state_dict(file: Path) -> dict[str, Tensor]:
 
 
 def _current_key(key: str) -> str:
-    """Return today's name of a layer: torchvision's DenseNet files still have ``norm.1`` for ``norm1``."""
+    """Return the current name of a layer: torchvision's DenseNet files still have ``norm.1`` for ``norm1``."""
     return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", key)
 
 

@@ -53,7 +53,7 @@ def write_comparison(out: Path, runs: Sequence[Path]) -> tuple[dict[str, RunFold
 
 
 def compare_runs(runs: dict[str, RunFolder]) -> pd.DataFrame:
-    """Compare every two runs on every subset that both have predicted.
+    """Compare each pair of runs on each subset that both have predicted.
 
     Args:
         runs: finished runs by name.

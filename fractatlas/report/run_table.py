@@ -1,4 +1,4 @@
-"""Markdown table of finished runs beside the accuracies of the reference report."""
+"""Markdown table of finished runs, with the accuracies of the reference report."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def newest_run(folder: Path) -> Path:
         return folder
     finished = sorted(folder.glob("runs/*/metrics.json"))
     if not finished:
-        raise InputError(f"{folder}: no finished run (metrics.json) in it or in its runs/; give a run folder")
+        raise InputError(f"{folder}: no finished run (metrics.json) here or in runs/; give the folder of one")
     return finished[-1].parent
 
 

@@ -1,4 +1,4 @@
-"""The results in a study's folder: a table, a page of figures, the best trial as an experiment, and a plan for it."""
+"""Write the results of a study: a table, a page of figures, an experiment with the best trial, and a plan for it."""
 
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,10 @@ SEEDS = [0, 1, 2]
 
 
 def write(folder: Path, study: optuna.Study, space: list[str], monitor: str, best: DictConfig | None) -> None:
-    """Write ``trials.csv``, ``trials.md`` and ``search.html``; for a new best trial its experiment and plan, too.
+    """Write ``trials.csv``, ``trials.md`` and ``search.html``; for a new best trial, also its experiment and plan.
 
     The experiment is ``experiment/best.yaml``: ``fractatlas train --config-dir FOLDER experiment=best``. The plan is
-    ``refit.yaml``: ``fractatlas plan FOLDER/refit.yaml`` trains the experiment under several seeds, then scores the
+    ``refit.yaml``: ``fractatlas plan FOLDER/refit.yaml`` trains the experiment with several seeds, then scores the
     test subset once. The recipe's name contains the trial's number, so that another best trial has other run folders.
 
     ``space`` has the names of the searched hyperparameters. ``best`` is the configuration of a new best trial, Hydra's
@@ -133,9 +133,9 @@ def experiment(study: optuna.Study, best: DictConfig, monitor: str) -> str:
 
 
 def refit_plan(number: int) -> str:
-    """Return the text of the plan that trains trial ``number`` again under several seeds."""
+    """Return the text of the plan that trains trial ``number`` again with several seeds."""
     return (
-        "# The best trial of the study under three seeds; the test subset is scored once, after all trainings.\n"
+        "# The best trial of the study with three seeds; the test subset is scored once, after all trainings.\n"
         f"config_dir: .\nseeds: {SEEDS}\nrecipes:\n  trial {number}: [experiment=best]\n"
     )
 

@@ -42,17 +42,17 @@ class TrialStreamSampler(BaseSampler):
         self._sampler.before_trial(study, trial)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Call the trial's sampler."""
+        """Return the hyperparameters that the trial's sampler samples together."""
         return self._sampler.infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Call the trial's sampler."""
+        """Sample these hyperparameters together with the trial's sampler."""
         return self._sampler.sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Call the trial's sampler."""
+        """Sample one hyperparameter with the trial's sampler."""
         return self._sampler.sample_independent(study, trial, param_name, param_distribution)

@@ -1,4 +1,4 @@
-"""Open the study's storage, write heartbeats, and repeat the trials of workers that died.
+"""Open the study's storage, write heartbeats, and repeat the trials of workers that stopped.
 
 The search uses private interfaces of Optuna in this file only: its loop uses ``ask`` and ``tell``, for which Optuna has
 no public heartbeats.
@@ -27,7 +27,7 @@ from fractatlas.errors import InputError
 log = logging.getLogger(__name__)
 # Attributes of a trial.
 SAMPLED = "sampled"  # every hyperparameter has a value, and the worker writes heartbeats
-MONITORED = "monitored"  # has a heartbeat that another process wrote, because the worker may have died before its first
+MONITORED = "monitored"  # has a heartbeat that another process wrote; its worker may have stopped before the first one
 DISCARDED = "discarded"  # why the trial was not needed
 REASON = "reason"  # why the training failed; a failed trial without it was interrupted
 REPEATS = "repeats"  # the number of the interrupted trial that this one repeats
@@ -46,7 +46,7 @@ class Storage(RDBStorage):
         try:
             super().record_heartbeat(trial_id)
         except Exception as error:
-            log.warning("heartbeat not written: %s", " ".join(str(error).split()))
+            log.warning("heartbeat not written, will try again: %s", " ".join(str(error).split()))
 
 
 @functools.cache
@@ -64,7 +64,7 @@ def open_storage(url: str, heartbeat_timeout: int) -> Storage:
     engine: dict[str, Any] = {"pool_pre_ping": True}
     if address.get_backend_name() == "sqlite" and address.database:
         if not (folder := Path(address.database).absolute().parent).is_dir():
-            raise InputError(f"hydra.sweeper.storage={url}: there is no folder {folder}")
+            raise InputError(f"hydra.sweeper.storage={url}: no folder {folder}; create it or change the path")
         engine["connect_args"] = {"timeout": 120}  # seconds to wait while another process writes
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -78,9 +78,9 @@ def open_storage(url: str, heartbeat_timeout: int) -> Storage:
         except (ImportError, SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
             # If two processes create the tables at the same moment, the second one succeeds on its next attempt.
             if isinstance(error, ImportError) or attempt == ATTEMPTS:
-                shown = address.render_as_string(hide_password=True)
                 reason = " ".join(str(error.__cause__ or error).split())
-                raise InputError(f"hydra.sweeper.storage={shown} cannot be opened: {reason}") from None
+                problem = f"{address.render_as_string(hide_password=True)} cannot be opened: {reason}"
+                raise InputError(f"hydra.sweeper.storage={problem}; start the database or correct it") from None
             time.sleep(0.3 * attempt)
     raise AssertionError
 
@@ -98,7 +98,7 @@ def load_trial(search: Mapping[str, Any], number: int) -> optuna.Trial:
 
 @contextmanager
 def heartbeats(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
-    """Write heartbeats for a sampled trial until the block ends; if an exception ends it, have the trial repeated."""
+    """Write heartbeats for a sampled trial until the block ends; if an exception ends it, enqueue the trial again."""
     study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]  # before the attribute: a trial with it always has a heartbeat
     trial.set_user_attr(SAMPLED, True)
     try:
@@ -113,9 +113,9 @@ def heartbeats(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
 
 
 def repeat_stale_trials(study: optuna.Study) -> None:
-    """Mark the running trials of dead workers as failed, and enqueue their hyperparameters again."""
+    """Mark running trials without a heartbeat as failed, and enqueue their hyperparameters again."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        # Optuna never fails a trial without any heartbeat; its worker may have died before the first one.
+        # Optuna never marks a trial without any heartbeat as failed; its worker may have stopped before the first one.
         if not {SAMPLED, MONITORED} & trial.user_attrs.keys():
             study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
             study._storage.set_trial_user_attr(trial._trial_id, MONITORED, True)
@@ -132,7 +132,7 @@ def is_sampled(trial: FrozenTrial, space: Mapping[str, BaseDistribution]) -> boo
 
 
 def is_interrupted(trial: FrozenTrial) -> bool:
-    """Return whether a trial's worker died or was stopped before the trial ended."""
+    """Return whether a trial's worker stopped before the trial ended."""
     return trial.state == TrialState.FAIL and not {REASON, DISCARDED} & trial.user_attrs.keys()
 
 
@@ -148,7 +148,7 @@ def counted_trials(study: optuna.Study, waiting: bool = False) -> list[FrozenTri
 
 
 def _repeat(study: optuna.Study, trial: FrozenTrial) -> None:
-    log.info("trial %d failed: its worker died", trial.number)
+    log.info("trial %d was interrupted (no heartbeat); a new trial replaces it", trial.number)
     _enqueue(study, trial)
 
 

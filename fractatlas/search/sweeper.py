@@ -40,7 +40,7 @@ NOT_COMPARED = ("paths.", "logger.", "resume", "task_name", "test", "report", "d
                 "callbacks.checkpoint.", "callbacks.learning_rate", "callbacks.progress",
                 "callbacks.input_grid")  # fmt: skip
 MAX_FIRST_FAILURES = 3  # in a row, before any trial succeeds
-MAX_REPETITIONS = 100  # samples in a row that repeat earlier trials, before the search space counts as exhausted
+MAX_REPETITIONS = 100  # samples in a row that repeat earlier trials, before the search ends
 
 
 class ResumableSweeper(Sweeper):
@@ -81,7 +81,7 @@ class ResumableSweeper(Sweeper):
         self.space = cast(dict[str, Distribution], {name: space[name] for name in space if name not in fixed})
         self.fixed = [f"{name}={value}" for name, value in fixed.items()] + deletions
         if not self.space:
-            raise InputError("nothing to search: every hyperparameter of hydra.sweeper.params has a fixed value")
+            raise InputError("nothing to search: all hydra.sweeper.params are fixed; remove a KEY=VALUE argument")
         settings, config = self._compose_settings()
         self.folder.parent.mkdir(parents=True, exist_ok=True)  # the default storage is there, too
         self.study = self._open_study()
@@ -112,7 +112,7 @@ class ResumableSweeper(Sweeper):
         return config
 
     def _compose_settings(self) -> tuple[dict[str, str], dict[str, Any]]:
-        """Return what all trials share, by key (settings that are not searched, and the search space), and one config.
+        """Return the settings and the search space that all trials share, by key, and one complete configuration.
 
         A searched group such as ``optimizer`` has other keys for each choice, so that every choice is composed.
         """
@@ -130,7 +130,7 @@ class ResumableSweeper(Sweeper):
                 if key not in self.space and not key.startswith(NOT_COMPARED) and part not in groups - {group}:
                     settings[f"{group}={choice}: {key}" if part == group else key] = json.dumps(value)
         if config["test"]:
-            raise InputError("test=true: a search does not use the test subset; remove it")
+            raise InputError("remove test=true: a search does not use the test subset")
         self.monitor = config["monitor"]
         return settings, config
 
@@ -196,8 +196,8 @@ class ResumableSweeper(Sweeper):
             failed = sum(trial.state == TrialState.FAIL for trial in ended)
             failures, succeeded = failures + failed, succeeded or failed < len(ended)
             if failures >= MAX_FIRST_FAILURES and not succeeded:
-                reason = ended[-1].user_attrs.get(storage.REASON, "its worker died")
-                raise InputError(f"the first {failures} trials failed, the last one with: {reason}")
+                reason = ended[-1].user_attrs.get(storage.REASON, "no heartbeat")
+                raise InputError(f"the first {failures} trials failed, the last one with: {reason}; correct the cause")
 
     def _ask(self, heartbeats: ExitStack) -> optuna.Trial | None:
         """Sample a new trial; return ``None`` if other processes have started all the missing trials meanwhile.
@@ -219,7 +219,7 @@ class ResumableSweeper(Sweeper):
                 self.study.tell(trial, state=TrialState.FAIL)
                 if complete:
                     return None
-        raise InputError(f"the search space is exhausted: {MAX_REPETITIONS} samples in a row repeated earlier trials")
+        raise InputError(f"the search space is exhausted: {MAX_REPETITIONS} repeated samples; lower n_trials")
 
     def _wait_for_earlier(self, trial: optuna.Trial) -> list[FrozenTrial]:
         """Return the counted and waiting trials before ``trial`` once all of them are sampled."""
@@ -236,7 +236,7 @@ class ResumableSweeper(Sweeper):
                 return earlier
             if time.monotonic() > log_at:
                 log_at, limit = float("inf"), self.search["heartbeat_timeout"]
-                log.info("waiting for another process to sample trial %s, %d s at most", ", ".join(unsampled), limit)
+                log.info("waiting at most %d s for another process to sample trial %s", limit, ", ".join(unsampled))
             time.sleep(0.05)
             storage.repeat_stale_trials(self.study)
 

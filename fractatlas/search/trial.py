@@ -1,8 +1,8 @@
 """One trial: train with its configuration, report every epoch to the study, and store the result there.
 
 A trial on one device runs in the process of the search. A trial on several devices runs in a process of its own,
-``python -m fractatlas.search.trial FOLDER``, which Lightning starts again for each further device; from the search, it
-would start the search again.
+``python -m fractatlas.search.trial FOLDER``: Lightning repeats the command of its process for each further device; in
+the process of the search, it would repeat the command of the search.
 """
 
 import gc
@@ -118,7 +118,7 @@ def _store_result(trial: optuna.Trial, metrics: dict[str, Any]) -> float:
     monitor = metrics["monitor"]
     value: float = monitor["value"]
     if not math.isfinite(value):
-        raise InputError(f"{monitor['name']} is {value}")
+        raise InputError(f"{monitor['name']} is {value}: the training diverged; lower optimizer.lr")
     best: dict[str, Any] = next((row for row in metrics["history"] if row["epoch"] == monitor["epoch"]), {})
     for name in report.SCORES:
         trial.set_user_attr(name, best.get(name))
@@ -127,7 +127,7 @@ def _store_result(trial: optuna.Trial, metrics: dict[str, Any]) -> float:
     state = TrialState.PRUNED if pruned else TrialState.COMPLETE
     stored = trial.study.tell(trial.number, None if pruned else value, state=state, skip_if_finished=True)
     if stored.state == TrialState.FAIL:
-        log.warning("trial %d: no heartbeat for too long; another process has marked it as failed", trial.number)
+        log.warning("trial %d: not used, because another process marked it as interrupted (no heartbeat)", trial.number)
     return value
 
 

@@ -15,11 +15,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from fractatlas.build import build, build_classifier, build_data, build_trainer
+from fractatlas.build import build, build_classifier, build_data, build_trainer, trainer_error
 from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.data.sources.fracatlas import read_boxes
 from fractatlas.data.splits import recorded_split
-from fractatlas.errors import InputError
 from fractatlas.evaluation import operating_point, shown_images
 from fractatlas.evaluation.localisation import read_heatmaps
 from fractatlas.evaluation.overlays import draw_radiographs, tile
@@ -60,7 +59,7 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path) -> 
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     split, last, step = build(config["split"]), None, None
     if config["resume"]:
-        last, step = newest_checkpoint(run)  # refuses a broken checkpoint before anything is written
+        last, step = newest_checkpoint(run, config["trainer"]["max_epochs"])  # before anything is written
         if last:
             split = partial(recorded_split, path=str(run / "split.csv"))
         else:
@@ -85,7 +84,7 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path) -> 
     try:
         trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
     except MisconfigurationException as error:
-        raise InputError(f"trainer: {' '.join(str(error).split())}") from None
+        raise trainer_error(error) from None
     fit_seconds = time.monotonic() - fit_started
 
     best_checkpoint = cast(BestCheckpoint, trainer.checkpoint_callback)

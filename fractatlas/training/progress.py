@@ -30,7 +30,7 @@ class ProgressLines(callbacks.Callback):
     METRICS = ("val/loss", "val/accuracy", "val/majority_rate", "val/auroc", "val/sensitivity", "val/specificity")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock: at every epoch, and if a run is resumed in the middle of one."""
+        """Start timing: at the start of every epoch, and when a run is resumed within an epoch."""
         self._started, self._images = time.monotonic(), 0
 
     on_train_epoch_start = on_train_start

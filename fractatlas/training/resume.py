@@ -26,21 +26,25 @@ LAST = "last.ckpt"
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")  # in the state of a ModelCheckpoint
 
 
-def newest_checkpoint(run: Path) -> tuple[Path | None, int]:
+def newest_checkpoint(run: Path, max_epochs: int) -> tuple[Path | None, int]:
     """Return the checkpoint from which a run resumes, and its number of finished steps; ``None, 0`` without one.
 
     Raises:
-        InputError: the file is broken, or not a checkpoint of this project.
+        InputError: the file is broken or not a checkpoint of this project, or has more than ``max_epochs`` epochs.
     """
     last = run / "checkpoints" / LAST
     if not last.is_file():
         return None, 0
     try:
         content = read_checkpoint(last)
-    except InputError as error:
-        raise InputError(f"{error}; delete it to start the run again from the beginning") from None
+    except InputError as error:  # its remedy, after the last semicolon, is for a file of weights
+        raise InputError(f"{str(error).rpartition('; ')[0]}; delete it to start the run again") from None
     if not {"config", "loops", "history", "train_metrics"} <= content.keys():
-        raise InputError(f"{last}: no run can resume from it; delete it to start the run again from the beginning")
+        raise InputError(f"{last}: not a checkpoint of a training run; delete it to start the run again")
+    if content["epoch"] > max_epochs:
+        raise InputError(
+            f"trainer.max_epochs={max_epochs}: the run has {content['epoch']} finished epochs; use at least this number"
+        )
     return last, content["global_step"]
 
 
@@ -48,7 +52,7 @@ class LastCheckpoint(Callback):
     """Save ``last.ckpt`` between two steps: at the start of every epoch, at intervals, on a stop signal, at the end.
 
     After Ctrl-C, SIGTERM or SIGUSR1 the current step or validation is completed, the checkpoint is saved, and the
-    process exits with status ``INTERRUPTED`` (Ctrl-C) or ``STOPPED``. A second Ctrl-C stops at once.
+    process exits with status ``INTERRUPTED`` (Ctrl-C) or ``STOPPED``. A second Ctrl-C stops immediately.
 
     Args:
         every_n_steps: interval in optimizer steps.
@@ -70,7 +74,7 @@ class LastCheckpoint(Callback):
                 state.update(paths, dirpath=str(folder), best_k_models=best)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Install the signal handlers; stop at once if early stopping had ended the run."""
+        """Install the signal handlers; stop immediately if early stopping had ended the run."""
         self._saved, self._first_step, self._signal = time.monotonic(), trainer.global_step, None
         self._handlers.enter_context(signal_handlers(self._handle, (signal.SIGINT, *STOP_SIGNALS)))
         trainer.should_stop = any(
@@ -121,8 +125,8 @@ class LastCheckpoint(Callback):
         if number == signal.SIGINT and self._signal is not None:
             raise KeyboardInterrupt
         self._signal = number
-        again = " (Ctrl-C again: at once)" if number == signal.SIGINT else ""
-        log.info("%s: stopping before the next step%s", signal.Signals(number).name, again)
+        again = " (Ctrl-C again: stop immediately)" if number == signal.SIGINT else ""
+        log.info("%s: stopping after the current step%s", signal.Signals(number).name, again)
 
 
 def _folder(trainer: Trainer) -> Path:

@@ -48,7 +48,7 @@ def predict_subset(
     except RuntimeError as error:
         if "state_dict" not in str(error):
             raise
-        raise InputError(f"{checkpoint}: its weights belong to another architecture than its configuration") from None
+        raise InputError(f"{checkpoint}: weights do not match the configuration; use an unedited checkpoint") from None
     rows = classifier.predictions["test" if subset == "test" else "val"]
     table = data.subset(subset).iloc[rows[:, 0].long().tolist()]
     probability = rows[:, 1].double().sigmoid().numpy()
@@ -64,7 +64,7 @@ def write_scores(
     trainer: lightning.Trainer,
     details: bool,
 ) -> dict[str, Any]:
-    """Write ``predictions.csv`` and, last of all, ``metrics.json``.
+    """Write ``predictions.csv``, the other files of scores, and finally ``metrics.json``.
 
     Args:
         run: the run folder.
@@ -121,9 +121,8 @@ def _compute_heatmaps(
     ids, arrays, views = [], [], []
     backbone = classifier.backbone.to(device)
     for name, table in subsets.items():
-        shown = pd.concat([table[table["label"] == 1], shown_images.most_confident_errors(table, threshold)])[
-            "image_id"
-        ]
+        chosen = [table[table["label"] == 1], shown_images.most_confident_errors(table, threshold)]
+        shown = pd.concat(chosen)["image_id"]
         images = data.subset(name)
         rows = np.flatnonzero(images["image_id"].isin(shown))
         if not len(rows):

@@ -110,7 +110,7 @@ for line in ("--help", *(f"{verb} --help" for verb in sys.argv[1:]), "train trai
         (["modle=densenet"], "unknown key 'modle'; did you mean 'model'?"),
         (["--wrong"], "--wrong: no such option; --help lists the keys"),
         (["model=densnet"], "model=densnet: no such choice; the choices are densenet, resnet"),
-        (["model=null"], "model=null: needs one of the choices"),
+        (["model=null"], "model=null: no such choice; the choices are densenet, resnet"),
         (["optimizer=sgd", "optimizer.betas=[0,0]"], "'optimizer.betas' does not belong to the chosen 'optimizer'"),
         (["data.batch_size=0"], "data.batch_size=0: should be greater than or equal to 1"),
         (["data.batch_size=many"], "data.batch_size=many: should be a valid integer"),
@@ -154,8 +154,8 @@ def test_evaluating_reproduces_the_metrics_of_the_run(fractatlas, run, folder):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "evaluate needs either ckpt="),
-        (["ckpt=x", "predictions=y"], "evaluate needs either ckpt="),
+        ([], "give exactly one of ckpt="),
+        (["ckpt=x", "predictions=y"], "give exactly one of ckpt="),
         (["predictions=nowhere.csv"], "nowhere.csv"),
         (["predictions=phantoms/dataset.csv"], "label"),
         (["ckpt=nowhere.ckpt"], "nowhere.ckpt"),
@@ -257,7 +257,7 @@ def test_the_demo_reaches_its_auroc(family, tmp_path):
 
 
 @pytest.mark.integration
-@pytest.mark.fault("two runs started in the same second", "a folder each")
+@pytest.mark.fault("two runs started in the same second", "one folder for each run")
 def test_two_runs_of_one_second_have_a_folder_each(phantoms, tmp_path):
     line = [sys.executable, str(REPOSITORY / "train.py"), *SMALL, f"data.root={phantoms}", "test=false",
             "trainer.max_epochs=1"]  # fmt: skip

@@ -74,7 +74,7 @@ def test_a_stopped_search_ends_with_the_status_of_the_signal_and_resumes(phantom
 
 
 @pytest.mark.integration
-@pytest.mark.fault("SIGTERM while two processes train, resumed", "bit for bit the outcome of the uninterrupted run")
+@pytest.mark.fault("SIGTERM while two processes train, resumed", "the same result as without a stop, bit for bit")
 def test_a_stopped_run_on_two_devices_is_resumed(phantoms, tmp_path):
     arguments = [*SMALL, "trainer=ddp_cpu", f"data.root={phantoms}", "trainer.max_epochs=3", "test=false"]
     uninterrupted, stopped = tmp_path / "uninterrupted", tmp_path / "stopped's"

@@ -34,7 +34,7 @@ def test_resuming_a_folder_that_is_not_a_run_folder_is_refused(tmp_path, plus):
 def test_resuming_with_another_model_or_data_set_is_refused(tmp_path, argument):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / ".hydra" / "config.yaml").touch()
-    with pytest.raises(InputError, match=f"remove {argument}"):
+    with pytest.raises(InputError, match=f"^{argument} cannot change in a resumed run: remove it|remove {argument}"):
         prepare([f"resume={tmp_path}", argument], TrainConfig)
 
 
@@ -58,7 +58,7 @@ def test_an_experiment_outside_the_package_is_composed(tmp_path):
     ("option", "message"),
     [
         ("densenet", "densenet: should be key=value"),
-        ("model=", "model=: needs one of the choices"),
+        ("model=", "model=: no such choice; the choices are densenet, resnet"),
         ("model.dropout=0.1,0.3", "model.dropout=0.1,0.3: several values need -m"),
         ("split=manifest", "split.path needs a value"),
     ],

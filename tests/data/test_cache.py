@@ -156,7 +156,7 @@ def builder(tmp_path, phantoms, images):
     return make
 
 
-@pytest.mark.fault("pixel cache filled by several processes at once", "each image is decoded once")
+@pytest.mark.fault("pixel cache filled by several processes at the same time", "each image is decoded once")
 def test_processes_that_start_together_decode_each_image_once(tmp_path, images, builder):
     count = multiprocessing.Value("i", 0)
     processes = [builder(tmp_path, count) for _ in range(4)]
@@ -167,7 +167,7 @@ def test_processes_that_start_together_decode_each_image_once(tmp_path, images, 
 
 
 @pytest.mark.integration
-@pytest.mark.fault("process killed while it fills the pixel cache, started again", "the pixels of the files")
+@pytest.mark.fault("process killed while it fills the pixel cache, started again", "the cache equals the files")
 def test_a_killed_process_leaves_a_cache_that_the_next_one_completes(tmp_path, phantoms, images, builder):
     generator, every = random.Random(0), range(len(images))
     expected = Decoder(phantoms, images["path"], SMALL)(every)

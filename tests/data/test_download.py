@@ -116,7 +116,7 @@ def test_an_empty_folder_is_filled_and_a_data_folder_is_left_as_it_is(serve, roo
     link.symlink_to(root)
     assert fetch(link, address) == f"FracAtlas is in {root}: 43 files, SHA-256 of the archive verified"
     assert_complete(root)
-    assert fetch(root, address) == f"FracAtlas is already in {root}; nothing is downloaded and nothing is checked"
+    assert fetch(root, address) == f"FracAtlas is already in {root}; nothing is downloaded or checked"
     assert len(address.requests) == 1
     assert address.requests[0].startswith("fractatlas/")
 
@@ -142,7 +142,7 @@ def test_the_second_address_is_used_if_the_first_does_not_return_the_archive(ser
 )
 def test_an_answer_that_is_not_the_archive_is_reported_in_one_line(serve, root, behaviour, reason):
     address = serve(**behaviour)
-    with pytest.raises(InputError, match=f"cannot download: {address.url}: .*({reason}).*--archive FILE$"):
+    with pytest.raises(InputError, match=f"cannot download FracAtlas: {address.url}: .*({reason}).*--archive FILE$"):
         fetch(root, address)
     assert_nothing(root)
 
@@ -158,8 +158,8 @@ def test_a_local_archive_is_extracted_and_kept(root, tmp_path):
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({"FracAtlas/dataset.csv": b""}, "0 folders in it contain dataset.csv and images"),
-        ({"a/dataset.csv": b"", "a/images/1": b"", "b/dataset.csv": b"", "b/images/1": b""}, "2 folders in it"),
+        ({"FracAtlas/dataset.csv": b""}, "0 folders with dataset.csv and images"),
+        ({"a/dataset.csv": b"", "a/images/1": b"", "b/dataset.csv": b"", "b/images/1": b""}, "2 folders with"),
         (None, "cannot be read as a zip archive"),
     ],
 )
@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_no_partial_folder(serve, root, monkeypatch, full):
     assert_nothing(root)
 
 
-@pytest.mark.fault("two downloads of FracAtlas at once", "one download, both succeed")
+@pytest.mark.fault("two downloads of FracAtlas at the same time", "one download, both succeed")
 def test_two_processes_at_once_download_once(serve, root, caplog):
     address = serve(pause=0.02)
     lines = []
@@ -236,10 +236,10 @@ def test_a_killed_download_is_repeated_by_the_next(serve, root):
     [
         ({"sha256": "b67e", "url": "https://localhost/"}, "--sha256 b67e: should be 64 hexadecimal digits"),
         ({"sha256": "0" * 64}, "--sha256 requires --archive or --url"),
-        ({"url": "file:///etc/passwd"}, "cannot download: file:///etc/passwd: No connection adapters"),
-        ({"url": "http://127.0.0.1:9/"}, "cannot download: http://127.0.0.1:9/: .*Connection refused"),
-        ({"url": "http://[/"}, "cannot download: http://\\[/: .*Failed to parse"),
-        ({"archive": Path("nowhere.zip")}, "no file nowhere.zip"),
+        ({"url": "file:///etc/passwd"}, "cannot download FracAtlas: file:///etc/passwd: No connection adapters"),
+        ({"url": "http://127.0.0.1:9/"}, "cannot download FracAtlas: http://127.0.0.1:9/: .*Connection refused"),
+        ({"url": "http://[/"}, "cannot download FracAtlas: http://\\[/: .*Failed to parse"),
+        ({"archive": Path("nowhere.zip")}, "--archive nowhere.zip: no such file"),
         ({"root": Path("file/FracAtlas")}, "cannot write .*(File exists|Not a directory)"),
     ],
 )

@@ -198,7 +198,7 @@ def test_the_split_depends_on_the_seed(split):
 
 def test_an_earlier_split_of_other_images_is_refused(tmp_path):
     (tmp_path / "split.csv").write_text("image_id,split\nother.jpg,train\n")
-    with pytest.raises(InputError, match="has no image in common with the data folder"):
+    with pytest.raises(InputError, match="no image is in the data folder"):
         random_split(make_catalogue(500), ratios=RATIOS, seed=0, previous=str(tmp_path / "split.csv"))
 
 
@@ -219,9 +219,9 @@ def test_a_recorded_split_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read as CSV"),
+        (None, "split.csv: No such file or directory; correct the path"),
         ("image_id\nIMG0000000.jpg\n", "column split is missing"),
-        ("image_id,split\nIMG0000000.jpg,Train\n", "split is 'Train', should be one of train, val, test"),
+        ("image_id,split\nIMG0000000.jpg,Train\n", "split.csv, line 2: split is 'Train', should be train, val or test"),
         ("image_id,split\nIMG0000000.jpg,train\nIMG0000000.jpg,val\n", "image_id IMG0000000.jpg occurs more than once"),
         ("image_id,split\nIMG0000000.jpg,train\n", "train has no non-fractured images"),
     ],

@@ -63,7 +63,7 @@ def test_a_box_outside_the_crop_is_no_hit():
         assert row["hit_chance"] > 0
 
 
-def test_the_hottest_point_of_a_cell_at_the_edge_is_its_centre():
+def test_the_maximum_of_a_cell_at_the_edge_is_its_centre():
     assert score(single_cell(0, 15), FULL_VIEW, [[484, 12, 508, 20]])["hit"] == 0
     assert score(single_cell(0, 15), FULL_VIEW, [[499, 2, 510, 14]])["hit"] == 1
 
@@ -105,7 +105,7 @@ def test_images_with_boxes_and_a_size_are_scored_and_need_a_heatmap():
     sizes = {"c": (512, 512), "b": (512, 512)}
     assert localise(heatmaps, boxes, sizes)["image_id"].tolist() == ["c"]
     assert localise(heatmaps, {}, sizes).empty
-    with pytest.raises(InputError, match="1 of 2 images with boxes have no heatmap, such as d"):
+    with pytest.raises(InputError, match="heatmaps: 1 images with boxes have none, such as d"):
         localise(heatmaps, boxes, sizes | {"d": (512, 512)})
 
 

@@ -29,18 +29,18 @@ def test_a_file_of_a_spreadsheet_is_read(file):
     assert table["image_id"].tolist() == ["007"]
 
 
-@pytest.mark.fault("broken table of predictions", "refused; the message contains the row")
+@pytest.mark.fault("broken table of predictions", "refused; the error names the line")
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("image_id,label\na,1\n", "column probability is missing"),
         ("image_id,label,probability\n", "has no rows"),
-        ("image_id,label,probability\na,2,0.5\n", "row 1: label is 2, should be 0 or 1"),
-        ("image_id,label,probability\na,1,0.5\nb,1,1.5\n", "row 2: probability is 1.5, should be a number from 0 to 1"),
-        ("image_id,label,probability\na,1,\n", "row 1: probability is nan"),
-        ("image_id,label,probability\na,1,0.5\na,1,0.5\n", "row 2: image_id is a, should be unique"),
-        ("image_id,label,probability\n,1,0.5\n", "row 1: image_id is nan, should be a string"),
-        ("", "cannot be read as CSV"),
+        ("image_id,label,probability\na,2,0.5\n", "line 2: label is 2, should be 0 or 1"),
+        ("image_id,label,probability\na,1,0.5\nb,1,1.5\n", "line 3: probability is 1.5, should be a number from 0"),
+        ("image_id,label,probability\na,1,\n", "line 2: probability is nan"),
+        ("image_id,label,probability\na,1,0.5\na,1,0.5\n", "line 3: image_id is a, should be unique"),
+        ("image_id,label,probability\n,1,0.5\n", "line 2: image_id is nan, should be a string"),
+        ("", "cannot be read as CSV.*; predictions need"),
     ],
 )
 def test_invalid_predictions_are_refused(file, text, message):

@@ -9,7 +9,7 @@ import yaml
 from fractatlas.config.overrides import compose_config
 from fractatlas.errors import InputError
 from fractatlas.experiments import train_and_score
-from fractatlas.experiments.plan import carry_out_file, check_options, read_plan
+from fractatlas.experiments.plan import check_options, read_plan, run_plan
 from tests.conftest import REPOSITORY, SMALL
 
 PLANS = sorted((REPOSITORY / "experiments").glob("*/*.yaml"))
@@ -61,18 +61,18 @@ def commands(monkeypatch) -> list[tuple]:
 
 
 @pytest.fixture
-def carry_out(tmp_path, commands):
-    """Carry out a plan with fake commands, tables in ``out``, and runs in ``logs``."""
+def run(tmp_path, commands):
+    """Run a plan with fake commands, tables in ``out``, and runs in ``logs``."""
 
-    def carry_out(file: Path, **options) -> Path:
-        return carry_out_file(file, **{"out": tmp_path / "out", "logs": tmp_path / "logs", **options})
+    def run(file: Path, **options) -> Path:
+        return run_plan(file, **{"out": tmp_path / "out", "logs": tmp_path / "logs", **options})
 
-    return carry_out
+    return run
 
 
-def test_test_subset_is_scored_after_all_trainings_of_a_recipe(write_plan, carry_out, commands, tmp_path):
+def test_test_subset_is_scored_after_all_trainings_of_a_recipe(write_plan, run, commands, tmp_path):
     recipes = {"A b": ["optimizer.lr=0.1"], "C": ["optimizer.lr=0.2"]}
-    out = carry_out(write_plan(seeds=[0, 1], recipes=recipes))
+    out = run(write_plan(seeds=[0, 1], recipes=recipes))
     assert [command[0] for command in commands] == (["train"] * 2 + ["evaluate"] * 2) * 2
     run = tmp_path / "logs" / "a_b" / "seed_1"
     assert commands[1] == ("train", "optimizer.lr=0.1", "seed=1", "test=false", f"hydra.run.dir={run}")
@@ -85,42 +85,42 @@ def test_test_subset_is_scored_after_all_trainings_of_a_recipe(write_plan, carry
     assert {file.name for file in out.iterdir()} == {"recipes.csv", "recipes.md", "recipes.png"}
 
 
-def test_finished_runs_are_kept_and_other_settings_are_refused(write_plan, carry_out, commands, tmp_path):
+def test_finished_runs_are_kept_and_other_settings_are_refused(write_plan, run, commands, tmp_path):
     plan = write_plan(seeds=[0], recipes={"A": ["optimizer.lr=0.1"]})
-    out = carry_out(plan)
+    out = run(plan)
     before = (out / "recipes.csv").read_text()
-    carry_out(plan)
+    run(plan)
     assert len(commands) == 2
     assert (out / "recipes.csv").read_text() == before
     write_plan(seeds=[0], recipes={"A": ["optimizer.lr=0.3", "data.num_workers=0", f"paths.weights={tmp_path}"]})
-    with pytest.raises(InputError, match=r"other settings: optimizer.lr was 0.1, is 0.3; move"):
-        carry_out(plan)
+    with pytest.raises(InputError, match=r"other settings: optimizer.lr was 0.1, is 0.3; move or delete"):
+        run(plan)
     write_plan(seeds=[0], recipes={"A": ["optimizer.lr=0.1", "trainer.max_epochs=9"]})
     with pytest.raises(InputError, match=r"trainer.max_epochs was \d+, is 9"):
-        carry_out(plan)
+        run(plan)
 
 
-def test_experiments_in_config_dir_are_used_and_their_changes_are_noticed(write_plan, carry_out, commands, tmp_path):
+def test_experiments_in_config_dir_are_used_and_their_changes_are_noticed(write_plan, run, commands, tmp_path):
     folder = tmp_path / "experiments" / "with space" / "experiment"
     folder.mkdir(parents=True)
     (folder / "best.yaml").write_text("# @package _global_\ntask_name: four_best\noptimizer:\n  lr: 0.3\n")
     plan = write_plan(config_dir="with space", seeds=[0], recipes={"trial 7": ["experiment=best"]})
-    carry_out(plan)
+    run(plan)
     assert commands[0][1:3] == (f"--config-dir={folder.parent}", "experiment=best")
     assert (tmp_path / "logs" / "trial_7" / "seed_0" / "metrics.json").is_file()
-    carry_out(plan)
+    run(plan)
     (folder / "best.yaml").write_text("# @package _global_\ntask_name: four_best\noptimizer:\n  lr: 0.2\n")
     with pytest.raises(InputError, match=r"optimizer.lr was 0.3, is 0.2"):
-        carry_out(plan)
+        run(plan)
 
 
-def test_step_is_trained_on_top_of_the_kept_ones_without_the_test_subset(write_plan, carry_out, commands):
+def test_step_is_trained_on_top_of_the_kept_ones_without_the_test_subset(write_plan, run, commands):
     steps = {
         "start": ["optimizer.lr=0.1", "model.dropout=0"],
         "worse": ["optimizer.lr=0.02", "model.mirror=true"],
         "better": ["optimizer.lr=0.3", "model.dropout=0.2"],
     }
-    out = carry_out(write_plan(seeds=[0, 1], common=["data.batch_size=8"], steps=steps))
+    out = run(write_plan(seeds=[0, 1], common=["data.batch_size=8"], steps=steps))
     assert all(command[0] == "train" and "test=false" in command for command in commands)
     assert commands[4][1:5] == ("data.batch_size=8", "optimizer.lr=0.3", "model.dropout=0.2", "seed=0")
     table = pd.read_csv(out / "steps.csv", index_col="recipe")
@@ -131,46 +131,46 @@ def test_step_is_trained_on_top_of_the_kept_ones_without_the_test_subset(write_p
     assert "| no " in (out / "steps.md").read_text()
 
 
-def test_scores_are_means_over_seeds(write_plan, carry_out, tmp_path):
+def test_scores_are_means_over_seeds(write_plan, run, tmp_path):
     rows = []
     for seeds in ([0], [1], [0, 1]):
         plan = write_plan(seeds=seeds, common=["optimizer.lr=0.2"], recipes={"A": []})
-        rows.append(pd.read_csv(carry_out(plan, out=tmp_path / f"out{seeds}") / "recipes.csv").iloc[0])
+        rows.append(pd.read_csv(run(plan, out=tmp_path / f"out{seeds}") / "recipes.csv").iloc[0])
     one, other, both = rows
     assert both["auroc"] == pytest.approx((one["auroc"] + other["auroc"]) / 2)
     assert both["auroc_sd"] == pytest.approx(np.std([one["auroc"], other["auroc"]], ddof=1))
     assert both["auroc_high"] - both["auroc_low"] < one["auroc_high"] - one["auroc_low"] + 0.05
 
 
-def test_rows_that_are_not_requested_are_kept(write_plan, carry_out, commands):
+def test_rows_that_are_not_requested_are_kept(write_plan, run, commands):
     steps = {"start": ["optimizer.lr=0.1"], "better": ["optimizer.lr=0.3"]}
     recipes = {"A": ["model.dropout=0.1"], "B, b": ["model.dropout=0.2"], "C": []}
     plan = write_plan(seeds=[0, 1], recipes=recipes, steps=steps)
-    out = carry_out(plan, only=["B, b"])
+    out = run(plan, only=["B, b"])
     assert not (out / "steps.csv").exists()
     assert set(pd.read_csv(out / "recipes.csv")["recipe"]) == {"B, b", "B, b, ensemble of 2"}
-    carry_out(plan, only=["C", "start"])
+    run(plan, only=["C", "start"])
     assert list(pd.read_csv(out / "steps.csv")["recipe"]) == ["start"]
-    carry_out(plan)
+    run(plan)
     complete = {file.name: file.read_text() for file in out.glob("*.[cm]*")}
     count = len(commands)
-    carry_out(plan, only=["A", "start"])
+    run(plan, only=["A", "start"])
     assert {file.name: file.read_text() for file in out.glob("*.[cm]*")} == complete
     assert list(pd.read_csv(out / "recipes.csv")["recipe"].str[0].unique()) == ["A", "B", "C"]
     assert len(commands) == count
 
 
-def test_folder_of_a_run_that_never_began_is_used(write_plan, carry_out, commands, tmp_path):
+def test_folder_of_a_run_that_never_began_is_used(write_plan, run, commands, tmp_path):
     (tmp_path / "logs" / "a" / "seed_0").mkdir(parents=True)  # Hydra creates it before the configuration is checked
     (tmp_path / "logs" / "a" / "seed_0" / "train.log").touch()
-    carry_out(write_plan(seeds=[0], recipes={"A": ["optimizer.lr=0.1"]}))
+    run(write_plan(seeds=[0], recipes={"A": ["optimizer.lr=0.1"]}))
     assert commands[0][1] == "optimizer.lr=0.1"
 
 
-def test_output_folder_that_cannot_be_created_is_reported_before_training(write_plan, carry_out, commands):
+def test_output_folder_that_cannot_be_created_is_reported_before_training(write_plan, run, commands):
     plan = write_plan(seeds=[0], recipes={"A": []})
     with pytest.raises(NotADirectoryError):
-        carry_out(plan, out=plan / "out")
+        run(plan, out=plan / "out")
     assert not commands
 
 
@@ -179,36 +179,36 @@ def test_output_folder_that_cannot_be_created_is_reported_before_training(write_
     ("text", "message"),
     [
         ("", "seeds: Field required"),
-        ("- a", "not YAML"),
-        ("seeds: ${", "not YAML"),
+        ("- a", "should be YAML with seeds"),
+        ("seeds: ${", "should be YAML with seeds"),
         ("seeds: [0", "line "),
         ("seeds: [0]\nrecipes: {A: [], A: []}", "duplicate key A"),
-        ("seeds: [0, 0]\nrecipes: {A: []}", "seeds lists one seed twice"),
+        ("seeds: [0, 0]\nrecipes: {A: []}", "seeds contains 0 twice; remove one"),
         ("seeds: [0]\nrecipes: {a b: [], a-b: []}", "'a-b' and 'a b' would have the same folder"),
-        ("seeds: [0]\nrecipes: {'...': []}", "needs a letter or a digit"),
+        ("seeds: [0]\nrecipes: {'...': []}", "should contain a letter or a digit"),
         ("seeds: [0]\nrecipes: {A: []}\nsteps: {A: []}", "is a step and a recipe"),
-        ("seeds: [0]\nrecipes: {A: [test=true]}", "test=true is not an option of a recipe"),
+        ("seeds: [0]\nrecipes: {A: [test=true]}", "test=true: remove it"),
         ("seeds: [0]\nrecipes: {A: ['optimizer.lr=1,2']}", "A: optimizer.lr=1,2: several values need -m"),
         ("seeds: [0]\nrecipes: {A: []}\nsteps: {B: [optimizer.lrr=1]}", "B: unknown key 'optimizer.lrr'"),
         ("seeds: []\nrecipes: {A: []}", "needs a seed"),
         ("seeds: [0]", "a recipe or a step"),
         ("seeds: [x]\nrecipes: {A: []}", "seeds.0"),
         ("seeds: [0]\nrecipe: {A: []}", "recipe: unknown key; a plan has seeds, config_dir, common, recipes, steps"),
-        ("seeds: [0]\nrecipes: {A: []}\nconfig_dir: nowhere", "config_dir: there is no folder"),
+        ("seeds: [0]\nrecipes: {A: []}\nconfig_dir: nowhere", "config_dir: no folder"),
         ("seeds: [0]\nrecipes: {A: [experiment=best]}\nconfig_dir: .", "A: experiment=best: no such choice"),
     ],
 )
 def test_invalid_plan_is_refused_in_one_line(tmp_path, text, message):
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(InputError) as error:
-        carry_out_file(tmp_path / "plan.yaml", logs=tmp_path / "logs")
+        run_plan(tmp_path / "plan.yaml", logs=tmp_path / "logs")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_unknown_recipe_is_refused_with_the_names_of_the_plan(write_plan, carry_out):
-    with pytest.raises(InputError, match="it has A"):
-        carry_out(write_plan(seeds=[0], recipes={"A": []}), only=["B"])
+def test_unknown_recipe_is_refused_with_the_names_of_the_plan(write_plan, run):
+    with pytest.raises(InputError, match="--only B: not in .*; its recipes and steps are A"):
+        run(write_plan(seeds=[0], recipes={"A": []}), only=["B"])
 
 
 @pytest.mark.parametrize("file", PLANS, ids=lambda file: f"{file.parent.name}/{file.stem}")
@@ -225,7 +225,7 @@ def test_plan_on_phantoms(phantoms, tmp_path, monkeypatch):
     file.write_text(yaml.safe_dump(content, sort_keys=False))
     monkeypatch.chdir(tmp_path)
     for _ in range(2):  # the second time nothing is trained
-        out = carry_out_file(file)
+        out = run_plan(file)
     recipes = pd.read_csv(out / "recipes.csv")
     record = json.loads((tmp_path / f"logs/plans/{tmp_path.name}/small/plain/seed_0/metrics.json").read_text())
     assert recipes.loc[0, "auroc"] == record["val"]["auroc"]["value"]

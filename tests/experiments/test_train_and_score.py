@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-# Stands for a training that needs longer to stop than ``subprocess.run`` waits.
+# A training that needs longer to stop than ``subprocess.run`` waits.
 TRAINING = """
 import pathlib, signal, sys, time
 def stop(number, frame):
@@ -26,11 +26,11 @@ from fractatlas.experiments import train_and_score
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.executable = "./python"
-runs.train(pathlib.Path("run"), [])
+train_and_score.train(pathlib.Path("run"), [])
 """
 
 
-@pytest.mark.fault("Ctrl-C or SIGTERM while a plan trains", "the training stops in its own way")
+@pytest.mark.fault("Ctrl-C or SIGTERM while a plan trains", "the plan waits until the training has stopped")
 @pytest.mark.integration
 @pytest.mark.parametrize(("number", "to_group", "status"), [(signal.SIGINT, True, 130), (signal.SIGTERM, False, 75)])
 def test_stopped_plan_waits_for_its_training(tmp_path, number, to_group, status):
@@ -51,5 +51,5 @@ def test_stopped_plan_waits_for_its_training(tmp_path, number, to_group, status)
         (os.killpg if to_group else os.kill)(process.pid, number)
         output = process.stderr.read()
     assert process.returncode == status
-    assert output == "stopped; the same command resumes the plan\n"
+    assert output == "stopped; repeat the command to resume the plan\n"
     assert (tmp_path / "saved").exists()

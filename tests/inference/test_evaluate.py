@@ -60,7 +60,7 @@ def test_a_checkpoint_outside_its_run_folder_is_refused(run, tmp_path):
     copy = tmp_path / "a" / "b" / "best.ckpt"
     copy.parent.mkdir(parents=True)
     copy.write_bytes((run / "checkpoints" / "best.ckpt").read_bytes())
-    with pytest.raises(InputError, match=r"best.ckpt: no .*split.csv; evaluate a checkpoint inside the run folder"):
+    with pytest.raises(InputError, match=r"split.csv is missing; evaluate a checkpoint in its run folder"):
         score(run, tmp_path, "test", ckpt=str(copy))
 
 
@@ -87,7 +87,7 @@ def test_weights_of_another_architecture_than_the_configuration_are_refused(run,
     content = read_checkpoint(run / "checkpoints" / "best.ckpt")
     content["config"]["model"] |= {"_target_": "fractatlas.models.backbones.resnet", "variant": "resnet_tiny"}
     torch.save(content, tmp_path / "other.ckpt")
-    with pytest.raises(InputError, match="belong to another architecture"):
+    with pytest.raises(InputError, match="weights do not match the configuration"):
         load_model(tmp_path / "other.ckpt")
 
 

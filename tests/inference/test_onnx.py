@@ -130,7 +130,7 @@ def test_a_network_without_finite_outputs_is_not_exported(checkpoint, tmp_path):
         (["ckpt="], "ckpt=: should be key=value"),
         (["best.ckpt"], "best.ckpt: should be key=value; the keys are ckpt, output"),
         (["ckpt=FILE", "outptu=a.onnx"], "unknown key 'outptu'; did you mean 'output'?"),
-        (["ckpt=nowhere.ckpt"], "no file nowhere.ckpt"),
+        (["ckpt=nowhere.ckpt"], "ckpt=nowhere.ckpt: no such file"),
         (["ckpt=FILE", "output=FOLDER"], "is a folder; give a file in it"),
         (["ckpt=FILE", "output=FILE/a.onnx"], "cannot write to .*some.ckpt; choose another file"),
         (["ckpt=FILE"], "is not a PyTorch file"),

@@ -85,9 +85,9 @@ def test_a_weights_file_that_contains_code_is_refused_and_the_code_not_executed(
 @pytest.mark.fault("weights of another architecture", "refused in one line")
 def test_weights_of_another_architecture_are_refused(tmp_path):
     torch.save(trunk(tiny(None)), tmp_path / "dense.pth")
-    with pytest.raises(InputError, match="none of its .* tensors is one of a resnet_tiny"):
+    with pytest.raises(InputError, match="none of .* tensors belongs to a resnet_tiny"):
         resnet("resnet_tiny", weights=str(tmp_path / "dense.pth"), **REST)
-    with pytest.raises(InputError, match=r"features.conv0.weight has shape \(32, 3, 7, 7\), in a densenet121 "):
+    with pytest.raises(InputError, match=r"features.conv0.weight has shape \(32, 3, 7, 7\), should be "):
         densenet("densenet121", weights=str(tmp_path / "dense.pth"), **REST)
 
 
@@ -103,7 +103,7 @@ def test_a_file_without_tensors_and_a_missing_file_are_refused(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "w.pth")
     with pytest.raises(InputError, match="contains no tensors"):
         tiny(str(tmp_path / "w.pth"))
-    with pytest.raises(InputError, match=r"no file .*nowhere.pth"):
+    with pytest.raises(InputError, match="nowhere.pth: no such file"):
         tiny(str(tmp_path / "nowhere.pth"))
 
 

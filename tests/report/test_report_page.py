@@ -142,7 +142,7 @@ def test_the_checklist_has_an_answer_to_all_42_items(page):
 
 
 def test_an_unfinished_run_and_one_without_strata_are_refused(run_folder, tmp_path):
-    with pytest.raises(InputError, match="is not a finished run folder: it has no metrics.json"):
+    with pytest.raises(InputError, match="not finished \\(metrics.json is missing\\)"):
         write_report(tmp_path)
     for name in ("metrics.json", "predictions.csv"):
         shutil.copy(run_folder / name, tmp_path)

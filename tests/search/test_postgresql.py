@@ -50,7 +50,7 @@ def server():
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.fault("four searches on one PostgreSQL study, two killed", "every trial complete once")
+@pytest.mark.fault("four searches on one PostgreSQL study, two killed", "each trial is complete once")
 @pytest.mark.integration
 def test_killing_two_of_four_workers_loses_no_trial(server, tmp_path, phantoms):
     arguments = [f"hydra.sweeper.storage='{server}'", "hydra.sweeper.heartbeat_timeout=6", "hydra.sweeper.n_trials=20"]

@@ -163,10 +163,10 @@ def test_a_broken_checkpoint_is_refused_before_any_file_of_the_run_changes(confi
     last = tmp_path / "checkpoints" / "last.ckpt"
     last.parent.mkdir()
     torch.save({"loops": {}, "state_dict": {}}, last)
-    with pytest.raises(InputError, match=r"last.ckpt: no run can resume from it; delete it"):
+    with pytest.raises(InputError, match=r"last.ckpt: not a checkpoint of a training run; delete it"):
         train(configuration(tmp_path, "trainer.max_epochs=2", f"resume={tmp_path}"))
     last.write_bytes(b"junk")
-    with pytest.raises(InputError, match=r"last.ckpt is not a PyTorch file.*; delete it"):
+    with pytest.raises(InputError, match=r"last.ckpt is not a PyTorch file, or is broken; delete it"):
         train(configuration(tmp_path, "trainer.max_epochs=2", f"resume={tmp_path}"))
     assert {(tmp_path / name).read_text() for name in names} == {"finished"}
     assert {file.name for file in tmp_path.iterdir()} == names | {"checkpoints", ".lock"}

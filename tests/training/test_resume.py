@@ -23,7 +23,7 @@ from fractatlas.training.fit import train
 # Seven steps per epoch, with every source of randomness and every kind of state that a checkpoint must contain.
 RUN = ("trainer.max_epochs=3", "trainer.log_every_n_steps=1", "augment=light", "model.dropout=0.5", "optimizer.lr=0.01",
        "scheduler=cosine", "callbacks=averaged", "model.stage_decay=0.5", "callbacks.last.every_n_steps=2")  # fmt: skip
-SAME = "bit for bit the outcome of the uninterrupted run"
+SAME = "the same result as without a stop, bit for bit"
 KILLS = int(os.environ.get("FRACTATLAS_KILLS", 5))
 
 
@@ -183,7 +183,7 @@ def test_a_run_killed_at_random_moments_resumes_to_the_same_results(configuratio
     record_property("tried", killed)
 
 
-@pytest.mark.fault("two processes, one run folder", "the second refused in one line")
+@pytest.mark.fault("two processes, one run folder", "the second is refused in one line")
 def test_a_second_process_in_a_run_folder_is_refused(configuration, tmp_path):
     with run_lock(tmp_path), pytest.raises(InputError, match="another process is writing to this run folder"):
         train(configuration(tmp_path, *RUN))
@@ -216,7 +216,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.fault("disk full while saving a checkpoint, enlarged, resumed", "one line, no partial file; " + SAME)
+@pytest.mark.fault("disk full while saving a checkpoint, enlarged, then resumed", "one line, no partial file; " + SAME)
 @pytest.mark.integration
 def test_a_run_on_a_full_disk_leaves_complete_files_and_resumes(configuration, uninterrupted, small_disk):
     run = small_disk / "run"
@@ -232,7 +232,7 @@ def test_a_run_on_a_full_disk_leaves_complete_files_and_resumes(configuration, u
     assert_equal(outcome(run), uninterrupted)
 
 
-@pytest.mark.fault("data folder removed during training, restored, resumed", "the error names the file; " + SAME)
+@pytest.mark.fault("data folder removed during training, restored, then resumed", "the error names the file; " + SAME)
 @pytest.mark.integration
 def test_a_run_whose_images_disappear_and_return_resumes_to_the_same_results(configuration, phantoms, tmp_path):
     data, run, uninterrupted = tmp_path / "data", tmp_path / "run", tmp_path / "uninterrupted"
@@ -266,3 +266,11 @@ def test_a_moved_run_folder_resumes_to_the_same_results(configuration, uninterru
         shutil.copytree(before, after)
     train(configuration(after, *RUN, f"resume={after}"))
     assert_equal(outcome(after), uninterrupted)
+
+
+def test_fewer_epochs_than_the_run_has_are_refused_and_the_run_stays_finished(configuration, tmp_path):
+    train(configuration(tmp_path, "trainer.max_epochs=2", "test=false"))
+    before = (tmp_path / "metrics.json").read_bytes()
+    with pytest.raises(InputError, match="the run has 2 finished epochs; use at least this number"):
+        train(configuration(tmp_path, "trainer.max_epochs=1", "test=false", f"resume={tmp_path}"))
+    assert (tmp_path / "metrics.json").read_bytes() == before

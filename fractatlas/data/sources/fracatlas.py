@@ -47,14 +47,14 @@ def read_catalogue(root: Path, cache: Path | None = None, keep_contradictions: b
         ``GROUPS`` of ``add_groups``, ``excluded`` (the reason, or ``""``) and ``note``.
 
     Raises:
-        InputError: the folder, ``dataset.csv`` or the annotations do not have the published form.
+        InputError: the folder, ``dataset.csv`` or the annotations do not have the published format.
     """
     table = _read_table(root)
     files = _find_images(root)
     boxes = read_boxes(root)
 
     if not table["image_id"].isin(files.index).any():
-        raise InputError(f"{root / 'dataset.csv'}: no image_id is the name of a file in {root / 'images'}")
+        raise InputError(f"{root}: no image_id in dataset.csv matches a file in images/; use the table of these images")
     table = table.set_index("image_id").join(files, how="outer").rename_axis("image_id").reset_index()
     in_table = table["fractured"].notna()
     table[list(COLUMNS)] = table[list(COLUMNS)].fillna(0).astype(int)
@@ -116,7 +116,7 @@ def read_boxes(root: Path) -> dict[str, np.ndarray]:
                 raise ValueError(f"bbox {annotation['bbox']}")
             boxes.setdefault(str(names[annotation["image_id"]]), []).append([left, top, left + width, top + height])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise InputError(f"{file} is not COCO JSON ({type(error).__name__}: {error})") from None
+        raise InputError(f"{file} is not COCO JSON ({error!r}); download the data set again") from None
     return {name: np.array(rows, dtype=np.float32) for name, rows in boxes.items()}
 
 
@@ -130,7 +130,7 @@ def _read_table(root: Path) -> pd.DataFrame:
     required = ["image_id", *COLUMNS]
     table = read_csv(file, required, "use the table that FracAtlas contains", dtype={"image_id": str})
     if repeated := table["image_id"][table["image_id"].duplicated()].tolist():
-        raise InputError(f"{file}: image_id {repeated[0]} occurs more than once")
+        raise InputError(f"{file}: image_id {repeated[0]} occurs more than once; remove the repeated rows")
     for name in COLUMNS:
         values = pd.to_numeric(table[name], errors="coerce")
         wrong = values.isna() | (values < 0) | (values % 1 != 0) | ((values > 1) & (name != "fracture_count"))
