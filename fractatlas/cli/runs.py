@@ -1,8 +1,11 @@
 """``fractatlas report``, ``compare`` and ``table``: pages and tables of finished runs."""
 
+import math
 from pathlib import Path
 
 from fractatlas.cli.errors import ArgumentParser, one_line_errors
+
+SHOWN_PAIRS = 3  # without an image in common
 
 
 def report() -> None:
@@ -10,10 +13,10 @@ def report() -> None:
     options = _parser("report", report.__doc__).parse_args()
     with one_line_errors():
         from fractatlas.report.report_page import write_report
-        from fractatlas.report.run_table import newest_run
+        from fractatlas.report.run_table import find_runs
 
-        for run in options.runs:
-            print(write_report(newest_run(run)))
+        for run in find_runs(options.runs):
+            print(write_report(run))
 
 
 def compare() -> None:
@@ -22,19 +25,24 @@ def compare() -> None:
     parser.add_argument("--out", type=Path, default=Path("logs/comparison"), help="output folder (logs/comparison)")
     options = parser.parse_args()
     with one_line_errors():
-        from fractatlas.report.comparison_page import write_comparison
+        from fractatlas.report.comparison_page import disjoint_pairs, write_comparison
 
         runs, differences = write_comparison(options.out, options.runs)
-    print(f"{len(runs)} runs, {len(differences)} paired differences: {options.out / 'comparison.html'}")
+        disjoint = disjoint_pairs(runs, differences)
+    pairs = math.comb(len(runs), 2)
+    counts = f"{len(runs)} runs, {pairs - len(disjoint)} of {pairs} pairs compared, {len(differences)} differences"
+    shown = "; ".join(" and ".join(pair) for pair in disjoint[:SHOWN_PAIRS])
+    more = f"; {len(disjoint) - SHOWN_PAIRS} more pairs" if len(disjoint) > SHOWN_PAIRS else ""
+    print(f"{counts}: {options.out / 'comparison.html'}" + (f"; no image in common: {shown}{more}" if disjoint else ""))
 
 
 def table() -> None:
     """Print a Markdown table of runs, with the accuracies of the reference report."""
     options = _parser("table", table.__doc__).parse_args()
     with one_line_errors():
-        from fractatlas.report.run_table import newest_run, run_table
+        from fractatlas.report.run_table import find_runs, run_table
 
-        folders = [newest_run(folder) for folder in options.runs]
+        folders = find_runs(options.runs)
         print(run_table(folders))
     print("Brackets: 95 % bootstrap intervals. Majority rate: the accuracy of always giving the more frequent answer.")
     for folder in folders:
@@ -43,6 +51,6 @@ def table() -> None:
 
 def _parser(verb: str, description: str | None) -> ArgumentParser:
     parser = ArgumentParser(prog=f"fractatlas {verb}", description=description)
-    help_text = "a run folder, or logs/<task>: its newest run"
+    help_text = "a run folder; logs/<task>: its newest run; the folder of a sweep: all of its finished runs"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=help_text)
     return parser

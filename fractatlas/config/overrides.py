@@ -29,6 +29,9 @@ FLAGS = ("--help", "-h", "--hydra-help", "--version", "--run", "-r", "--multirun
 # What a resumed run may change: how long, where and how fast it trains, but not the model, the data or the recipe.
 RESUMABLE = ("resume", "test", "report", "trainer.max_epochs", "trainer.accelerator", "trainer.devices", "data.root",
              "data.cache", "data.cache_dir", "data.num_workers", "data.pin_memory")  # fmt: skip
+# Settings that do not make two runs different: where and how fast they train. A longer training has another result.
+NOT_COMPARED = ("paths.", "logger.save_dir", "callbacks.checkpoint.dirpath", "model.weights_dir",
+                *(key for key in RESUMABLE if key != "trainer.max_epochs"))  # fmt: skip
 
 
 def prepare(arguments: Sequence[str], schema_class: type) -> list[str]:

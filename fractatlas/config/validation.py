@@ -5,7 +5,7 @@ import difflib
 import functools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -51,13 +51,15 @@ def flatten(config: dict[str, Any]) -> dict[str, Any]:
     return pd.json_normalize(config).to_dict("records")[0]
 
 
+def differing_keys(configs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the keys in which flat configurations differ, sorted; an absent key differs from every value but null."""
+    keys = sorted(set().union(*configs))
+    return [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
+
+
 def differences(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Return ``key was A, is B`` for each key in which two flat configurations differ, sorted by key."""
-    return [
-        f"{key} was {was.get(key, 'absent')}, is {now.get(key, 'absent')}"
-        for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key)
-    ]
+    return [f"{key} was {was.get(key, 'absent')}, is {now.get(key, 'absent')}" for key in differing_keys([was, now])]
 
 
 def known_keys(schema_class: type, prefix: str = "") -> Iterator[str]:

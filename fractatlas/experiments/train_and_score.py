@@ -10,15 +10,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from fractatlas.config.overrides import RESUMABLE, compose_config
+from fractatlas.config.overrides import NOT_COMPARED, compose_config
 from fractatlas.config.validation import differences, flatten
 from fractatlas.errors import InputError
 from fractatlas.signals import INTERRUPTED, STOP_SIGNALS, STOPPED, signal_handlers
 
 log = logging.getLogger(__name__)
-# Settings in which a run may differ from the plan. A resumed run may train longer, but its result is another one.
-NOT_COMPARED = ("paths.", "logger.save_dir", "callbacks.checkpoint.dirpath", "model.weights_dir",
-                *(key for key in RESUMABLE if key != "trainer.max_epochs"))  # fmt: skip
 
 
 def train(run: Path, options: Sequence[str]) -> None:

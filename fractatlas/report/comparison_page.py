@@ -1,7 +1,7 @@
 """Compare runs on the same images: ``comparison.csv`` and ``comparison.html``."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from fractatlas.evaluation.markdown import METRIC_TITLES
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.io import write_csv, write_text
 from fractatlas.pages import render
-from fractatlas.report.run_table import newest_run
+from fractatlas.report.run_table import differing_settings, find_runs, format_settings, name_runs
 
 SUBSETS = ("val", "test")
 SHOWN = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity", "brier")
@@ -26,18 +26,24 @@ def write_comparison(out: Path, runs: Sequence[Path]) -> tuple[dict[str, RunFold
 
     Args:
         out: the output folder.
-        runs: run folders, or folders of tasks, whose newest run is taken.
+        runs: run folders, folders of tasks (their newest run) or folders of sweeps (all of their finished runs).
 
     Returns:
-        The run folders by name, and the table of ``compare_runs``.
+        The run folders by name, and the table of ``compare_runs``. A name is the part of the path that distinguishes
+        the runs, with the settings in which they differ: ``sweep/1 (seed=1)``.
 
     Raises:
         InputError: there are fewer than two finished runs, or two runs have different labels for one image.
     """
-    folders = list(dict.fromkeys(newest_run(folder) for folder in runs))
+    folders = find_runs(runs)
     if len(folders) < 2:
         raise InputError("compare needs at least two different runs; add another run folder")
-    named = {_name(folder, folders): RunFolder(folder) for folder in folders}
+    by_path = {name: RunFolder(folder) for name, folder in name_runs(folders).items()}
+    settings = map(format_settings, differing_settings(list(by_path.values())))
+    named = {
+        f"{name} ({differing})" if differing else name: run
+        for (name, run), differing in zip(by_path.items(), settings, strict=True)
+    }
     differences = compare_runs(named)
     write_csv(out / "comparison.csv", differences)
     page = render(
@@ -46,6 +52,7 @@ def write_comparison(out: Path, runs: Sequence[Path]) -> tuple[dict[str, RunFold
         subsets=[name for name in SUBSETS if any(name in run.metrics for run in named.values())],
         titles=METRIC_TITLES,
         differences=differences[differences["metric"].isin(SHOWN)].to_dict("records"),
+        disjoint=disjoint_pairs(named, differences),
         seeds=average_seeds(named),
     )
     write_text(out / "comparison.html", page)
@@ -78,6 +85,17 @@ def compare_runs(runs: dict[str, RunFolder]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
 
 
+def disjoint_pairs(runs: Collection[str], differences: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the pairs of runs without an image in common.
+
+    Args:
+        runs: the names of the compared runs.
+        differences: the table of ``compare_runs``.
+    """
+    compared = set(zip(differences["run"], differences["other"], strict=True))
+    return [pair for pair in combinations(runs, 2) if pair not in compared]
+
+
 def average_seeds(runs: dict[str, RunFolder]) -> list[dict[str, Any]]:
     """Compute mean and standard deviation over runs that differ only in their seed.
 
@@ -99,10 +117,3 @@ def average_seeds(runs: dict[str, RunFolder]) -> list[dict[str, Any]]:
                 table = pd.DataFrame(values).astype(float).dropna(axis=1)
                 averages.append({"runs": names, "subset": subset, "spread": paired_comparison.spread(table)})
     return averages
-
-
-def _name(folder: Path, folders: Sequence[Path]) -> str:
-    """Return the task of a run folder, with the run if there are several of one task."""
-    task, run = folder.absolute().parts[-3], folder.name
-    several = sum(other.absolute().parts[-3] == task for other in folders) > 1
-    return f"{task}/{run}" if several else task

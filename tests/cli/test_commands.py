@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -190,12 +191,26 @@ def test_the_predictions_of_a_run_keep_its_threshold_and_reproduce_its_scores(fr
 
 
 def test_table_prints_finished_runs(fractatlas, run, capsys):
-    assert fractatlas("table", "logs/finished", str(run)) == 0
+    assert fractatlas("table", "logs/finished", str(run)) == 0  # the same run twice
     printed = capsys.readouterr().out
     report = json.loads((run / "metrics.json").read_text())
-    assert printed.count(f"{100 * report['test']['accuracy']['value']:.2f} [") >= 2
+    assert f"{100 * report['test']['accuracy']['value']:.2f} [" in printed
+    assert printed.count("| finished | densenet_tiny | 42 ") == 2  # val and test
     assert f"{100 * report['test']['majority_rate']:.2f}" in printed
     refused(fractatlas("table", "nowhere"), "nowhere")
+
+
+def test_compare_prints_what_was_compared(fractatlas, run_folder, folder, capsys):
+    for name in ("0", "1", "2"):
+        shutil.copytree(run_folder, folder / "sweep" / name)
+    file = folder / "sweep" / "2" / "predictions.csv"
+    table = pd.read_csv(file)
+    table.assign(image_id="other_" + table["image_id"].astype(str)).to_csv(file, index=False)
+    assert fractatlas("compare", "sweep", "sweep/0", "sweep/1", "--out", "out") == 0
+    count = len(pd.read_csv(folder / "out" / "comparison.csv"))
+    assert count > 0
+    printed = f"3 runs, 1 of 3 pairs compared, {count} differences: out/comparison.html; no image in common: "
+    assert capsys.readouterr().out == printed + "0 and 2; 1 and 2\n"
 
 
 @pytest.mark.integration

@@ -7,7 +7,7 @@ import yaml
 
 from fractatlas.errors import InputError
 from fractatlas.evaluation.markdown import METRIC_TITLES
-from fractatlas.report.comparison_page import write_comparison
+from fractatlas.report.comparison_page import disjoint_pairs, write_comparison
 from tests.conftest import made_up_predictions
 
 
@@ -33,12 +33,12 @@ def runs(run_folder, tmp_path):
 
 def test_every_pair_of_runs_is_compared_and_seeds_are_averaged(runs, tmp_path):
     named, differences = write_comparison(tmp_path / "out", runs)
-    assert list(named) == ["task/0", "task/1", "task/2"]
+    assert list(named) == ["task/0 (seed=0)", "task/1 (seed=1)", "task/2 (seed=2)"]
     table = pd.read_csv(tmp_path / "out" / "comparison.csv")
     pd.testing.assert_frame_equal(table, differences)
     table = table.set_index(["subset", "run", "other", "metric"])
-    better = table.loc[("test", "task/0", "task/2", "auroc")]
-    similar = table.loc[("test", "task/0", "task/1", "auroc")]
+    better = table.loc[("test", "task/0 (seed=0)", "task/2 (seed=2)", "auroc")]
+    similar = table.loc[("test", "task/0 (seed=0)", "task/1 (seed=1)", "auroc")]
     assert better["difference"] == pytest.approx(better["second"] - better["first"])
     assert better["low"] > 0
     assert better["p"] < 0.05 < similar["p"]
@@ -53,3 +53,28 @@ def test_fewer_than_two_finished_runs_are_refused(runs, tmp_path):
         write_comparison(tmp_path / "out", [runs[0], runs[0]])
     with pytest.raises(InputError, match="nowhere: no finished run"):
         write_comparison(tmp_path / "out", [runs[0], tmp_path / "nowhere"])
+
+
+def test_jobs_of_the_same_name_in_two_sweeps_are_all_compared(runs, tmp_path):
+    sweeps = tmp_path / "one", tmp_path / "two"
+    for sweep in sweeps:
+        for seed, run in enumerate(runs):
+            shutil.copytree(run, sweep / str(seed))
+    (sweeps[0] / "3").mkdir()  # not finished
+    named, differences = write_comparison(tmp_path / "out", [*sweeps, sweeps[0] / "1"])
+    assert list(named) == [f"{sweep}/{seed} (seed={seed})" for sweep in ("one", "two") for seed in range(3)]
+    assert len(differences[["run", "other"]].drop_duplicates()) == 15
+    assert disjoint_pairs(named, differences) == []
+
+
+def test_a_pair_without_an_image_in_common_is_named_on_the_page(runs, tmp_path):
+    file = runs[0] / "predictions.csv"
+    table = pd.read_csv(file)
+    table.assign(image_id="other_" + table["image_id"].astype(str)).to_csv(file, index=False)
+    named, differences = write_comparison(tmp_path / "out", runs)
+    first, second, third = named
+    assert disjoint_pairs(named, differences) == [(first, second), (first, third)]
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "Pairs without an image in common, which are not compared:" in page
+    assert f"<li>{first} and {third}" in page
+    assert f"<li>{second} and {third}" not in page
