@@ -9,6 +9,17 @@ from fractatlas.config.schema import EvaluateConfig
 from fractatlas.errors import InputError
 
 log = logging.getLogger(__name__)
+# Where and why a key has no effect.
+WITH_CKPT = hydra_command.TRAINING_KEYS | {
+    "threshold": "with ckpt=..., the checkpoint stores its threshold",
+    "catalogue": "with ckpt=..., the catalogue is that of the data folder",
+    "heatmaps": "with ckpt=..., the network computes the heatmaps",
+    "paths.data_root": "with ckpt=..., data_root=DIR sets the data folder",
+}
+WITH_PREDICTIONS = {
+    "subset": "with predictions=..., the column split selects the subsets",
+    "trainer": "with predictions=..., no network is used",
+}
 
 
 def evaluate() -> None:
@@ -20,10 +31,15 @@ def _evaluate(config: dict[str, Any]) -> None:
     if bool(config["ckpt"]) == bool(config["predictions"]):
         raise InputError("give exactly one of ckpt=<run folder>/checkpoints/best.ckpt and predictions=FILE")
     if config["predictions"]:
-        from fractatlas.evaluation.external_predictions import evaluate_predictions
+        from fractatlas.evaluation.external_predictions import evaluate_predictions, stored_operating_point
 
+        reasons = WITH_PREDICTIONS
+        if file := stored_operating_point(Path(config["predictions"])):
+            reasons = reasons | {"threshold": f"with predictions=..., {file} stores their threshold"}
+        hydra_command.refuse_overrides(reasons)
         evaluate_predictions(config)
     else:
+        hydra_command.refuse_overrides(WITH_CKPT)
         from fractatlas.inference.evaluate import evaluate
 
         if not evaluate(config):

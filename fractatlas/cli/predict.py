@@ -6,6 +6,11 @@ from typing import Any
 from fractatlas.cli import hydra_command
 from fractatlas.config.schema import PredictConfig
 
+# Where and why a key has no effect.
+NO_EFFECT = hydra_command.TRAINING_KEYS | hydra_command.LOOP_KEYS
+NO_EFFECT |= dict.fromkeys(("paths.data_dir", "paths.data_root", "paths.cache_dir"), "here, input=... gives the images")
+NO_EFFECT |= {"paths.weights": "here, the checkpoint contains the weights"}
+
 
 def predict() -> None:
     """Write ``predictions.csv``; exit with status 2 if ``errors.csv`` lists images that could not be read."""
@@ -13,6 +18,7 @@ def predict() -> None:
 
 
 def _predict(config: dict[str, Any]) -> None:
+    hydra_command.refuse_overrides(NO_EFFECT)
     from fractatlas.inference.inputs import find_inputs
 
     inputs = find_inputs(config["input"])

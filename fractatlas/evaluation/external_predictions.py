@@ -73,6 +73,12 @@ def evaluate_predictions(config: dict[str, Any]) -> None:
     log.info("%s: %s, majority rate %.4f; results in %s", last, scores, record[last]["majority_rate"], out)
 
 
+def stored_operating_point(predictions: Path) -> Path | None:
+    """Return the ``metrics.json`` next to a table of predictions if it stores an operating point."""
+    source = RunFolder(predictions.parent, {})
+    return source.file("metrics.json") if "operating_point" in source.metrics else None
+
+
 def _operating_point(rule: dict[str, Any], table: pd.DataFrame, source: Path) -> dict[str, Any]:
     name = rule["_target_"].rpartition(".")[2]
     validation = table[table["split"] == "val"]

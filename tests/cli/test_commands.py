@@ -168,6 +168,47 @@ def test_evaluating_what_is_not_a_checkpoint_is_refused_in_one_line(fractatlas, 
     refused(fractatlas("evaluate", "task_name=refused", *arguments), message)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "threshold.value=0.3",
+            "threshold.value=0.3: no effect with ckpt=..., the checkpoint stores its threshold; remove it",
+        ),
+        ("threshold=youden", "threshold=youden: no effect"),
+        ("catalogue=phantoms/dataset.csv", "no effect"),
+        ("heatmaps=heatmaps.npz", "no effect"),
+        ("trainer.max_epochs=3", "trainer.max_epochs=3: no effect here, it applies to training only; remove it"),
+        ("paths.data_root=phantoms", "data_root=DIR sets the data folder"),
+    ],
+)
+def test_settings_without_effect_on_a_checkpoint_are_refused(fractatlas, override, message):
+    refused(fractatlas("evaluate", "task_name=refused", "ckpt=x", override), message)
+
+
+@pytest.mark.parametrize("override", ["subset=val", "trainer=cpu", "++trainer.devices=2"])
+def test_settings_without_effect_on_predictions_are_refused(fractatlas, override):
+    message = f"{override}: no effect with predictions=..., "
+    refused(fractatlas("evaluate", "task_name=refused", "predictions=x.csv", override), message)
+
+
+@pytest.mark.parametrize("override", ["trainer.max_epochs=3", "trainer.limit_test_batches=1", "paths.weights=x"])
+def test_settings_without_effect_on_predict_are_refused(fractatlas, override):
+    arguments = ["task_name=refused", "ckpt=x", "input=phantoms", override]
+    refused(fractatlas("predict", *arguments), f"{override}: no effect")
+
+
+def test_a_threshold_is_refused_for_predictions_whose_folder_stores_one(fractatlas, run, folder):
+    arguments = ["evaluate", "task_name=thresholds", "report=false", "threshold.value=0.3"]
+    message = fractatlas(*arguments, f"predictions={run}/predictions.csv")
+    refused(message, f"{run}/metrics.json stores their threshold; remove it")
+    (folder / "alone").mkdir()
+    (folder / "alone" / "predictions.csv").write_text((run / "predictions.csv").read_text())
+    assert fractatlas(*arguments, "predictions=alone/predictions.csv") == 0
+    (file,) = (folder / "logs" / "thresholds" / "runs").glob("*/metrics.json")
+    assert json.loads(file.read_text())["operating_point"]["threshold"] == 0.3
+
+
 def test_predictions_of_any_system_are_evaluated_in_the_same_way(fractatlas, run, folder):
     table = pd.read_csv(run / "predictions.csv")[["image_id", "label", "probability"]]
     table.to_csv(folder / "their predictions (1).csv", index=False)
