@@ -28,6 +28,7 @@ from fractatlas.config.schema import TrainConfig
 from fractatlas.config.validation import validate
 from fractatlas.errors import InputError
 from fractatlas.io import write_json
+from fractatlas.report.report_page import write_report
 from fractatlas.search import report, storage
 from fractatlas.signals import STOPPED
 from fractatlas.training.fit import train
@@ -80,6 +81,8 @@ def run_trial(search: dict[str, Any], config: DictConfig) -> float | None:
             train(plain, [ReportToStudy(trial, plain["monitor"])])
         else:
             _run_process(search, plain, run, number)
+        if plain["report"]:
+            write_report(run)
         return _store_result(trial, json.loads((run / "metrics.json").read_text(encoding="utf-8")))
     except Exception as error:
         log.error("trial %d failed: %s", number, reason := _describe(error))
