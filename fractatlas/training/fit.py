@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +28,7 @@ from fractatlas.training.callbacks import AtomicCheckpointIO, BestCheckpoint
 from fractatlas.training.resume import newest_checkpoint
 from fractatlas.training.scoring import predict_subset, write_scores
 from fractatlas.training.silence_warnings import quieten
+from fractatlas.training.tensorboard import RunLogger
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +51,13 @@ def train(config: dict[str, Any], callbacks: Sequence[Callback] = ()) -> float:
     """
     quieten()
     run = Path(config["paths"]["output_dir"])
-    with nullcontext() if rank_zero_only.rank else run_lock(run):  # type: ignore[attr-defined]
-        return _train(config, callbacks, run)
+    with ExitStack() as stack:
+        if not rank_zero_only.rank:  # type: ignore[attr-defined]
+            stack.enter_context(run_lock(run))
+        return _train(config, callbacks, run, stack)
 
 
-def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path) -> float:
+def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, stack: ExitStack) -> float:
     started = time.monotonic()
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
     split, last, step = build(config["split"]), None, None
@@ -68,11 +71,15 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path) -> 
     data.prepare_data()
     data.setup()
     classifier = build_classifier(config)
+    # The configurations of all runs name Lightning's logger, the base class of this one.
+    target = f"{RunLogger.__module__}.{RunLogger.__name__}"
+    logger = build(config["logger"], _target_=target, default_hp_metric=False, purge_step=step)
+    stack.enter_context(closing(logger))
     trainer = build_trainer(
         config,
         run,
         callbacks=[*(build(part) for part in config["callbacks"].values() if part), *callbacks],
-        logger=build(config["logger"], default_hp_metric=False, purge_step=step),
+        logger=logger,
         plugins=[AtomicCheckpointIO()],
     )
     if trainer.is_global_zero:

@@ -106,6 +106,11 @@ def test_tensorboard_has_curves_images_and_hyperparameters_with_metrics(finished
     assert {"final/val/auroc", "final/test/auroc", "final/test/majority_rate"} <= tags
 
 
+def test_a_run_writes_one_event_file(finished):
+    run, _, _ = finished
+    assert len(list((run / "tensorboard").glob("events*"))) == 1
+
+
 def test_a_checkpoint_contains_the_configuration(finished):
     run, _, config = finished
     assert read_checkpoint(run / "checkpoints" / "best.ckpt")["config"] == config
