@@ -142,7 +142,11 @@ class FractureClassifier(lightning.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] *= group["scale"]
         scheduler = self._make_scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        # The name in the logs. With one rate for each stage, their names are added: train/lr/head.
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "train/lr"},
+        }
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images, float (n, 3, h, w), to logits (n,)."""
@@ -203,9 +207,8 @@ class FractureClassifier(lightning.LightningModule):
             raise InputError(f"training diverged: some {subset} logits are not finite; lower optimizer.lr")
         fitting = self.trainer.state.fn == TrainerFn.FITTING
         values = {f"{subset}/{name}": value.float() for name, value in metrics.compute().items()}
-        # The best checkpoint is scored after training; its metrics are not part of the training curve.
-        prefix = "best/" if subset == "val" and not fitting else ""
-        self.log_dict({prefix + name: value for name, value in values.items()})
+        # The best checkpoint is scored after training; its metrics are not part of the curves.
+        self.log_dict(values, logger=fitting)
         if fitting and not self.trainer.sanity_checking:
             epoch = self.current_epoch + 1
             if not self.history or self.history[-1]["epoch"] != epoch:

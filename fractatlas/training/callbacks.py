@@ -47,7 +47,7 @@ class InputGrid(callbacks.Callback):
         with torch.random.fork_rng(devices=[]):  # augmentation must not change the random numbers of the training
             tiles = [self._tile(data, dataset[row], boxes[row]) for row in rows]
         board: Any = trainer.logger.experiment  # type: ignore[attr-defined]
-        board.add_image("input/train", make_grid(tiles, nrow=4, padding=4, pad_value=255), 0)
+        board.add_image("x-rays/train_input", make_grid(tiles, nrow=4, padding=4, pad_value=255), 0)
 
     @staticmethod
     def _tile(data: Any, item: dict[str, torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ from fractatlas.training.callbacks import AtomicCheckpointIO, BestCheckpoint
 from fractatlas.training.resume import newest_checkpoint
 from fractatlas.training.scoring import predict_subset, write_scores
 from fractatlas.training.silence_warnings import quieten
-from fractatlas.training.tensorboard import RunLogger
+from fractatlas.training.tensorboard import RunLogger, hyperparameters
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +84,7 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
     )
     if trainer.is_global_zero:
         (run / "metrics.json").unlink(missing_ok=True)  # a resumed run is not finished
+        logger.remove_comparison()
         write_csv(run / "catalogue.csv", data.catalogue)
         write_csv(run / "split.csv", data.split)
 
@@ -116,44 +117,39 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
             "seed": config["seed"],
         }
         record = write_scores(run, record, predictions, classifier, data, trainer, config["report"])
-        if trainer.logger:
-            _log_final(trainer.logger, config, record, subsets, trainer.global_step)
-            if config["report"]:
-                _log_heatmaps(trainer.logger, run, data, predictions, trainer.global_step)
-            trainer.logger.save()
+        if config["report"]:
+            _log_heatmaps(logger, run, data, predictions, trainer.global_step)
+        logger.write_comparison(hyperparameters(config) | _final_scores(record, subsets))
         log.info("%s %.4f (epoch %d); results in %s", config["monitor"], best, epoch, run)
     return best
 
 
-def _log_final(logger: Any, config: dict[str, Any], record: dict[str, Any], subsets: list[str], step: int) -> None:
-    """Log hyperparameters and final metrics, which TensorBoard's HPARAMS tab compares."""
-    final = {
-        f"final/{subset}/{name}": value["value"] if isinstance(value, dict) else value
-        for subset in subsets
-        for name, value in record[subset].items()
-        if name not in ("n", "positives", "threshold") and value is not None
-    }
-    logger.log_hyperparams(_hyperparameters(config), final, step)
-
-
-def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the plain values that TensorBoard shows as hyperparameters, by name."""
-    shown = {"seed": config["seed"], "batch_size": config["data"]["batch_size"]}
-    shown |= {name: config["trainer"][name] for name in ("max_epochs", "precision")}
-    for group in ("model", "optimizer", "scheduler", "loss", "split", "preprocess", "augment"):
-        shown[group] = config[group]["_target_"].rpartition(".")[2]
-        for name, value in config[group].items():
-            if not name.startswith("_") and name != "weights_dir":
-                shown[f"{group}/{name}"] = value if isinstance(value, int | float | str) else str(value)
-    return shown
+def _final_scores(record: dict[str, Any], subsets: list[str]) -> dict[str, float]:
+    """Return the scores of the best checkpoint by name; those of the metric of ``monitor`` are sorted first."""
+    monitor = record["monitor"]
+    scores = {f"Best {monitor['name']}": monitor["value"]}
+    for subset in subsets:
+        for metric, value in record[subset].items():
+            if metric in ("n", "positives", "threshold") or value is None:
+                continue
+            name = f"{subset}/{metric}"
+            if subset == "test" and metric == monitor["name"].partition("/")[2]:
+                name = f"Final {name}"
+            elif subset == "val":
+                name += " (best epoch)"
+            scores[name] = value["value"] if isinstance(value, dict) else value
+    return scores
 
 
 def _log_heatmaps(logger: Any, run: Path, data: RadiographDataModule, predictions: pd.DataFrame, step: int) -> None:
-    """Log radiographs of fractures with their heatmaps as TensorBoard images, one grid per subset."""
+    """Log radiographs of fractures with their heatmaps as TensorBoard images, one grid per subset.
+
+    TensorBoard sorts by name, and opens the first two groups, which are the curves of ``train/`` and ``val/``.
+    """
     if not (run / "heatmaps.npz").is_file():
         return
     heatmaps, boxes = read_heatmaps(run / "heatmaps.npz"), read_boxes(data.root)
     for subset, table in predictions.groupby("split"):
         table = shown_images.spread_by_probability(table.merge(data.catalogue[["image_id", "path"]], on="image_id"))
         if drawn := draw_radiographs(table, data.root, boxes, heatmaps):
-            logger.experiment.add_image(f"heatmaps/{subset}", tile(drawn), step, dataformats="HWC")
+            logger.experiment.add_image(f"x-rays/{subset}_heatmaps", tile(drawn), step, dataformats="HWC")

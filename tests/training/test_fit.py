@@ -89,26 +89,83 @@ def test_excluded_images_are_counted_and_listed(finished):
     assert not set(excluded["image_id"]) & set(pd.read_csv(run / "split.csv")["image_id"])
 
 
-def test_tensorboard_has_curves_images_and_hyperparameters_with_metrics(finished):
+def comparison(run: Path) -> dict:
+    """Return what the HPARAMS tab shows about a run."""
+    content = events(run).summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    values = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    return {name: getattr(value, value.WhichOneof("kind")) for name, value in values.items()}
+
+
+def test_tensorboard_has_charts_of_training_and_validation_only(finished):
     run, _, _ = finished
     logs = events(run)
-    tags = set(logs.Tags()["scalars"])
-    for prefix in ("train", "val", "best/val", "test"):
-        for name in ("loss", "accuracy", "balanced_accuracy", "auroc", "average_precision", "f1", "mcc", "sensitivity",
-                     "specificity", "majority_rate"):  # fmt: skip
-            assert f"{prefix}/{name}" in tags
-    assert any(tag.startswith("lr-") for tag in tags)
-    assert set(logs.Tags()["images"]) == {"input/train", "heatmaps/val", "heatmaps/test"}
-    hparams = logs.summary_metadata["_hparams_/session_start_info"].plugin_data.content
-    start = plugin_data_pb2.HParamsPluginData.FromString(hparams).session_start_info.hparams
-    assert start["optimizer/lr"].number_value == 0.01
-    assert start["model/variant"].string_value == "densenet_tiny"
-    assert {"final/val/auroc", "final/test/auroc", "final/test/majority_rate"} <= tags
+    metrics = ("loss", "accuracy", "balanced_accuracy", "auroc", "average_precision", "f1", "mcc", "sensitivity",
+               "specificity", "majority_rate")  # fmt: skip
+    curves = {f"{subset}/{name}" for subset in ("train", "val") for name in metrics}
+    assert set(logs.Tags()["scalars"]) == curves | {"train/loss_step", "train/lr"}
+    assert all(len(logs.Scalars(tag)) == 3 for tag in curves)
+
+
+def test_tensorboard_opens_on_the_curves(finished):
+    # It sorts groups by name, and shows the charts of the first two.
+    run, _, _ = finished
+    tags = events(run).Tags()
+    groups = sorted({tag.partition("/")[0] for kind in ("scalars", "images") for tag in tags[kind]})
+    assert groups[:2] == ["train", "val"]
+    assert set(tags["images"]) == {"x-rays/train_input", "x-rays/val_heatmaps", "x-rays/test_heatmaps"}
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_the_learning_rate_has_the_same_name_for_every_optimizer(configuration, tmp_path, optimizer):
+    train(configuration(tmp_path, f"optimizer={optimizer}", "trainer.max_epochs=1", "test=false",
+                        "trainer.log_every_n_steps=1"))  # fmt: skip
+    assert [tag for tag in events(tmp_path).Tags()["scalars"] if "lr" in tag] == ["train/lr"]
+
+
+def test_each_stage_with_a_rate_of_its_own_has_a_curve(configuration, tmp_path):
+    train(configuration(tmp_path, "model.stage_decay=0.5", "trainer.max_epochs=1", "test=false", "optimizer.lr=0.01",
+                        "trainer.log_every_n_steps=1"))  # fmt: skip
+    logs = events(tmp_path)
+    rates = {tag: logs.Scalars(tag)[0].value for tag in logs.Tags()["scalars"] if "lr" in tag}
+    assert rates["train/lr/head"] == pytest.approx(0.01)
+    assert min(rates.values()) == pytest.approx(0.01 * 0.5 ** (len(rates) - 1))
+    assert all(tag.startswith("train/lr/") for tag in rates)
+
+
+def test_the_hparams_tab_has_hyperparameters_and_final_scores(finished):
+    run, value, _ = finished
+    shown, metrics = comparison(run), metrics_of(run)
+    assert shown["optimizer.lr"] == 0.01
+    assert shown["trainer.max_epochs"] == 3
+    assert shown["model.mirror"] == "false"
+    assert (shown["optimizer"], shown["scheduler"], shown["augment"]) == ("Adam", "cosine", "light")
+    assert (shown["model.variant"], shown["model.weights"]) == ("densenet_tiny", "random")
+    assert shown["Best val/auroc"] == value
+    assert shown["test/accuracy"] == metrics["test"]["accuracy"]["value"]
+    assert shown["test/majority_rate"] == metrics["test"]["majority_rate"]
+    assert shown["val/f1 (best epoch)"] == metrics["val"]["f1"]["value"]
+
+
+def test_the_hparams_tab_shows_first_what_differs_and_has_no_fixed_columns(finished):
+    # A run that describes the columns would hide parameters that only other runs have.
+    run, _, _ = finished
+    assert "_hparams_/experiment" not in events(run).summary_metadata
+    # Of the values that differ, the tab shows the first five by name.
+    assert sorted(comparison(run))[:2] == ["Best val/auroc", "Final test/auroc"]
+
+
+def test_a_run_trained_for_more_epochs_replaces_its_final_scores(configuration, tmp_path):
+    train(configuration(tmp_path, "trainer.max_epochs=1"))
+    train(configuration(tmp_path, "trainer.max_epochs=2", f"resume={tmp_path}"))
+    shown = comparison(tmp_path)
+    assert shown["trainer.max_epochs"] == 2
+    assert shown["Final test/auroc"] == metrics_of(tmp_path)["test"]["auroc"]["value"]
 
 
 def test_a_run_writes_one_event_file(finished):
     run, _, _ = finished
-    assert len(list((run / "tensorboard").glob("events*"))) == 1
+    files = [file.suffix for file in (run / "tensorboard").iterdir() if file.suffix != ".hparams"]
+    assert len(files) == 1
 
 
 def test_a_checkpoint_contains_the_configuration(finished):
