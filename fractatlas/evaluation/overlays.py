@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fractatlas.data.images import decode
 from fractatlas.evaluation.localisation import Heatmaps, place
@@ -14,9 +14,13 @@ from fractatlas.evaluation.localisation import Heatmaps, place
 SIDE = 256  # pixels of the shorter side of a drawn radiograph
 OPACITY = 0.55  # at the highest heat, so that the bone stays visible
 BOX_COLOUR = (64, 224, 255)
+FRAME_COLOUR = (176, 176, 176)
+PALETTE = "turbo"
 
 
-def overlay(image: Image.Image, heat: np.ndarray | None, boxes: np.ndarray | None = None) -> Image.Image:
+def overlay(
+    image: Image.Image, heat: np.ndarray | None, boxes: np.ndarray | None = None, view: np.ndarray | None = None
+) -> Image.Image:
     """Draw heat and boxes over a radiograph; higher heat is more opaque.
 
     Args:
@@ -24,6 +28,8 @@ def overlay(image: Image.Image, heat: np.ndarray | None, boxes: np.ndarray | Non
         heat: (height, width) of the image, 0 to 1, as ``evaluation.localisation.place`` returns it after scaling;
             ``None`` draws none.
         boxes: (n, 4), left, top, right, bottom in the image's pixels.
+        view: the rectangle that the network receives, in the image's pixels. If it is a crop, it is drawn as a frame,
+            because the heat ends at its edges.
 
     Returns:
         An image of mode ``RGB`` and the same size.
@@ -34,13 +40,59 @@ def overlay(image: Image.Image, heat: np.ndarray | None, boxes: np.ndarray | Non
     if heat is not None:
         heat = np.clip(heat, 0, 1).astype(np.float32)
         opacity = OPACITY * heat[..., None]
-        colours = matplotlib.colormaps["turbo"](heat, bytes=True)[..., :3]
+        colours = matplotlib.colormaps[PALETTE](heat, bytes=True)[..., :3]
         pixels = (1 - opacity) * pixels + opacity * colours
     drawn = Image.fromarray(pixels.round().astype(np.uint8))
     pen, thickness = ImageDraw.Draw(drawn), max(1, round(min(image.size) / 200))
-    for left, top, right, bottom in () if boxes is None else np.asarray(boxes, dtype=float):
-        corners = np.sort([[left, top], [right - 1, bottom - 1]], axis=0)  # right and bottom are exclusive
-        pen.rectangle(corners.round().astype(int).ravel().tolist(), outline=BOX_COLOUR, width=thickness)
+    if view is not None and is_crop(view, image.size):
+        _rectangle(pen, view, FRAME_COLOUR, thickness)
+    for box in () if boxes is None else boxes:
+        _rectangle(pen, box, BOX_COLOUR, thickness)
+    return drawn
+
+
+def is_crop(view: np.ndarray, size: tuple[int, int]) -> bool:
+    """Return whether a view (left, top, right, bottom) leaves out a pixel of an image of ``size`` (width, height)."""
+    left, top, right, bottom = (float(edge) for edge in view)
+    return left >= 1 or top >= 1 or right <= size[0] - 1 or bottom <= size[1] - 1
+
+
+def _rectangle(pen: ImageDraw.ImageDraw, corners: np.ndarray, colour: tuple[int, int, int], thickness: int) -> None:
+    left, top, right, bottom = np.asarray(corners, dtype=float)
+    ordered = np.sort([[left, top], [right - 1, bottom - 1]], axis=0)  # right and bottom are exclusive
+    pen.rectangle(ordered.round().astype(int).ravel().tolist(), outline=colour, width=thickness)
+
+
+def colour_key(width: int, height: int, highest: float = 1.0) -> Image.Image:
+    """Draw the colours of heat from 0 to ``highest``, from left to right, as on a grey radiograph."""
+    grey = Image.new("L", (width, height), 128)
+    return overlay(grey, np.tile(np.linspace(0, highest, width), (height, 1)))
+
+
+def annotate(image: Image.Image, probability: float, highest: float | None) -> Image.Image:
+    """Add a strip below a drawn radiograph with the probability and the key of the heatmap's colours.
+
+    Args:
+        image: of mode ``RGB``.
+        probability: of a fracture.
+        highest: the largest heat in the image, 0 to 1, as ``overlay`` draws it; ``None`` if it has no heatmap.
+    """
+    width, size = image.width, max(9, round(min(image.size) / 18))
+    font, line = ImageFont.load_default(size), round(1.5 * size)
+    lines = [f"probability of a fracture {probability:.3f}"]
+    if highest is not None:
+        lines.append("heat 0" if highest > 0 else "heatmap is zero everywhere")
+    drawn = Image.new("RGB", (width, image.height + line * len(lines) + size // 2))
+    drawn.paste(image)
+    pen = ImageDraw.Draw(drawn)
+    for row, text in enumerate(lines):
+        pen.text((size // 2, image.height + row * line + size // 4), text, fill="white", font=font)
+    if highest:
+        left, top = round(size + pen.textlength(lines[1], font)), image.height + line + size // 2
+        right = round(width - 1.5 * size - pen.textlength("maximum", font))
+        if right > left:
+            drawn.paste(colour_key(right - left, size, highest), (left, top))
+            pen.text((right + size // 2, top - size // 4), "maximum", fill="white", font=font)
     return drawn
 
 
@@ -56,8 +108,9 @@ def draw_radiographs(
         heatmaps: each is scaled to its own maximum.
 
     Returns:
-        For each drawn radiograph ``image_id, label, probability`` and ``image``: PIL, RGB, ``SIDE`` pixels on the
-        shorter side.
+        For each drawn radiograph ``image_id, label, probability``, ``image``: PIL, RGB, ``SIDE`` pixels on the
+        shorter side, ``highest``: the largest heat, 1, or 0 if the heatmap is zero everywhere, or ``None`` without a
+        heatmap, and ``cropped``: whether the heatmap covers a part of the radiograph only.
     """
     rows = {} if heatmaps is None else {name: row for row, name in enumerate(heatmaps.image_id.tolist())}
     drawn = []
@@ -67,20 +120,28 @@ def draw_radiographs(
         image = decode((root / item.path).read_bytes())
         scale = SIDE / min(image.size)
         small = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
-        heat = None
+        heat = view = highest = None
         if heatmaps is not None and item.image_id in rows:
             row = rows[item.image_id]
-            heat = place(heatmaps.heat[row], heatmaps.view[row] * scale, *small.size)
+            view = heatmaps.view[row] * scale
+            heat = place(heatmaps.heat[row], view, *small.size)
+            highest = 1.0 if heat.max() > 0 else 0.0
             heat = heat / max(heat.max(), 1e-9)
         corners = boxes.get(item.image_id)
-        picture = overlay(small, heat, None if corners is None else corners * scale)
+        picture = overlay(small, heat, None if corners is None else corners * scale, view)
         fields = {"image_id": item.image_id, "label": item.label, "probability": item.probability}
-        drawn.append(fields | {"image": picture})
+        cropped = view is not None and is_crop(view, small.size)
+        drawn.append(fields | {"image": picture, "highest": highest, "cropped": cropped})
     return drawn
 
 
 def tile(drawn: list[dict[str, Any]], columns: int = 4) -> np.ndarray:
-    """Place the images of ``draw_radiographs`` in a grid: uint8 (height, width, 3)."""
-    tiles = [np.asarray(ImageOps.pad(item["image"], (SIDE, SIDE))) for item in drawn]
+    """Place the images of ``draw_radiographs`` in a grid, with their probabilities: uint8 (height, width, 3)."""
+    tiles = [
+        np.asarray(annotate(ImageOps.pad(item["image"], (SIDE, SIDE)), item["probability"], item["highest"]))
+        for item in drawn
+    ]
+    height = max(len(one) for one in tiles)
+    tiles = [np.pad(one, ((0, height - len(one)), (0, 0), (0, 0))) for one in tiles]
     tiles += [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
     return np.vstack([np.hstack(tiles[row : row + columns]) for row in range(0, len(tiles), columns)])

@@ -20,7 +20,7 @@ from fractatlas.data.images import UnreadableError, read_radiograph
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
 from fractatlas.evaluation.localisation import place
-from fractatlas.evaluation.overlays import overlay
+from fractatlas.evaluation.overlays import annotate, overlay
 from fractatlas.inference.inputs import Inputs
 from fractatlas.inference.model import UNFINISHED, load_model
 from fractatlas.io import atomic_path, write_csv
@@ -102,14 +102,16 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
 def write_overlay(file: Path, path: str, heat: np.ndarray, preprocess: Preprocess, probability: float) -> None:
     """Draw the radiograph in ``path`` with its heatmap (h, w), whose maximum is drawn as the probability of a fracture.
 
-    ``file`` is a JPEG, ``OVERLAY_SIDE`` pixels on its shorter side.
+    ``file`` is a JPEG. The radiograph has ``OVERLAY_SIDE`` pixels on its shorter side; below it are the probability and
+    the key of the colours.
     """
     image = read_radiograph(Path(path))
     scale = OVERLAY_SIDE / min(image.size)
     view = np.array(preprocess.view(*image.size)) * scale
     width, height = (max(1, round(side * scale)) for side in image.size)
     placed = place(heat, view, width, height)
-    drawn = overlay(image.resize((width, height)), probability * placed / max(placed.max(), 1e-9))
+    heat = probability * placed / max(placed.max(), 1e-9)
+    drawn = annotate(overlay(image.resize((width, height)), heat, view=view), probability, heat.max())
     with atomic_path(file) as temporary:
         drawn.save(temporary, "JPEG", quality=90)
 

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator
+from scipy.stats import binomtest
 
 from fractatlas.evaluation.bootstrap import CONFIDENCE
 from fractatlas.evaluation.metrics import BINS, weights_by_score
@@ -18,6 +19,8 @@ from fractatlas.evaluation.metrics import BINS, weights_by_score
 TAIL = (1 - CONFIDENCE) / 2
 COLOURS = {"val": "#8250df", "test": "#0969da", "train": "#6e7781"}
 GRID = np.linspace(0, 1, 101)
+MIN_BIN = 10  # images of a point of the reliability diagram
+Scores = dict[str, dict[str, float]]  # value, low and high by name of the subset
 STYLE: dict[Any, Any] = {  # matplotlib's rcParams
     "svg.fonttype": "none",
     "svg.hashsalt": "fractatlas",
@@ -43,65 +46,98 @@ def _as_svg(draw: Callable[..., Figure]) -> Callable[..., str]:
 
 
 @_as_svg
-def roc(tables: dict[str, pd.DataFrame], weights: dict[str, np.ndarray]) -> Figure:
-    """Draw ROC curves with pointwise 95 % bands.
+def roc(tables: dict[str, pd.DataFrame], weights: dict[str, np.ndarray], scores: Scores) -> Figure:
+    """Draw ROC curves with pointwise 95 % bands, and the diagonal of a random classifier.
 
     Args:
         tables: predictions (``label, probability``) by name of the subset.
         weights: (b, n) from ``bootstrap_weights``, by name of the subset.
+        scores: AUROC with its interval, for the legend.
     """
     figure, axes = _axes("1 - specificity", "sensitivity")
-    axes.plot([0, 1], [0, 1], color="#d0d7de", linewidth=1)
     for name, table in tables.items():
         sensitivity, false_positive_rate = _rates(table, weights[name])
         curves = [np.interp(GRID, x, y) for x, y in zip(false_positive_rate, sensitivity, strict=True)]
         _band(axes, name, np.array(curves))
         x, y = np.r_[0, false_positive_rate[0]], np.r_[0, sensitivity[0]]
-        axes.step(x, y, where="post", color=COLOURS[name], label=name)
-    axes.legend(loc="lower right")
+        axes.step(x, y, where="post", color=COLOURS[name], label=f"{name}: AUROC {_with_interval(scores[name])}")
+    axes.plot([0, 1], [0, 1], color="#24292f", linewidth=1.2, linestyle=":", label="chance: AUROC 0.5")
+    figure.legend(loc="outside lower center")
     return figure
 
 
 @_as_svg
-def precision_recall(tables: dict[str, pd.DataFrame], weights: dict[str, np.ndarray]) -> Figure:
-    """Draw precision-recall curves with bands; a dotted line marks the precision of a random classifier.
+def precision_recall(tables: dict[str, pd.DataFrame], weights: dict[str, np.ndarray], scores: Scores) -> Figure:
+    """Draw precision-recall curves with bands, and the precision of a random classifier, which is the prevalence.
 
-    Arguments are those of ``roc``.
+    Arguments are those of ``roc``; ``scores`` has the average precision.
     """
     figure, axes = _axes("sensitivity (recall)", "PPV (precision)")
     for name, table in tables.items():
-        labels, scores = table["label"].to_numpy(), table["probability"].to_numpy()
-        positives, negatives = weights_by_score(labels, scores, weights[name])
+        labels, probabilities = table["label"].to_numpy(), table["probability"].to_numpy()
+        positives, negatives = weights_by_score(labels, probabilities, weights[name])
         tp, predicted = np.cumsum(positives, axis=1), np.cumsum(positives + negatives, axis=1)
         recall, precision = tp / np.maximum(tp[:, -1:], 1e-12), tp / np.maximum(predicted, 1e-12)
         rows = zip(recall, precision, strict=True)
         # The precision at the first score that reaches a recall.
         curves = np.array([y[np.minimum(np.searchsorted(x, GRID[1:] - 1e-12), len(y) - 1)] for x, y in rows])
         _band(axes, name, np.c_[curves[:, :1], curves])
-        axes.step(recall[0], precision[0], where="pre", color=COLOURS[name], label=name)
-        axes.axhline(labels.mean(), color=COLOURS[name], linewidth=0.8, linestyle=":")
-    axes.legend(loc="lower left")
+        label = f"{name}: average precision {_with_interval(scores[name])}"
+        axes.step(recall[0], precision[0], where="pre", color=COLOURS[name], label=label)
+        chance = f"{name}: chance, prevalence {labels.mean():.3f}"
+        axes.axhline(labels.mean(), color=COLOURS[name], linewidth=1.2, linestyle=":", label=chance)
+    figure.legend(loc="outside lower center")
     return figure
+
+
+def calibration_points(probabilities: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
+    """Return the fraction of fractures in bins of the probability with at least ``MIN_BIN`` images each.
+
+    ``BINS`` bins of equal width; one with fewer images is merged with the next one, the last with the one before.
+
+    Args:
+        probabilities: (n,), 0 to 1.
+        labels: 0 or 1, (n,).
+
+    Returns:
+        For each bin ``n``, ``probability`` (the mean), ``fraction``, and ``low, high``: the 95 % interval of the
+        fraction (Wilson, Journal of the American Statistical Association 22:209, 1927).
+    """
+    bins = np.minimum((np.asarray(probabilities) * BINS).astype(int), BINS - 1)
+    counts, merged, images = np.bincount(bins, minlength=BINS), np.zeros(BINS, dtype=int), 0
+    for index in range(BINS - 1):
+        images += counts[index]
+        merged[index + 1] = merged[index] + (images >= MIN_BIN)
+        images *= images < MIN_BIN
+    if images + counts[-1] < MIN_BIN:
+        merged[merged == merged[-1]] = max(merged[-1] - 1, 0)
+    rows = []
+    for _, table in pd.DataFrame({"probability": probabilities, "label": labels}).groupby(merged[bins]):
+        fractured, n = int(table["label"].sum()), len(table)
+        low, high = binomtest(fractured, n).proportion_ci(CONFIDENCE, method="wilson")
+        rows.append((n, table["probability"].mean(), fractured / n, low, high))
+    return pd.DataFrame(rows, columns=["n", "probability", "fraction", "low", "high"])
 
 
 @_as_svg
 def reliability(table: pd.DataFrame) -> Figure:
-    """Draw the fraction of fractures against the mean probability in equal bins, and the number of images in each."""
-    figure = Figure(figsize=(4.4, 4.2), layout="constrained")
-    axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    axes.plot([0, 1], [0, 1], color="#d0d7de", linewidth=1)
-    edges = np.linspace(0, 1, BINS + 1)
-    styles = {"probability": ("#6e7781", "uncalibrated"), "probability_calibrated": ("#0969da", "calibrated")}
+    """Draw the points of ``calibration_points`` with their intervals and numbers of images."""
+    figure, axes = _axes("mean predicted probability", "fraction of fractures")
+    axes.plot([0, 1], [0, 1], color="#24292f", linewidth=1.2, linestyle=":", label="perfect calibration")
+    styles = {
+        "probability": ("#6e7781", "uncalibrated", (4, -9)),
+        "probability_calibrated": ("#0969da", "calibrated", (4, 4)),
+    }
     for column in [name for name in styles if name in table]:
-        colour, label = styles[column]
-        bins = np.minimum((table[column] * BINS).astype(int), BINS - 1)
-        grouped = table.groupby(bins)
-        axes.plot(grouped[column].mean(), grouped["label"].mean(), "o-", color=colour, label=label, markersize=4)
-        counts.hist(table[column], bins=edges, histtype="step", color=colour)
-    axes.set(ylabel="fraction of fractures", xlim=(0, 1), ylim=(0, 1))
-    counts.set(xlabel="predicted probability of a fracture", ylabel="images", yscale="log")
-    counts.yaxis.set_minor_formatter(NullFormatter())  # their labels overlap
-    axes.legend(loc="upper left")
+        colour, label, offset = styles[column]
+        points = calibration_points(table[column].to_numpy(), table["label"].to_numpy())
+        x, y = points["probability"], points["fraction"]
+        errors = [y - points["low"], points["high"] - y]
+        axes.errorbar(x, y, errors, fmt="o-", color=colour, label=label, markersize=4, elinewidth=1, capsize=2)
+        for point in points.itertuples():
+            position = (point.probability, point.fraction)
+            axes.annotate(str(point.n), position, xytext=offset, textcoords="offset points", fontsize=7, color=colour)
+    figure.legend(loc="outside lower center")
     return figure
 
 
@@ -126,7 +162,8 @@ def history(epochs: list[dict[str, float]], monitor: str, chosen: int) -> Figure
             axes.axhline(rate, color="#bc4c00", linestyle=":", label="majority rate (val)")
         axes.axvline(chosen, color="#d0d7de", linewidth=4, zorder=0)
         axes.set(xlabel=f"epoch (selected by {monitor}: {chosen})", title=name.replace("auroc", "AUROC"))
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlim(0.5, table["epoch"].max() + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.legend()
     return figure
 
@@ -168,8 +205,12 @@ def _band(axes: Axes, name: str, curves: np.ndarray) -> None:
     axes.fill_between(GRID, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
 
 
+def _with_interval(score: dict[str, float]) -> str:
+    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
+
+
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.4, 4.2), layout="constrained")
+    figure = Figure(figsize=(4.4, 4.9), layout="constrained")
     axes = figure.subplots()
     axes.set(xlabel=x, ylabel=y, xlim=(0, 1), ylim=(0, 1.02))
     return figure, axes

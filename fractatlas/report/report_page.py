@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix
 
 from fractatlas.evaluation.bootstrap import bootstrap_weights
 from fractatlas.evaluation.markdown import METRIC_TITLES, format_fraction, format_percent
-from fractatlas.evaluation.overlays import draw_radiographs
+from fractatlas.evaluation.overlays import colour_key, draw_radiographs
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.evaluation.shown_images import most_confident_errors, spread_by_probability
 from fractatlas.io import write_text
@@ -40,8 +40,8 @@ def write_report(folder: Path) -> Path:
     weights = {name: bootstrap_weights(table["group"], resamples=BAND_RESAMPLES) for name, table in tables.items()}
     curves = {}
     if tables:
-        curves["ROC curves"] = figures.roc(tables, weights)
-        curves["Precision-recall curves"] = figures.precision_recall(tables, weights)
+        curves["ROC curves"] = figures.roc(tables, weights, _scores(run, "auroc"))
+        curves["Precision-recall curves"] = figures.precision_recall(tables, weights, _scores(run, "average_precision"))
     curves[f"Reliability diagram ({last.name})"] = figures.reliability(last.table)
     history, monitor = metrics.get("history"), metrics.get("monitor", {})
     page = render(
@@ -57,6 +57,7 @@ def write_report(folder: Path) -> Path:
         history=svg_address(figures.history(history, monitor["name"], monitor["epoch"])) if history else None,
         forest=svg_address(figures.forest(last.strata, {name: METRIC_TITLES[name] for name in FOREST})),
         errors=_pictures(run, most_confident_errors(last.table, run.threshold)),
+        colour_key=jpeg_address(colour_key(240, 12)),
         heatmaps=_pictures(run, spread_by_probability(last.table)) if run.heatmaps is not None else [],
         config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else None,
         card=re.findall(r"^## (.+)\n\n(.+)$", card, re.MULTILINE),
@@ -84,6 +85,13 @@ def model_card(run: RunFolder) -> str:
         fraction=format_fraction,
         percent=format_percent,
     )
+
+
+def _scores(run: RunFolder, metric: str) -> dict[str, dict[str, float]]:
+    """Return a metric of all images with its interval, by name of the subset."""
+    rows = {one.name: one.strata.iloc[0] for one in run.subsets}
+    columns = {"value": metric, "low": f"{metric}_low", "high": f"{metric}_high"}
+    return {name: {key: row[column] for key, column in columns.items()} for name, row in rows.items()}
 
 
 def _pictures(run: RunFolder, table: pd.DataFrame) -> list[dict[str, Any]]:

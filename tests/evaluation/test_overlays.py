@@ -1,7 +1,19 @@
 import numpy as np
+import pandas as pd
+import pytest
 from PIL import Image
 
-from fractatlas.evaluation.overlays import BOX_COLOUR, overlay
+from fractatlas.evaluation.localisation import Heatmaps
+from fractatlas.evaluation.overlays import (
+    BOX_COLOUR,
+    FRAME_COLOUR,
+    SIDE,
+    annotate,
+    colour_key,
+    draw_radiographs,
+    overlay,
+    tile,
+)
 
 
 def test_heat_colours_only_the_pixels_where_it_is():
@@ -32,3 +44,69 @@ def test_boxes_are_outlines_also_beyond_the_image():
 def test_without_heat_and_boxes_the_image_is_unchanged():
     pixels = np.random.default_rng(0).integers(0, 256, (30, 20), dtype=np.uint8)
     assert (np.asarray(overlay(Image.fromarray(pixels), np.zeros((30, 20)))) == pixels[..., None]).all()
+
+
+def test_the_part_that_the_network_receives_has_a_frame():
+    image = Image.fromarray(np.zeros((60, 80), dtype=np.uint8))
+    drawn = np.asarray(overlay(image, None, view=np.array([10.0, 5.0, 70.0, 55.0])))
+    frame = (drawn == FRAME_COLOUR).all(axis=2)
+    assert frame[5, 10:70].all()
+    assert frame[54, 10:70].all()
+    assert frame[5:55, 69].all()
+    assert frame.sum() == 2 * 60 + 2 * 48
+
+
+@pytest.mark.parametrize("view", [(0, 0, 80, 60), (0, -10, 80, 70)])  # the whole image, and a letterbox
+def test_a_view_of_the_whole_radiograph_has_no_frame(view):
+    image = Image.fromarray(np.zeros((60, 80), dtype=np.uint8))
+    assert not np.asarray(overlay(image, None, view=np.array(view, dtype=float))).any()
+
+
+def test_the_colour_key_has_the_colours_of_the_heat():
+    key = np.asarray(colour_key(101, 4))
+    heat = np.tile(np.linspace(0, 1, 101), (4, 1))
+    assert (key == np.asarray(overlay(Image.new("L", (101, 4), 128), heat))).all()
+    assert (key[:, 0] == 128).all()
+    assert (key[:, -1, 0] > key[:, -1, 2] + 30).all()
+
+
+def strip(**changes) -> np.ndarray:
+    """The pixels that ``annotate`` adds below an image."""
+    values = {"probability": 0.25, "highest": 1.0} | changes
+    return np.asarray(annotate(Image.new("RGB", (256, 256)), **values))[256:]
+
+
+def test_a_drawn_radiograph_has_its_probability_and_the_colour_key():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8))
+    assert (np.asarray(annotate(image, 0.25, 1.0))[:256] == np.asarray(image)).all()
+    assert (strip() != strip(probability=0.75)).any()
+    colours = np.abs(np.diff(strip().astype(int), axis=2)).max()
+    assert colours > 30
+    # Without heat there is no key, and the strip states it; without a heatmap there is one line less.
+    assert not np.diff(strip(highest=0.0).astype(int), axis=2).any()
+    assert len(strip(highest=None)) < len(strip(highest=0.0))
+    assert len(strip(highest=0.0)) == len(strip())
+
+
+@pytest.fixture
+def radiograph(tmp_path):
+    """A table of three images in a folder: with heat in a crop, with a heatmap of zeros, and without one."""
+    for name in "abc":
+        Image.fromarray(np.full((300, 400), 90, dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    table = pd.DataFrame({"image_id": list("abc"), "path": [f"{name}.png" for name in "abc"], "label": 1,
+                          "probability": [0.9, 0.5, 0.1]})  # fmt: skip
+    heat = np.stack([np.eye(2, dtype=np.float32), np.zeros((2, 2), dtype=np.float32)])
+    view = np.array([[50, 0, 350, 300], [0, 0, 400, 300]], dtype=np.float32)
+    return draw_radiographs(table, tmp_path, {}, Heatmaps(np.array(["a", "b"]), heat, view))
+
+
+def test_drawn_radiographs_state_whether_heat_is_absent_or_cropped(radiograph):
+    assert [item["highest"] for item in radiograph] == [1.0, 0.0, None]
+    assert [item["cropped"] for item in radiograph] == [True, False, False]
+
+
+def test_a_grid_has_the_probability_below_each_radiograph(radiograph):
+    grid = tile(radiograph, columns=2)
+    assert grid.shape[1] == 2 * SIDE
+    assert grid.shape[0] > 2 * SIDE
+    assert (grid[SIDE : grid.shape[0] // 2, :SIDE] == 255).any()  # white text

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -80,6 +81,35 @@ def test_the_page_contains_curves_errors_and_heatmaps_as_pictures(page):
     assert "false negative (missed fracture)" in text
     assert "false positive</span>" in text
     assert text.count("data:image/jpeg;base64,") >= 20
+
+
+def test_the_legend_of_the_roc_curves_has_the_scores_of_metrics_json(page):
+    codes = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", page.read_text())
+    roc = base64.b64decode(codes[0]).decode()
+    for subset in ("val", "test"):
+        score = RunFolder(page.parent).metrics[subset]["auroc"]
+        assert f"{subset}: AUROC {score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]" in roc
+
+
+def test_heatmaps_have_a_colour_key(page):
+    text = page.read_text()
+    assert "<span>maximum of the image</span>" in text
+    assert "grey frame" not in text
+    assert "zero everywhere" not in text
+
+
+def test_an_empty_heatmap_and_the_edge_of_a_crop_are_explained(run_folder, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    with np.load(folder / "heatmaps.npz") as file:
+        arrays = {"image_id": file["image_id"], "heat": np.zeros_like(file["heat"]),
+                  "view": file["view"] * np.float32(0.9)}  # fmt: skip
+    np.savez(folder / "heatmaps.npz", **arrays)
+    text = write_report(folder).read_text()
+    assert text.count("<br>heatmap is zero everywhere") >= 12
+    assert "A heatmap is zero everywhere if no place of the radiograph raises the score." in text
+    assert "The grey frame is the part of the radiograph that the network receives" in text
+    assert "<span>maximum of the image</span>" not in text  # a key without colours
 
 
 def test_the_first_stratum_has_the_scores_of_metrics_json(page):
