@@ -16,8 +16,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 from torchvision.transforms import v2
 
 from fractatlas.data.cache import Decoder, PixelCache, open_cache
+from fractatlas.data.groups import GIVEN, add_given
+from fractatlas.data.leaks import COLUMNS, crossings, describe_groups, describe_leak, find_leaks
 from fractatlas.data.sources.fracatlas import read_boxes, read_catalogue
-from fractatlas.data.splits import SUBSETS, crossings
+from fractatlas.data.splits import SUBSETS
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
 from fractatlas.signals import STOP_SIGNALS
@@ -125,6 +127,10 @@ class RadiographDataModule(lightning.LightningDataModule):
             return
         self.catalogue = read_catalogue(self.root, self._cache, self._keep_contradictions)
         self.split = self._make_split(self.catalogue)
+        given = [name for name in GIVEN.values() if name in self.split]
+        from_split = {name for name in given if name not in self.catalogue}
+        if given:
+            self.catalogue = add_given(self.catalogue, self.split[["image_id", *given]])
         excluded = self.catalogue.loc[self.catalogue["excluded"] != "", ["excluded", "image_id"]]
         for reason, ids in excluded.groupby("excluded")["image_id"]:
             more = f" and {len(ids) - 5} more (catalogue.csv)" if len(ids) > 5 else ""
@@ -137,7 +143,8 @@ class RadiographDataModule(lightning.LightningDataModule):
         if unassigned := len(self.catalogue) - len(excluded) - len(self.split):
             log.info("in no subset: %d images that the split does not contain", unassigned)
         self.crossings = crossings(self.split, self.catalogue)
-        _log_crossings(self.crossings)
+        self.leaks = find_leaks(self.split, self.catalogue)
+        _log_leaks(self.leaks, {kind for kind, column in COLUMNS.items() if column in from_split})
         if self._cache:
             images = self._images(self.split)
             self._pixels = open_cache(self._cache, self.root, images["path"], images["content"], self.preprocess)
@@ -156,7 +163,8 @@ class RadiographDataModule(lightning.LightningDataModule):
 
     def _images(self, split: pd.DataFrame) -> pd.DataFrame:
         """Join rows of the split, in their order, with the catalogue."""
-        return split.merge(self.catalogue.drop(columns=["label", "group"]), on="image_id", how="left")
+        known = self.catalogue.drop(columns=[name for name in split if name != "image_id"], errors="ignore")
+        return split.merge(known, on="image_id", how="left")
 
     def boxes(self, name: str) -> list[Tensor]:
         """Return the boxes of each image of a subset in pixels of the preprocessed image: float (n, 4)."""
@@ -250,12 +258,13 @@ def _ignore_stop_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _log_crossings(crossings: dict[str, dict[str, int]]) -> None:
-    if not any(crossings["groups"].values()):
-        log.info("leak check: 0 images have a near-duplicate or an image of the same exam in another subset")
-        return
-    for subset in ("val", "test"):
-        log.warning(
-            "leak check: in %s, %d images have a near-duplicate and %d an image of the same exam in another subset; "
-            "split=grouped prevents this", subset, crossings["duplicates"][subset], crossings["exams"][subset],
-        )  # fmt: skip
+def _log_leaks(leaks: dict[str, dict[str, Any]], of_the_split: set[str]) -> None:
+    """Log one line for each kind of relation; ``of_the_split`` are the kinds that the file of the split gave."""
+    for kind in [kind for kind in COLUMNS if kind in leaks or kind != "given_groups"]:
+        leak = leaks.get(kind)
+        if leak and leak["divided"]:
+            remedy = "assign each to one subset in the file" if kind in of_the_split else "split=grouped prevents this"
+            log.warning("leak check: %s; %s", describe_leak(kind, leak), remedy)
+        else:
+            log.info("leak check: %s", describe_leak(kind, leak))
+    log.info("%s", describe_groups(leaks))

@@ -1,8 +1,11 @@
-"""Group images that must be in the same subset: copies of one image and images of one exam.
+"""Group images that must be in the same subset: copies of one image, images of one exam and images of one patient.
 
 FracAtlas has no patient ids. Copies are recognised by a hash of the image, exams by neighbouring ids and the columns of
-``dataset.csv``. The thresholds were chosen on the real radiographs; the audit page shows the evidence.
+``dataset.csv``. The thresholds were chosen on the real radiographs; the audit page shows the evidence. Other data can
+have the columns of ``GIVEN``.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,6 +19,8 @@ NEAR = 8
 # The lower part of some copies is missing, because a truncated file was saved again. The upper 10 of 16 rows (160 bits)
 # of these copies differ in at most 2 bits.
 UPPER_ROWS, UPPER_NEAR = 10, 2
+# Optional columns of dataset.csv, of a manifest and of predictions, and their names in the tables of this package.
+GIVEN = {"patient": "patient", "group": "given_group"}
 GAP = 2  # largest difference between neighbouring ids, because one image in between may be missing
 
 
@@ -26,8 +31,8 @@ def add_groups(catalogue: pd.DataFrame) -> pd.DataFrame:
         catalogue: ordered by ``image_id``, with ``dhash`` and the columns of ``dataset.csv``.
 
     Returns:
-        The catalogue with ``duplicates`` (``""`` for an image without copies), ``exam``, and ``group`` (images that are
-        linked by copies or exams, directly or through other images).
+        The catalogue with ``duplicates`` (``""`` for an image without copies), ``exam``, and ``group`` as from
+        ``link``.
     """
     usable = np.flatnonzero(catalogue["dhash"] != "")
     copies = usable[near_duplicates(catalogue["dhash"].iloc[usable])]
@@ -35,11 +40,70 @@ def add_groups(catalogue: pd.DataFrame) -> pd.DataFrame:
     exams = pairs[~starts]
     ids = catalogue["image_id"]
     duplicates = _first_linked(ids, copies)
-    return catalogue.assign(
-        duplicates=duplicates.where(duplicates.duplicated(keep=False), ""),
-        exam=_first_linked(ids, exams),
-        group=_first_linked(ids, np.concatenate([copies, exams])),
-    )
+    duplicates = duplicates.where(duplicates.duplicated(keep=False), "")
+    return link(catalogue.assign(duplicates=duplicates, exam=_first_linked(ids, exams)))
+
+
+def link(catalogue: pd.DataFrame) -> pd.DataFrame:
+    """Add the column ``group``: images that are linked directly or through other images.
+
+    Links are equal values of ``duplicates``, ``exam`` and the columns of ``GIVEN`` that exist; ``""`` is no link. An
+    inferred exam with images of several known patients is divided by patient first.
+
+    Args:
+        catalogue: with ``image_id, duplicates, exam``.
+    """
+    ids = catalogue["image_id"]
+    if "patient" in catalogue:
+        patient = catalogue["patient"]
+        several = patient.where(patient != "").groupby(catalogue["exam"]).transform("nunique") > 1
+        parts = ids.groupby([catalogue["exam"], patient]).transform("first")
+        catalogue = catalogue.assign(exam=catalogue["exam"].where(~several, parts))
+    columns = ["duplicates", "exam", *(name for name in GIVEN.values() if name in catalogue)]
+    return catalogue.assign(group=merge_groups(ids, [catalogue[name] for name in columns]))
+
+
+def add_given(catalogue: pd.DataFrame, given: pd.DataFrame) -> pd.DataFrame:
+    """Add columns of ``GIVEN`` from another table and group the images again.
+
+    Args:
+        catalogue: with ``image_id, duplicates, exam``.
+        given: ``image_id`` and any columns of ``GIVEN``, by their names in this package; an empty value adds nothing.
+    """
+    for name in [name for name in GIVEN.values() if name in given]:
+        values = catalogue["image_id"].map(given.set_index("image_id")[name]).fillna("")
+        if name in catalogue:
+            values = values.where(values != "", catalogue[name])
+        catalogue = catalogue.assign(**{name: values})
+    return link(catalogue)
+
+
+def read_given(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns of ``GIVEN`` of a file, by their names in this package, as text; ``""`` if there is no value.
+
+    Args:
+        table: with any columns of ``GIVEN``, read as text.
+    """
+    found = {new: table[old].fillna("").astype(str).str.strip() for old, new in GIVEN.items() if old in table}
+    return pd.DataFrame(found, index=table.index)
+
+
+def merge_groups(ids: pd.Series, groupings: Sequence[pd.Series]) -> pd.Series:
+    """Return the group of each image if equal values in any of several columns link images.
+
+    Args:
+        ids: unique names of n images.
+        groupings: each (n,); ``""`` is no link.
+
+    Returns:
+        The first id of each group, (n,).
+    """
+    pairs = [np.zeros((0, 2), dtype=np.int64)]
+    positions = pd.Series(np.arange(len(ids)), index=ids.index)
+    for values in groupings:
+        linked = positions[values != ""]
+        pairs.append(np.stack([linked.groupby(values).transform("first"), linked], axis=1).astype(np.int64))
+    return _first_linked(ids, np.concatenate(pairs))
 
 
 def near_duplicates(dhash: pd.Series) -> np.ndarray:

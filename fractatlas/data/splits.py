@@ -1,7 +1,8 @@
 """Assign images to subsets: a split is a table ``image_id, label, group, split``, without excluded images.
 
-``group`` comes from the catalogue. Only ``grouped_split`` and ``kfold_split`` keep groups in one subset; ``crossings``
-counts the images of divided groups for any split.
+``group`` comes from the catalogue and, with a manifest, from its columns of ``groups.GIVEN``; these columns follow
+``split``. Only ``grouped_split`` and ``kfold_split`` keep groups in one subset; ``leaks.find_leaks`` counts the divided
+groups of any split.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fractatlas.data.groups import GIVEN, add_given, read_given
 from fractatlas.errors import InputError
 from fractatlas.io import read_csv
 
@@ -80,7 +82,8 @@ def kfold_split(catalogue: pd.DataFrame, *, folds: int, fold: int, seed: int) ->
 def manifest_split(catalogue: pd.DataFrame, *, path: str) -> pd.DataFrame:
     """Read the split from a CSV file with the columns ``image_id`` and ``split`` (train, val or test).
 
-    Images that the file does not contain are in no subset.
+    Images that the file does not contain are in no subset. Images with the same value in an optional column ``patient``
+    or ``group`` belong to one group, in addition to the groups of the catalogue.
 
     Raises:
         InputError: the file is not a split, or contains an image that the catalogue does not contain.
@@ -89,7 +92,9 @@ def manifest_split(catalogue: pd.DataFrame, *, path: str) -> pd.DataFrame:
     if unknown := sorted(set(listed["image_id"]) - set(catalogue["image_id"])):
         shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
         raise InputError(f"{path}: {len(unknown)} images are not in the data folder ({shown}); remove these rows")
-    return recorded_split(catalogue, path=path)
+    if GIVEN["group"] not in listed:  # a run's split.csv has this column if its groups were given
+        listed = listed.assign(**read_given(listed))
+    return _listed_split(catalogue, listed, path)
 
 
 def recorded_split(catalogue: pd.DataFrame, *, path: str) -> pd.DataFrame:
@@ -98,30 +103,21 @@ def recorded_split(catalogue: pd.DataFrame, *, path: str) -> pd.DataFrame:
     Raises:
         InputError: the file is not a split, or a subset has no image of a class.
     """
-    recorded = _read_split(Path(path))[["image_id", "split"]]
-    table = _included(catalogue).merge(recorded, on="image_id", how="inner", validate="one_to_one")
-    return _require_both_classes(table, path)
+    return _listed_split(catalogue, _read_split(Path(path)), path)
 
 
-def crossings(split: pd.DataFrame, catalogue: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Count the images that are linked to an image of another subset.
-
-    Returns:
-        For the keys ``duplicates`` (near-duplicates), ``exams`` (images of one exam) and ``groups`` (both kinds of
-        link, direct or through other images): the number of such images by subset.
-    """
-    table = split[["image_id", "split"]].merge(catalogue[["image_id", "duplicates", "exam", "group"]], on="image_id")
-    counts = {}
-    for name, column in (("duplicates", "duplicates"), ("exams", "exam"), ("groups", "group")):
-        linked = table[table[column] != ""]
-        divided = linked.groupby(column)["split"].transform("nunique") > 1
-        images = linked.loc[divided, "split"].value_counts()
-        counts[name] = {subset: int(images.get(subset, 0)) for subset in SUBSETS}
-    return counts
+def _listed_split(catalogue: pd.DataFrame, listed: pd.DataFrame, path: str) -> pd.DataFrame:
+    given = [name for name in GIVEN.values() if name in listed]
+    if given:
+        catalogue = add_given(catalogue, listed[["image_id", *given]].fillna(""))
+    table = _included(catalogue).merge(listed[["image_id", "split"]], on="image_id", validate="one_to_one")
+    order = ["image_id", "label", "group", "split"]
+    return _require_both_classes(table[order + [name for name in table if name not in order]], path)
 
 
 def _included(catalogue: pd.DataFrame) -> pd.DataFrame:
-    return catalogue.loc[catalogue["excluded"] == "", ["image_id", "label", "group"]].reset_index(drop=True)
+    columns = ["image_id", "label", "group", *(name for name in GIVEN.values() if name in catalogue)]
+    return catalogue.loc[catalogue["excluded"] == "", columns].reset_index(drop=True)
 
 
 def _draw(
@@ -152,9 +148,8 @@ def _draw(
         cuts = np.cumsum(share) * weights.sum() / max(1, share.sum())
         units.loc[order, "subset"] = np.searchsorted(cuts[:-1], np.cumsum(weights) - weights / 2)
     drawn = table[unit].map(units["subset"]).map(lambda number: names[int(number)])
-    return _require_both_classes(
-        table.assign(split=earlier.fillna(drawn).astype("str")), f"{len(table)} images split by {unit}"
-    )
+    table.insert(3, "split", earlier.fillna(drawn).astype("str"))
+    return _require_both_classes(table, f"{len(table)} images split by {unit}")
 
 
 def _block(image_id: str) -> str:

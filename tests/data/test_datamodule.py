@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -73,7 +75,24 @@ def test_leaks_of_a_split_are_counted_and_logged(data, configuration, tmp_path, 
     with caplog.at_level("INFO"):
         grouped.setup()
     assert not any(grouped.crossings["groups"].values())
-    assert "leak check: 0 images have a near-duplicate" in caplog.text
+    assert "leak check: near-duplicates: none with several images" in caplog.text
+    assert "leak check: patients (column patient): not checked, because they are not known" in caplog.text
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_patients_of_a_manifest_that_are_in_several_subsets_are_named(data, configuration, tmp_path, caplog):
+    manifest = data.split[["image_id", "split"]].assign(patient=[f"p{n // 3:02}" for n in range(len(data.split))])
+    manifest.to_csv(tmp_path / "mine.csv", index=False)
+    config = configuration(tmp_path, "split=manifest", f"split.path={tmp_path}/mine.csv")
+    module = build_data(config, split=build(config["split"]))
+    with caplog.at_level("INFO"):
+        module.setup()
+    (line,) = (text for text in caplog.messages if "column patient):" in text)
+    assert re.search(r"\d+ of 53 are in several subsets \(p\d\d, p\d\d, p\d\d, p\d\d, p\d\d, and \d+ more\)", line)
+    assert line.endswith("assign each to one subset in the file")
+    assert "Intervals resample groups of images: patients (column patient)" in caplog.text
+    assert (module.subset("test").groupby("patient")["group"].nunique() == 1).all()
+    assert (module.catalogue.groupby("patient")["group"].nunique()[lambda counts: counts.index != ""] == 1).all()
 
 
 def test_images_that_a_manifest_does_not_contain_are_in_no_subset(data, configuration, tmp_path, caplog):

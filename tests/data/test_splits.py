@@ -5,11 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fractatlas.data.groups import add_groups
+from fractatlas.data.groups import GIVEN, add_given, add_groups
+from fractatlas.data.leaks import COLUMNS, crossings, describe_groups, describe_leaks, find_leaks
 from fractatlas.data.sources.fracatlas import BODY_PARTS, VIEWS
 from fractatlas.data.splits import (
     SUBSETS,
-    crossings,
     grouped_split,
     kfold_split,
     manifest_split,
@@ -155,6 +155,76 @@ def test_crossings_count_images_with_a_link_to_another_subset():
         "exams": {"train": 1, "val": 2, "test": 0},
         "groups": {"train": 2, "val": 2, "test": 0},
     }
+
+
+def write_manifest(folder, split: pd.DataFrame, **columns) -> str:
+    split[["image_id", "split"]].assign(**columns).to_csv(folder / "mine.csv", index=False)
+    return str(folder / "mine.csv")
+
+
+@pytest.mark.parametrize("name", ["patient", "group"])
+def test_patients_and_groups_of_a_manifest_are_grouped_and_their_leaks_counted(tmp_path, name):
+    catalogue = make_catalogue(500)
+    split = random_split(catalogue, ratios=RATIOS, seed=0)
+    patients = [f"{number // 5:03}" for number in range(500)]
+    listed = manifest_split(catalogue, path=write_manifest(tmp_path, split, **{name: patients}))
+    assert listed.groupby("group").size().tolist() == [5] * 100
+    column = GIVEN[name]
+    assert listed[column].tolist() == patients
+    (leak,) = (find_leaks(listed, add_given(catalogue, listed))[kind] for kind in COLUMNS if COLUMNS[kind] == column)
+    divided = listed.groupby(column)["split"].nunique() > 1
+    names = divided[divided].index.tolist()
+    assert (leak["groups"], leak["divided"], leak["names"]) == (100, len(names), names[:5])
+    assert sum(leak["images"].values()) == 5 * len(names)
+
+
+def test_a_split_recorded_with_patients_restores_them(tmp_path):
+    catalogue = make_catalogue(500)
+    split = random_split(catalogue, ratios=RATIOS, seed=0)
+    path = write_manifest(tmp_path, split, patient=[f"p{number // 5}" for number in range(500)])
+    listed = manifest_split(catalogue, path=path)
+    listed.to_csv(tmp_path / "split.csv", index=False)
+    assert recorded_split(catalogue, path=str(tmp_path / "split.csv")).equals(listed)
+
+
+def test_grouped_splits_keep_patients_of_the_data_set_together():
+    catalogue = add_given(
+        make_catalogue(500),
+        pd.DataFrame({"image_id": make_catalogue(500)["image_id"], "patient": [f"p{n % 100}" for n in range(500)]}),
+    )
+    for split in (
+        grouped_split(catalogue, ratios=RATIOS, seed=0), kfold_split(catalogue, folds=5, fold=1, seed=0),
+    ):  # fmt: skip
+        assert find_leaks(split, catalogue)["patients"]["divided"] == 0
+        assert (split.groupby("patient")["split"].nunique() == 1).all()
+    assert find_leaks(random_split(catalogue, ratios=RATIOS, seed=0), catalogue)["patients"]["divided"] > 0
+
+
+def test_an_inferred_exam_with_two_patients_is_divided():
+    catalogue = make_catalogue(5).assign(exam=["a", "a", "a", "b", "b"])
+    given = catalogue[["image_id"]].assign(patient=["1", "2", "1", "", "3"])
+    linked = add_given(catalogue, given)
+    assert (linked["group"].factorize()[0]).tolist() == [0, 1, 0, 2, 2]
+
+
+def test_a_relation_that_was_not_checked_is_stated_as_such():
+    catalogue = make_catalogue(6)
+    split = catalogue[["image_id", "label"]].assign(split=["train", "val", "val", "train", "test", "test"])
+    assert describe_leaks(find_leaks(split, catalogue)) == [
+        "patients (column patient): not checked, because they are not known",
+        "exams inferred from neighbouring ids: none with several images",
+        "near-duplicates: none with several images",
+    ]
+    assert "resample single images" in describe_groups(find_leaks(split, catalogue))
+    catalogue = add_given(catalogue, split[["image_id"]].assign(patient=["p", "p", "q", "q", "r", ""]))
+    leaks = find_leaks(split, catalogue)
+    assert describe_leaks(leaks)[0] == (
+        "patients (column patient): 2 of 3 are in several subsets (p, q); images: train 2, val 2; "
+        "known for 5 of 6 images"
+    )
+    assert describe_groups(leaks) == (
+        "Intervals resample groups of images: patients (column patient). The patient of 1 of 6 images is not known."
+    )
 
 
 def test_a_manifest_is_used_without_changes(tmp_path):

@@ -6,6 +6,8 @@ Musculoskeletal Radiographs, Scientific Data 10:521, 2023, doi 10.1038/s41597-02
     images/{Fractured,Non_fractured}/IMG#######.jpg
     dataset.csv
     Annotations/COCO JSON/COCO_fracture_masks.json
+
+Other data in this layout can have the columns of ``groups.GIVEN`` in ``dataset.csv``.
 """
 
 import json
@@ -15,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fractatlas.data.groups import add_groups
+from fractatlas.data.groups import GIVEN, add_groups, read_given
 from fractatlas.data.integrity import FIELDS, inspect_all
 from fractatlas.errors import InputError
 from fractatlas.io import read_csv
@@ -44,7 +46,8 @@ def read_catalogue(root: Path, cache: Path | None = None, keep_contradictions: b
     Returns:
         Table ordered by ``image_id`` with the columns ``image_id, path`` (relative to ``root``), ``label`` (0 or 1),
         ``COLUMNS`` of ``dataset.csv``, ``boxes`` (their number), the ``FIELDS`` of ``inspect`` without ``error``,
-        ``GROUPS`` of ``add_groups``, ``excluded`` (the reason, or ``""``) and ``note``.
+        ``GROUPS`` of ``add_groups``, the columns of ``GIVEN`` that ``dataset.csv`` has, ``excluded`` (the reason, or
+        ``""``) and ``note``.
 
     Raises:
         InputError: the folder, ``dataset.csv`` or the annotations do not have the published format.
@@ -59,7 +62,8 @@ def read_catalogue(root: Path, cache: Path | None = None, keep_contradictions: b
     in_table = table["fractured"].notna()
     table[list(COLUMNS)] = table[list(COLUMNS)].fillna(0).astype(int)
     table["boxes"] = [len(boxes.get(image_id, ())) for image_id in table["image_id"]]
-    table["path"] = table["path"].fillna("")
+    given = [name for name in GIVEN.values() if name in table]
+    table[["path", *given]] = table[["path", *given]].fillna("")
     table = table.join(inspect_all(root, table["path"], cache)).rename(columns={"error": "excluded"})
     table.loc[~in_table, "excluded"] = "not in dataset.csv"
     table.loc[table["path"] == "", "excluded"] = "no image file"
@@ -83,7 +87,7 @@ def read_catalogue(root: Path, cache: Path | None = None, keep_contradictions: b
     if not keep_contradictions:
         table.loc[contradictions(table), "excluded"] = CONTRADICTION
     statistics = [name for name in FIELDS if name != "error"]
-    return table[["image_id", "path", "label", *COLUMNS, "boxes", *statistics, *GROUPS, "excluded", "note"]]
+    return table[["image_id", "path", "label", *COLUMNS, "boxes", *statistics, *GROUPS, *given, "excluded", "note"]]
 
 
 def contradictions(catalogue: pd.DataFrame) -> pd.Series:
@@ -128,7 +132,11 @@ def _read_table(root: Path) -> pd.DataFrame:
             "Download it (make data), set another folder (FRACATLAS_ROOT=DIR), or use generated images (data=phantom)"
         )
     required = ["image_id", *COLUMNS]
-    table = read_csv(file, required, "use the table that FracAtlas contains", dtype={"image_id": str})
+    text = dict.fromkeys(("image_id", *GIVEN), str)
+    table = read_csv(file, required, "use the table that FracAtlas contains", dtype=text)
+    if (empty := table["image_id"].isna()).any():
+        line = int(np.argmax(empty)) + 2
+        raise InputError(f"{file}, line {line}: image_id is empty; give the name of the image file, or remove the row")
     if repeated := table["image_id"][table["image_id"].duplicated()].tolist():
         raise InputError(f"{file}: image_id {repeated[0]} occurs more than once; remove the repeated rows")
     for name in COLUMNS:
@@ -139,7 +147,7 @@ def _read_table(root: Path) -> pd.DataFrame:
             allowed = "a count" if name == "fracture_count" else "0 or 1"
             raise InputError(f"{file}, line {row + 2}: {name} is {table[name][row]}, should be {allowed}")
         table[name] = values.astype(int)
-    return table[required]
+    return table[required].join(read_given(table))
 
 
 def _find_images(root: Path) -> pd.DataFrame:

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from fractatlas.data.groups import GIVEN
 from fractatlas.data.images import decode
 from fractatlas.data.sources.fracatlas import COCO, CONTRADICTION, read_boxes, read_catalogue
 from fractatlas.errors import InputError
@@ -153,3 +154,21 @@ def test_of_an_image_in_both_folders_the_one_in_fractured_is_used(copy):
     row = read_catalogue(copy).set_index("image_id").loc[first.name]
     assert row["path"] == f"images/Fractured/{first.name}"
     assert (row["label"], row["note"]) == (1, "in both class folders: the file in Fractured is used")
+
+
+@pytest.mark.parametrize("name", ["patient", "group"])
+def test_patients_and_groups_of_the_table_are_in_the_catalogue_and_grouped(copy, name):
+    table = pd.read_csv(copy / "dataset.csv")
+    values = ["" if row % 10 == 9 else f"0{row % 3}" for row in range(len(table))]
+    table.assign(**{name: values}).to_csv(copy / "dataset.csv", index=False)
+    catalogue = read_catalogue(copy)
+    column = GIVEN[name]
+    assert set(catalogue[column]) == {"", "00", "01", "02"}
+    known = catalogue[catalogue[column] != ""]
+    assert (known.groupby(column)["group"].nunique() == 1).all()
+
+
+def test_a_row_without_an_image_id_is_refused(copy):
+    change(copy, image_id="")
+    with pytest.raises(InputError, match="line 2: image_id is empty"):
+        read_catalogue(copy)

@@ -1,0 +1,117 @@
+"""Find related images in different subsets, and describe which relations were checked."""
+
+from typing import Any
+
+import pandas as pd
+
+from fractatlas.data.splits import SUBSETS
+
+COLUMNS = {"patients": "patient", "given_groups": "given_group", "exams": "exam", "duplicates": "duplicates"}
+TITLES = {
+    "patients": "patients (column patient)",
+    "given_groups": "groups (column group)",
+    "exams": "exams inferred from neighbouring ids",
+    "duplicates": "near-duplicates",
+}
+SHOWN = 5  # names of divided groups
+
+
+def crossings(split: pd.DataFrame, catalogue: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Count the images that are linked to an image of another subset.
+
+    Returns:
+        For each kind of ``COLUMNS`` whose column the catalogue has, and for ``groups`` (all kinds of links, direct or
+        through other images): the number of such images by subset.
+    """
+    kinds = {kind: column for kind, column in COLUMNS.items() if column in catalogue} | {"groups": "group"}
+    table = split[["image_id", "split"]].merge(catalogue[["image_id", *kinds.values()]], on="image_id")
+    counts = {}
+    for kind, column in kinds.items():
+        images = table.loc[_divided(table, column), "split"].value_counts()
+        counts[kind] = {subset: int(images.get(subset, 0)) for subset in SUBSETS}
+    return counts
+
+
+def find_leaks(split: pd.DataFrame, catalogue: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Count the groups of related images, and those that are in several subsets.
+
+    Args:
+        split: ``image_id, split``.
+        catalogue: ``image_id, group`` and any of ``COLUMNS``, which are the relations that are checked.
+
+    Returns:
+        For each kind of ``COLUMNS`` that was checked: ``of`` (images of the split), ``known`` (images with a value),
+        ``groups`` (number of patients or given groups; of exams and duplicates, those of several images), ``linked``
+        (images that belong together with another one), ``divided`` (groups in several subsets), ``names`` (of at most
+        ``SHOWN`` of these), ``images`` (images of divided groups by subset), and ``subsets`` (those of the split).
+    """
+    counts, found = crossings(split, catalogue), {}
+    for kind in [kind for kind in COLUMNS if kind in counts]:
+        column = COLUMNS[kind]
+        table = split[["image_id", "split"]].merge(catalogue[["image_id", column]], on="image_id")
+        named = table[table[column] != ""]
+        several = named[named[column].duplicated(keep=False)]
+        names = sorted(table.loc[_divided(table, column), column].unique())
+        found[kind] = {
+            "of": len(split),
+            "known": len(named),
+            "groups": int((named if kind in ("patients", "given_groups") else several)[column].nunique()),
+            "linked": len(several),
+            "divided": len(names),
+            "names": [str(name) for name in names[:SHOWN]],
+            "images": counts[kind],
+            "subsets": [subset for subset in SUBSETS if (split["split"] == subset).any()],
+        }
+    return found
+
+
+def describe_leak(kind: str, leak: dict[str, Any] | None) -> str:
+    """Return one line about one kind of relation, from ``find_leaks``; ``None`` means that it was not checked."""
+    title = TITLES[kind]
+    if leak is None:
+        return f"{title}: not checked, because they are not known"
+    subsets, notes = leak["subsets"], []
+    if leak["known"] < leak["of"] and kind in ("patients", "given_groups"):
+        notes.append(f"known for {leak['known']} of {leak['of']} images")
+    if "train" not in subsets:
+        notes.append("not checked against the training images, which are not listed")
+    if not leak["linked"]:
+        found = "none with several images"
+    elif len(subsets) == 1:
+        found = f"{leak['groups']}, all in {subsets[0]}"
+    elif not leak["divided"]:
+        found = f"0 of {leak['groups']} are in several subsets"
+    else:
+        more = f", and {leak['divided'] - SHOWN} more" if leak["divided"] > SHOWN else ""
+        images = ", ".join(f"{subset} {count}" for subset, count in leak["images"].items() if count)
+        verb = "is" if leak["divided"] == 1 else "are"
+        found = f"{leak['divided']} of {leak['groups']} {verb} in several subsets ({', '.join(leak['names'])}{more})"
+        found += f"; images: {images}"
+    return "; ".join([f"{title}: {found}", *notes])
+
+
+def describe_leaks(leaks: dict[str, dict[str, Any]]) -> list[str]:
+    """Return one line for each kind of relation; given groups are omitted if there are none."""
+    return [describe_leak(kind, leaks.get(kind)) for kind in COLUMNS if kind in leaks or kind != "given_groups"]
+
+
+def describe_groups(leaks: dict[str, dict[str, Any]]) -> str:
+    """Return sentences about the groups that intervals resample, from ``find_leaks``."""
+    used = [TITLES[kind] for kind in COLUMNS if kind in leaks and leaks[kind]["linked"]]
+    patients = leaks.get("patients", {"known": 0, "of": 0})
+    if not used and patients["known"] and patients["known"] == patients["of"]:
+        return "Intervals resample patients (column patient); each has one image."
+    if not used:
+        text = "Intervals resample single images, because no related images are known."
+        return f"{text} If a patient has several images, the intervals are too narrow."
+    listed = " and ".join(filter(None, [", ".join(used[:-1]), used[-1]]))
+    text = f"Intervals resample groups of images: {listed}."
+    if not patients["known"]:
+        return f"{text} Patients are not known: images of several visits of one patient count as independent."
+    missing = patients["of"] - patients["known"]
+    return text + (f" The patient of {missing} of {patients['of']} images is not known." if missing else "")
+
+
+def _divided(table: pd.DataFrame, column: str) -> pd.Series:
+    """Return whether each image has a value of ``column`` that also occurs in another subset."""
+    return (table[column] != "") & (table.groupby(column)["split"].transform("nunique") > 1)
