@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from fractatlas.errors import InputError
-from fractatlas.evaluation.bootstrap import bootstrap_weights, interval
+from fractatlas.evaluation.bootstrap import bootstrap_weights, interval, proportion_interval
 
 SHORTER_SIDE = 256  # pixels of the shorter side of a radiograph when it is scored and when box sizes are measured
 BOX_SIZES = {"below 16 px": (0, 16), "16 to 32 px": (16, 32), "32 px and more": (32, np.inf)}
@@ -182,7 +182,7 @@ def summarise(table: pd.DataFrame, groups: Mapping[str, Any], seed: int = 0) -> 
     Returns:
         For ``all`` and each of ``BOX_SIZES``: ``n``, and for each column and each paired difference
         (``hit_minus_centre, hit_minus_chance, share_minus_chance``) ``value, low, high``: the mean and its 95 %
-        interval; ``None`` if there is no image.
+        interval, as from ``bootstrap.interval``; ``None`` if there is no image.
     """
     columns = {name: table[name].to_numpy(np.float64) for name in table if name not in ("image_id", "box_size")}
     for one, other in DIFFERENCES:
@@ -191,15 +191,13 @@ def summarise(table: pd.DataFrame, groups: Mapping[str, Any], seed: int = 0) -> 
     weights = bootstrap_weights(group, seed=seed) if len(table) else np.ones((1, 0))
     size = table["box_size"].to_numpy(np.float64)
     kept = {"all": size >= 0} | {name: (size >= low) & (size < high) for name, (low, high) in BOX_SIZES.items()}
-    with np.errstate(invalid="ignore"):  # 0 / 0 in samples without an image of this size
-        return {
-            name: {"n": int(rows.sum())}
-            | {
-                column: interval(
-                    weights[:, rows] @ values[rows] / weights[:, rows].sum(axis=1),
-                    len(set(group[rows])) if column in ("hit", "hit_centre") else None,
-                )
-                for column, values in columns.items()
-            }
-            for name, rows in kept.items()
-        }
+    summary: dict[str, dict[str, Any]] = {}
+    for name, rows in kept.items():
+        summary[name], groups_of_size = {"n": int(rows.sum())}, len(set(group[rows]))
+        for column, of_images in columns.items():
+            with np.errstate(invalid="ignore"):  # 0 / 0 in samples without an image of this size
+                means = weights[:, rows] @ of_images[rows] / weights[:, rows].sum(axis=1)
+            is_proportion = column in ("hit", "hit_centre") and groups_of_size > 1
+            at_least = proportion_interval(means, int(rows.sum()), groups_of_size) if is_proportion else None
+            summary[name][column] = interval(means, at_least)
+    return summary

@@ -29,31 +29,52 @@ def to_markdown(table: pd.DataFrame) -> str:
     return cells.to_markdown(index=False, disable_numparse=True) + "\n"
 
 
-def format_fraction(value: float | None, low: float = math.nan, high: float = math.nan, sd: float = math.nan) -> str:
+def format_fraction(
+    value: float | None,
+    low: float | None = math.nan,
+    high: float | None = math.nan,
+    sd: float = math.nan,
+    reason: str = "",
+) -> str:
     """Return ``0.852 [0.797, 0.904]``, or ``0.852 ± 0.010 [0.797, 0.904]`` with a standard deviation over seeds.
 
     Args:
         value: the score; ``undefined`` is returned for ``None`` and NaN.
-        low: lower end of the 95 % interval.
+        low: lower end of the 95 % interval; ``None`` adds ``(no interval)``, NaN adds nothing.
         high: upper end.
         sd: standard deviation over seeds; NaN for a single seed.
+        reason: why there is no interval; it is not in the text.
     """
     return _format(value, low, high, sd, scale=1, value_digits=3, interval_digits=3)
 
 
-def format_percent(value: float | None, low: float = math.nan, high: float = math.nan, sd: float = math.nan) -> str:
+def format_percent(
+    value: float | None,
+    low: float | None = math.nan,
+    high: float | None = math.nan,
+    sd: float = math.nan,
+    reason: str = "",
+) -> str:
     """Return ``86.36 [83.4, 89.3]`` for the fraction 0.8636; arguments as ``format_fraction``."""
     return _format(value, low, high, sd, scale=100, value_digits=2, interval_digits=1)
 
 
 def _format(
-    value: float | None, low: float, high: float, sd: float, scale: int, value_digits: int, interval_digits: int
+    value: float | None,
+    low: float | None,
+    high: float | None,
+    sd: float,
+    scale: int,
+    value_digits: int,
+    interval_digits: int,
 ) -> str:
     if value is None or not math.isfinite(value):
         return "undefined"
     text = f"{scale * value:.{value_digits}f}"
     if math.isfinite(sd):
         text += f" ± {scale * sd:.{interval_digits}f}"
+    if low is None or high is None:
+        return f"{text} (no interval)"
     if math.isfinite(low):
         text += f" [{scale * low:.{interval_digits}f}, {scale * high:.{interval_digits}f}]"
     return text

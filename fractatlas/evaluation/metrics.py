@@ -1,4 +1,4 @@
-"""Metrics of a binary classifier, with bootstrap intervals.
+"""Metrics of a binary classifier, with 95 % intervals.
 
 Every metric is computed from labels, probabilities and *weights* (b, n): each row counts how often each image was
 drawn. A row of ones gives the metric itself; 2,000 rows give its bootstrap distribution in one pass.
@@ -9,8 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fractatlas.evaluation.bootstrap import bootstrap_weights, interval
+from fractatlas.evaluation.bootstrap import (
+    ONE_GROUP,
+    Score,
+    auroc_interval,
+    bootstrap_weights,
+    interval,
+    mean_of_two_interval,
+    proportion_interval,
+    without_interval,
+)
 
+MIN_GROUPS = 20  # of each class, for a bootstrap interval that no interval for small counts supports
 BINS = 15  # of the calibration error
 SPECIFICITY = 0.9  # of ``sensitivity_at_90_specificity``
 
@@ -26,7 +36,8 @@ def evaluate(table: pd.DataFrame, threshold: float = 0.5, weights: np.ndarray | 
 
     Returns:
         ``n, positives, majority_rate, threshold``, and for each metric ``value, low, high``: the value and its 95 %
-        interval. A metric that is undefined is ``None``.
+        interval. A metric that is undefined is ``None``. A metric without an interval has ``None`` as ``low`` and
+        ``high``, and the ``reason``.
     """
     weights = bootstrap_weights(table["group"]) if weights is None else weights
     positives = int(table["label"].sum())
@@ -39,13 +50,81 @@ def evaluate(table: pd.DataFrame, threshold: float = 0.5, weights: np.ndarray | 
     }
 
 
-def intervals(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> dict[str, dict[str, float] | None]:
-    """Return every metric with its ``interval`` over the rows of ``weights`` (b, n)."""
+def intervals(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> dict[str, Score | None]:
+    """Return every metric with its interval over the rows of ``weights`` (b, n), as ``evaluate`` does."""
+    values = resampled(table, threshold, weights)
+    if table["group"].nunique() == 1:
+        points = {name: float(of[0]) for name, of in values.items()}
+        return {name: without_interval(point, ONE_GROUP) if np.isfinite(point) else None
+                for name, point in points.items()}  # fmt: skip
+    small, reasons = _small_count_intervals(table, threshold, values), _reasons(table, threshold)
+    scores = {name: interval(of, small.get(name)) for name, of in values.items()}
+    return {name: without_interval(score["value"], reasons[name]) if score and name in reasons else score
+            for name, score in scores.items()}  # fmt: skip
+
+
+def auroc_score(values: np.ndarray, table: pd.DataFrame) -> Score | None:
+    """Return an AUROC with its interval: the bootstrap interval, at least as wide as ``auroc_interval``.
+
+    Args:
+        values: (b,), from ``ranking_metrics``.
+        table: ``label, group`` of the images.
+    """
+    return interval(values, _small_auroc_interval(float(values[0]), table))
+
+
+def _small_auroc_interval(auroc: float, table: pd.DataFrame) -> tuple[float, float] | None:
+    if not np.isfinite(auroc):
+        return None
+    counts, groups = table["label"].value_counts(), table.groupby("label")["group"].nunique()
+    # Images of one group are not independent. With many groups, the bootstrap takes this into account.
+    counts = groups if auroc in (0, 1) or groups.min() < MIN_GROUPS else counts
+    return auroc_interval(auroc, int(counts[1]), int(counts[0]))
+
+
+def _small_count_intervals(
+    table: pd.DataFrame, threshold: float, values: dict[str, np.ndarray]
+) -> dict[str, tuple[float, float] | None]:
+    """Return the intervals for small counts of proportions, and of the metrics that can be derived from proportions."""
     fractured, positive = table["label"] == 1, table["probability"] >= threshold
-    denominators = {"accuracy": slice(None), "sensitivity": fractured, "specificity": ~fractured,
-                    "ppv": positive, "npv": ~positive}  # fmt: skip
-    trials = {name: table.loc[rows, "group"].nunique() for name, rows in denominators.items()}
-    return {name: interval(values, trials.get(name)) for name, values in resampled(table, threshold, weights).items()}
+
+    def proportion(of: np.ndarray, images: pd.Series) -> tuple[float, float] | None:
+        return proportion_interval(of, int(images.sum()), table.loc[images, "group"].nunique())
+
+    everything = fractured | True
+    denominators = {"accuracy": everything, "sensitivity": fractured, "specificity": ~fractured, "ppv": positive,
+                    "npv": ~positive, "sensitivity_at_90_specificity": fractured}  # fmt: skip
+    small = {name: proportion(values[name], images) for name, images in denominators.items()}
+    if (one := small["sensitivity"]) and (other := small["specificity"]):
+        p, q = (float(values[name][0]) for name in ("sensitivity", "specificity"))
+        small["balanced_accuracy"] = mean_of_two_interval((p, one), (q, other))
+    # F1 = 2 j / (1 + j), where j is the proportion of true positives among fractured and predicted images.
+    if ends := proportion(values["f1"] / (2 - values["f1"]), fractured | positive):
+        small["f1"] = (2 * ends[0] / (1 + ends[0]), 2 * ends[1] / (1 + ends[1]))
+    small["auroc"] = _small_auroc_interval(float(values["auroc"][0]), table)
+    return small
+
+
+def _reasons(table: pd.DataFrame, threshold: float) -> dict[str, str]:
+    """Return, for each metric that has no interval in this table, the reason."""
+    biased = "bootstrap samples increase its upward bias"
+    reasons = dict.fromkeys(("calibration_error", "calibration_error_calibrated"), biased)
+    groups = table.groupby("label")["group"].nunique().reindex([0, 1], fill_value=0)
+    if groups.min() < MIN_GROUPS:
+        few = "with a fracture" if groups[1] < MIN_GROUPS else "without a fracture"
+        counted = f"{groups.min()} {'group' if groups.min() == 1 else 'groups'} {few}"
+        unsupported = ("average_precision", "mcc", "brier", "brier_calibrated")
+        reasons |= dict.fromkeys(unsupported, f"{counted}, fewer than {MIN_GROUPS}")
+    positive, constant = table["probability"] >= threshold, table["probability"].nunique() == 1
+    if positive.all() or not positive.any():
+        reasons["balanced_accuracy"] = "all decisions are equal: the value is 0.5 for any images"
+        reasons["mcc"] = "all decisions are equal: the value is 0 by convention"
+    if not positive.any():
+        reasons["f1"] = "no image is classified as fractured: the value is 0 for any images"
+    if constant:
+        reasons["auroc"] = "all probabilities are equal: the value is 0.5 for any images"
+        reasons["sensitivity_at_90_specificity"] = "all probabilities are equal: the value is 0 for any images"
+    return reasons
 
 
 def resampled(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -131,8 +210,8 @@ def calibration_metrics(labels: np.ndarray, probabilities: np.ndarray, weights: 
     ``brier``: the mean squared difference to the label (Brier, Monthly Weather Review 78:1, 1950).
     ``calibration_error``: the mean absolute difference between mean probability and fraction of fractures in ``BINS``
     equal bins of the probability, weighted by the images in each (Guo et al., On Calibration of Modern Neural Networks,
-    ICML 2017). It is biased upwards in small samples, and more so in bootstrap samples: its interval can lie above its
-    value.
+    ICML 2017). It is biased upwards in small samples, and more so in bootstrap samples. ``evaluate`` therefore gives it
+    no interval.
 
     Args:
         labels: 0 or 1, (n,).

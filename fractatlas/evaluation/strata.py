@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
 
@@ -14,8 +15,9 @@ from fractatlas.data.groups import BODY
 from fractatlas.data.sources.fracatlas import BODY_PARTS, VIEWS
 from fractatlas.evaluation.bootstrap import bootstrap_weights, interval
 from fractatlas.evaluation.localisation import BOX_SIZES, SHORTER_SIDE
-from fractatlas.evaluation.metrics import intervals, ranking_metrics
+from fractatlas.evaluation.metrics import auroc_score, intervals, ranking_metrics
 
+FOLDS = 5  # of cross-fitted baselines
 MIN_COUNT = 10  # a stratum with fewer fractured or fewer other images is marked
 LARGE_SIDE = 512  # pixels of the shorter side; no image of FracAtlas has a similar size
 FILE_COLUMNS = ("width", "height", "bytes", "junk", "orientation", "mode")
@@ -49,7 +51,9 @@ def stratify(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> pd.D
 def shortcuts(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Score gradient boosting on properties of the file and the record, without pixels.
 
-    A high score means that the labels correlate with these properties, so that a network can use them as shortcuts.
+    A high score means that the labels correlate with these properties, so that a network can use them as shortcuts. If
+    the images to score are training images, the baseline is cross-fitted: it predicts each group with a model that was
+    fitted on the other groups.
 
     Args:
         train: labels of the training subset, joined with the catalogue.
@@ -57,11 +61,16 @@ def shortcuts(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, dict[str, A
 
     Returns:
         For ``file`` (``FILE_COLUMNS``), ``record`` (``RECORD_COLUMNS``) and ``file and record``: ``auroc`` of the
-        baseline, and ``classifier_above``, the classifier's AUROC minus it, each with its interval. Empty if a subset
-        has only one class or the catalogue lacks the columns.
+        baseline, and ``classifier_above``, the classifier's AUROC minus it, each with its interval. The second is
+        ``None`` for training images, because the classifier was fitted on them and the baseline was not. Empty if a
+        subset has only one class or the catalogue lacks the columns, or if there are too few groups to cross-fit.
     """
     scores: dict[str, dict[str, Any]] = {}
     if train["label"].nunique() < 2 or table["label"].nunique() < 2:
+        return scores
+    trained_on = bool(table["image_id"].isin(train["image_id"]).any())
+    folds = min(FOLDS, int(table.groupby("label")["group"].nunique().min()))
+    if trained_on and folds < 2:
         return scores
     weights, labels = bootstrap_weights(table["group"]), table["label"].to_numpy()
     own = ranking_metrics(labels, table["probability"].to_numpy(), weights)["auroc"]
@@ -75,9 +84,17 @@ def shortcuts(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, dict[str, A
             make_column_transformer((encoder, text), remainder="passthrough"),
             HistGradientBoostingClassifier(max_depth=3, max_iter=100, learning_rate=0.05, random_state=0),
         )
-        model.fit(train[list(columns)], train["label"])
-        auroc = ranking_metrics(labels, model.predict_proba(table[list(columns)])[:, 1], weights)["auroc"]
-        scores[name] = {"auroc": interval(auroc), "classifier_above": interval(own - auroc)}
+        inputs = table[list(columns)]
+        if trained_on:
+            splits = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+            predicted = cross_val_predict(
+                model, inputs, labels, groups=table["group"], cv=splits, method="predict_proba"
+            )  # fmt: skip
+        else:
+            predicted = model.fit(train[list(columns)], train["label"]).predict_proba(inputs)
+        auroc = ranking_metrics(labels, predicted[:, 1], weights)["auroc"]
+        above = None if trained_on else interval(own - auroc)
+        scores[name] = {"auroc": auroc_score(auroc, table), "classifier_above": above}
     return scores
 
 
@@ -125,5 +142,5 @@ def _row(
     row["low_count"] = min(positives, n - positives) < MIN_COUNT
     for name, score in intervals(images, threshold, weights[:, chosen]).items():
         for end, key in (("", "value"), ("_low", "low"), ("_high", "high")):
-            row[name + end] = score[key] if score else np.nan
+            row[name + end] = score[key] if score and score[key] is not None else np.nan
     return row

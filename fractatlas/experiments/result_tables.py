@@ -94,8 +94,8 @@ def step_row(name: str, runs: Sequence[Path], before: Sequence[Path]) -> dict[st
 
 def interval_columns(name: str, score: dict[str, float] | None) -> dict[str, float]:
     """Return a score of ``metrics.evaluate`` as the columns ``<name>, <name>_low, <name>_high``; NaN for ``None``."""
-    score = score or dict.fromkeys(("value", "low", "high"), np.nan)
-    return {name: score["value"], f"{name}_low": score["low"], f"{name}_high": score["high"]}
+    values = [np.nan if not score or score[end] is None else score[end] for end in ("value", "low", "high")]
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
 def format_score(row: dict[str, Any], name: str) -> str:

@@ -123,7 +123,8 @@ def test_summarise_returns_means_and_paired_differences_by_box_size():
     # The difference is paired, and here correlated with the hits, so its interval is narrower.
     assert difference["high"] - difference["low"] < report["all"]["hit"]["high"] - report["all"]["hit"]["low"]
     assert report["32 px and more"]["hit"]["value"] == pytest.approx(table["hit"][200:].mean())
-    assert report["all"]["share_minus_chance"] == pytest.approx({"value": 0.19, "low": 0.19, "high": 0.19})
+    share = report["all"]["share_minus_chance"]
+    assert (share["value"], share["low"]) == (pytest.approx(0.19), None)
 
 
 def test_a_box_size_without_images_has_no_interval():

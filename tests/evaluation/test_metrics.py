@@ -7,7 +7,7 @@ from sklearn import metrics as reference
 from torchmetrics.classification import BinaryCalibrationError, BinarySensitivityAtSpecificity
 
 from fractatlas.evaluation.bootstrap import bootstrap_weights
-from fractatlas.evaluation.metrics import decision_metrics, evaluate, ranking_metrics
+from fractatlas.evaluation.metrics import decision_metrics, evaluate, ranking_metrics, resampled
 
 
 @pytest.fixture
@@ -96,6 +96,73 @@ def test_constant_predictions_have_the_majority_rate_and_no_skill(table):
     assert report["sensitivity"]["value"] == report["f1"]["value"] == report["mcc"]["value"] == 0
     assert report["balanced_accuracy"]["value"] == report["auroc"]["value"] == 0.5
     assert report["ppv"] is None
+    for name, value in (("balanced_accuracy", "0.5"), ("f1", "0"), ("mcc", "0"), ("auroc", "0.5")):
+        assert report[name]["low"] is report[name]["high"] is None
+        assert f"the value is {value} " in report[name]["reason"]
+    groups = (table["label"] == 1).sum()
+    assert report["sensitivity"]["high"] == pytest.approx(1 - 0.025 ** (1 / groups))
+
+
+def test_perfect_predictions_have_intervals_with_a_width_or_the_reason(table):
+    report = evaluate(table.assign(probability=table["label"].astype(float)))
+    for name in ("accuracy", "sensitivity", "auroc", "balanced_accuracy", "f1", "sensitivity_at_90_specificity"):
+        assert report[name]["value"] == report[name]["high"] == 1
+        assert 0.9 < report[name]["low"] < 0.999
+    for name in ("average_precision", "mcc", "brier"):
+        assert report[name]["low"] is None
+        assert report[name]["reason"] == "the value is the same in all bootstrap samples"
+
+
+def test_no_interval_has_equal_ends(table):
+    one = table.assign(probability=np.where(table.index == 0, 0.9, 0.1))
+    few = pd.concat([table[table["label"] == 1].head(2), table[table["label"] == 0].head(30)])
+    for rows in (one, few, table.head(1), table.assign(group=0), table.assign(probability=0.5)):
+        scores = [score for score in evaluate(rows).values() if isinstance(score, dict)]
+        assert scores
+        for score in scores:
+            assert score.get("reason") if score["low"] is None else score["low"] < score["high"]
+
+
+def test_metrics_that_need_many_images_of_each_class_have_no_interval_with_few(table):
+    few = pd.concat([table[table["label"] == 1].head(3), table[table["label"] == 0].head(30)])
+    report = evaluate(few)
+    assert report["average_precision"]["reason"] == "3 groups with a fracture, fewer than 20"
+    assert report["auroc"]["high"] - report["auroc"]["low"] > 0.3
+
+
+def test_the_calibration_error_has_no_interval(table):
+    assert "bias" in evaluate(table)["calibration_error"]["reason"]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("fractured", "others", "size", "separation", "correlation"),
+    [(3, 20, 1, 2.0, 0), (10, 50, 2, 2.5, 0.8), (20, 60, 2, 2.5, 0.8), (20, 80, 3, 2.0, 0.9)],
+)
+def test_intervals_cover_the_true_value(fractured, others, size, separation, correlation):
+    """Simulate groups of images with a common component of the score; takes ten seconds each on an idle core."""
+    generator, cut = np.random.default_rng(0), separation / 2
+
+    def draw(positives: int, negatives: int, size: int) -> pd.DataFrame:
+        group = np.repeat(np.arange(positives + negatives), size)
+        label = (group < positives).astype(int)
+        shared, own = generator.normal(size=positives + negatives)[group], generator.normal(size=len(group))
+        score = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own + separation * label - cut
+        return pd.DataFrame({"label": label, "probability": stats.norm.cdf(score), "group": group})
+
+    many = 100_000 // (fractured + others)
+    population = resampled(large := draw(fractured * many, others * many, 1), 0.5, np.ones((1, len(large))))
+    covered: dict[str, list[bool]] = {}
+    for _ in range(250):
+        sample = draw(fractured, others, size)
+        for name, score in evaluate(sample, 0.5, bootstrap_weights(sample["group"], 400)).items():
+            if isinstance(score, dict) and score["low"] is not None:
+                true = population[name][0]
+                covered.setdefault(name, []).append(score["low"] - 1e-9 <= true <= score["high"] + 1e-9)
+    shares = {name: np.mean(values) for name, values in covered.items()}
+    exact = ("accuracy", "sensitivity", "specificity", "ppv", "npv", "f1", "balanced_accuracy")
+    assert min(shares[name] for name in exact) > 0.94
+    assert min(shares.values()) > 0.87  # the bootstrap is approximate
 
 
 @pytest.mark.parametrize("label", [0, 1])

@@ -59,10 +59,24 @@ def test_box_size_is_the_longest_side_at_a_shorter_side_of_256():
 
 def test_a_label_that_correlates_with_the_file_size_is_detected(table):
     leak = table.assign(bytes=np.where(table["label"] == 1, 9000, 1000))
-    scores = shortcuts(leak, leak.assign(probability=0.5))
+    train = leak.assign(image_id=[f"train_{name}" for name in leak["image_id"]])
+    scores = shortcuts(train, leak.assign(probability=0.5))
     assert scores["file"]["auroc"]["value"] == 1
     assert scores["file"]["classifier_above"]["value"] == pytest.approx(-0.5)
     assert scores["record"]["auroc"]["value"] < 0.9
+
+
+def test_the_shortcut_baseline_of_training_images_is_cross_fitted_by_group(table):
+    generator = np.random.default_rng(1)
+    # Two images of each group with equal properties that do not predict the label.
+    group, properties = np.arange(300) // 2, generator.integers(1000, 9_000_000, 150)[np.arange(300) // 2]
+    label = (generator.random(150) < 0.3).astype(int)[group]
+    noise = table.assign(label=label, group=group, bytes=properties, width=properties, multiscan=0)
+    in_sample = shortcuts(noise.assign(image_id=[f"other_{name}" for name in noise["image_id"]]), noise)
+    cross_fitted = shortcuts(noise, noise)
+    assert in_sample["file"]["auroc"]["value"] > 0.8
+    assert cross_fitted["file"]["auroc"]["low"] < 0.5 < cross_fitted["file"]["auroc"]["high"]
+    assert cross_fitted["file"]["classifier_above"] is None
 
 
 def test_without_the_columns_there_are_no_shortcut_scores(table):
