@@ -12,9 +12,10 @@ from hydra import compose, initialize_config_dir
 
 from fractatlas.config.schema import TrainConfig
 from fractatlas.config.validation import validate
+from fractatlas.data.leaks import find_leaks
 from fractatlas.data.sources import phantom
 from fractatlas.data.sources.fracatlas import read_boxes, read_catalogue
-from fractatlas.data.splits import SUBSETS, grouped_split
+from fractatlas.data.splits import grouped_split
 from fractatlas.evaluation import metrics, subset_assessment
 from fractatlas.evaluation.localisation import read_heatmaps
 
@@ -144,8 +145,8 @@ def run_folder(phantoms, catalogue, tmp_path_factory) -> Path:
         "task_name": "baseline_densenet",
         "operating_point": {"rule": "fixed", "threshold": 0.5, "temperature": 1.2},
         "data": {"root": str(phantoms), "images": len(catalogue), "excluded": {"truncated": 2},
-                 "crossings": {name: dict.fromkeys(SUBSETS, 0) for name in ("duplicates", "exams", "groups")},
                  "split": {"val": {"n": 1, "positives": 1}}},
+        "leaks": find_leaks(split, catalogue),
     }  # fmt: skip
     record |= {name: metrics.evaluate(table) for name, table in predictions.groupby("split")}
     train = split.loc[split["split"] == "train", ["image_id", "label"]]

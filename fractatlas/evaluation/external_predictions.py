@@ -9,7 +9,7 @@ import pandas as pd
 from hydra.utils import instantiate
 
 from fractatlas.errors import InputError
-from fractatlas.evaluation import metrics, operating_point, subset_assessment
+from fractatlas.evaluation import metrics, operating_point, predictions_table, provenance, subset_assessment
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.io import atomic_path, write_csv, write_json
 
@@ -33,11 +33,19 @@ def evaluate_predictions(config: dict[str, Any]) -> None:
     out, table_file = Path(config["paths"]["output_dir"]), Path(config["predictions"])
     files = {"predictions.csv": "predictions", "catalogue.csv": "catalogue", "heatmaps.npz": "heatmaps"}
     source = RunFolder(table_file.parent, {name: config[key] for name, key in files.items()})
-    table, record = source.predictions, source.metrics
-    table = table[table["split"].isin(SCORED)]
+    table, record, catalogue = source.predictions, source.metrics, source.catalogue
+    if catalogue is not None:
+        table = predictions_table.add_groups(table, catalogue)
+    if "leaks" not in record:
+        record["leaks"] = predictions_table.find_leaks(_with_training(table, source), catalogue)
+    for line in provenance.relations(record):
+        log.info("leak check: %s", line)
+    log.info("%s", provenance.resampling(record))
+    complete, table = table, table[table["split"].isin(SCORED)]
     if table.empty:
         raise InputError(f"{table_file}: column split: no row is val or test; correct the values, or remove the column")
-    catalogue = source.catalogue
+    if omitted := len(complete) - len(table):
+        log.info("%d rows with another split than val and test are not scored", omitted)
     if catalogue is not None and (unknown := ~table["image_id"].isin(catalogue["image_id"])).any():
         file, count = source.file("catalogue.csv"), unknown.sum()
         log.warning("%d of %d images are not in %s, so they belong to no stratum", count, len(table), file)
@@ -54,7 +62,7 @@ def evaluate_predictions(config: dict[str, Any]) -> None:
     for name in SCORED:
         record.pop(name, None)
         if len(subset := table[table["split"] == name]):
-            record[name] = metrics.evaluate(subset, source.threshold)
+            record[name] = metrics.evaluate(subset, source.threshold) | {"n_subset": len(subset)}
     train = source.training_labels if catalogue is not None else None
     assessed = subset_assessment.assess(table, source.threshold, catalogue, train, source.boxes, source.heatmaps)
     record |= subset_assessment.write(out, assessed)
@@ -68,9 +76,17 @@ def evaluate_predictions(config: dict[str, Any]) -> None:
                 shutil.copyfile(file, temporary)
     write_json(out / "metrics.json", record)
     last = next(name for name in reversed(SCORED) if name in record)
-    shown = {name: record[last][name] for name in ("accuracy", "auroc", "average_precision")}
-    scores = ", ".join(f"{name} {value['value']:.4f}" for name, value in shown.items() if value)
-    log.info("%s: %s, majority rate %.4f; results in %s", last, scores, record[last]["majority_rate"], out)
+    log.info("%s; results in %s", provenance.summarise(last, record, source.config), out)
+
+
+def _with_training(table: pd.DataFrame, source: RunFolder) -> pd.DataFrame:
+    """Add the training images of ``split.csv`` to predictions, for the leak check with a catalogue."""
+    training = source.training_labels if source.catalogue is not None else None
+    if training is None or (table["split"] == "train").any():
+        return table
+    training = training[~training["image_id"].isin(table["image_id"])]
+    added = training.assign(split="train", group=training["image_id"])
+    return pd.concat([table, added], ignore_index=True).fillna({"patient": ""})
 
 
 def stored_operating_point(predictions: Path) -> Path | None:

@@ -1,9 +1,13 @@
 """Read and check tables of predictions, from this project or from any other system."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from fractatlas.data import leaks
+from fractatlas.data.groups import GIVEN, merge_groups, read_given
 from fractatlas.errors import InputError
 from fractatlas.io import read_csv
 
@@ -14,15 +18,16 @@ def read_predictions(path: Path) -> pd.DataFrame:
     """Read and check a table of predictions.
 
     Returns:
-        ``image_id`` (str), ``group`` (default: ``image_id``), ``split`` (default: ``test``), ``label`` (0 or 1),
-        ``probability`` (of a fracture, 0 to 1) and, if the file has it, ``probability_calibrated``. Rows are in the
-        file's order.
+        ``image_id`` (str), ``group``, ``split`` (default: ``test``), ``label`` (0 or 1), ``probability`` (of a
+        fracture, 0 to 1) and, if the file has them, ``probability_calibrated`` and ``patient``. ``group`` joins the
+        images with the same value in the file's column ``group`` or ``patient``; it is ``image_id`` if the file has
+        neither. Rows are in the file's order.
 
     Raises:
         InputError: a column or a value is missing or invalid; the message contains the line.
     """
     remedy = f"predictions need {','.join(REQUIRED)} separated by commas"
-    table = read_csv(path, REQUIRED, remedy, dtype={"image_id": str, "group": str, "split": str})
+    table = read_csv(path, REQUIRED, remedy, dtype=dict.fromkeys(("image_id", "split", *GIVEN), str))
     if table.empty:
         raise InputError(f"{path} has no rows; add one row per image")
     for name, allowed in (("label", "0 or 1"), ("probability", "a number from 0 to 1"),
@@ -35,18 +40,56 @@ def read_predictions(path: Path) -> pd.DataFrame:
     _require(path, table["image_id"], table["image_id"].isna(), "a string")
     _require(path, table["image_id"], table["image_id"].duplicated(), "unique")
     table["split"] = table["split"].fillna("test") if "split" in table else "test"
-    table["group"] = table["group"].fillna(table["image_id"]) if "group" in table else table["image_id"]
-    order = ["image_id", "group", "split", "label", "probability", "probability_calibrated"]
-    return table[[name for name in order if name in table]]
+    given = read_given(table)
+    group = table["group"].fillna(table["image_id"]) if "group" in table else table["image_id"]
+    if "patient" in given:
+        table["patient"] = given["patient"]
+        group = merge_groups(table["image_id"], [group, given["patient"]])
+    order = ["image_id", "group", "split", "label", "probability", "probability_calibrated", "patient"]
+    return table.assign(group=group)[[name for name in order if name in table or name == "group"]]
 
 
 def join(predictions: pd.DataFrame, catalogue: pd.DataFrame) -> pd.DataFrame:
-    """Add the catalogue's columns to the predictions, and its groups if the predictions have none."""
-    known = catalogue.drop(columns=["label", "split"], errors="ignore").drop_duplicates("image_id")
-    table = predictions.merge(known.rename(columns={"group": "catalogue_group"}), on="image_id", how="left")
-    if "catalogue_group" in table and (table["group"] == table["image_id"]).all():
-        table["group"] = table["catalogue_group"].fillna(table["image_id"])
-    return table.drop(columns="catalogue_group", errors="ignore")
+    """Add the catalogue's columns to the predictions, without those that the predictions have."""
+    known = catalogue.drop(columns=[name for name in predictions if name != "image_id"], errors="ignore")
+    return predictions.merge(known.drop_duplicates("image_id"), on="image_id", how="left")
+
+
+def add_groups(predictions: pd.DataFrame, catalogue: pd.DataFrame) -> pd.DataFrame:
+    """Join groups of the predictions that a group of the catalogue links."""
+    known = _catalogue_columns(predictions, catalogue, ["group"])
+    merged = merge_groups(predictions["image_id"], [predictions["group"], *known.values()])
+    changed = merged.nunique() < predictions["group"].nunique()
+    return predictions.assign(group=merged) if changed else predictions
+
+
+def find_leaks(predictions: pd.DataFrame, catalogue: pd.DataFrame | None) -> dict[str, dict[str, Any]]:
+    """Return ``data.leaks.find_leaks`` of the subsets in the predictions, for the relations that are known.
+
+    These are the column ``patient``, the exams, duplicates and patients of the catalogue, and the column ``group`` if
+    it links more images than these.
+
+    Args:
+        predictions: as ``read_predictions`` returns them.
+        catalogue: ``image_id`` and any columns of a catalogue.
+    """
+    ids, known = predictions["image_id"], {}
+    if catalogue is not None:
+        known = _catalogue_columns(predictions, catalogue, [*leaks.COLUMNS.values(), "group"])
+    if "patient" in predictions:
+        known["patient"] = predictions["patient"]
+    linked = merge_groups(ids, list(known.values()))
+    if predictions["group"].nunique() < linked.nunique():
+        known["given_group"] = predictions["group"]
+    return leaks.find_leaks(predictions, pd.DataFrame(known | {"image_id": ids, "group": predictions["group"]}))
+
+
+def _catalogue_columns(
+    predictions: pd.DataFrame, catalogue: pd.DataFrame, names: Sequence[str]
+) -> dict[str, pd.Series]:
+    """Return columns of the catalogue for the images of the predictions, as text; ``""`` for other images."""
+    rows = catalogue.drop_duplicates("image_id").set_index("image_id").astype(str)
+    return {name: predictions["image_id"].map(rows[name]).fillna("") for name in names if name in rows}
 
 
 def _require(path: Path, column: pd.Series, invalid: pd.Series, allowed: str) -> None:

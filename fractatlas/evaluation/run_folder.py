@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from fractatlas.data import leaks
 from fractatlas.data.sources.fracatlas import read_boxes
 from fractatlas.errors import InputError
 from fractatlas.evaluation.localisation import Heatmaps, read_heatmaps
@@ -82,7 +83,8 @@ class RunFolder:
         if not (file := self.file("catalogue.csv")):
             return None
         remedy = "use the catalogue.csv of a run"
-        return read_csv(file, ["image_id"], remedy, dtype={"image_id": str}, keep_default_na=False)
+        text = dict.fromkeys(("image_id", "group", *leaks.COLUMNS.values()), str)
+        return read_csv(file, ["image_id"], remedy, dtype=text, keep_default_na=False)
 
     @cached_property
     def training_labels(self) -> pd.DataFrame | None:

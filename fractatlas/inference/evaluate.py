@@ -12,6 +12,7 @@ import yaml
 from fractatlas.build import build_data, build_trainer
 from fractatlas.data.splits import recorded_split
 from fractatlas.errors import InputError
+from fractatlas.evaluation import provenance
 from fractatlas.evaluation.operating_point import DEFAULT_OPERATING_POINT
 from fractatlas.inference.model import UNFINISHED, load_model
 from fractatlas.io import write_csv, write_text
@@ -67,8 +68,6 @@ def evaluate(config: dict[str, Any]) -> bool:
     write_csv(run / "catalogue.csv", data.catalogue)
     write_csv(run / "split.csv", data.split)
     write_text(run / "training_config.yaml", yaml.safe_dump(trained, sort_keys=False, allow_unicode=True))
-    scores = write_scores(run, record, predictions, model.classifier, data, trainer, config["report"])[subset]
-    names = [name for name in ("accuracy", "auroc", "average_precision") if scores[name]]
-    shown = ", ".join(f"{name} {scores[name]['value']:.4f}" for name in names)
-    log.info("%s: %s, majority rate %.4f; results in %s", subset, shown, scores["majority_rate"], run)
+    record = write_scores(run, record, predictions, model.classifier, data, trainer, config["report"])
+    log.info("%s; results in %s", provenance.summarise(subset, record, trained), run)
     return True

@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 from sklearn.metrics import confusion_matrix
 
+from fractatlas.evaluation import provenance
 from fractatlas.evaluation.bootstrap import bootstrap_weights
 from fractatlas.evaluation.markdown import METRIC_TITLES, format_fraction, format_percent
 from fractatlas.evaluation.overlays import colour_key, draw_radiographs
@@ -17,7 +18,7 @@ from fractatlas.evaluation.shown_images import most_confident_errors, spread_by_
 from fractatlas.io import write_text
 from fractatlas.pages import jpeg_address, render, svg_address
 from fractatlas.reference_report import REFERENCE_ACCURACY
-from fractatlas.report import figures
+from fractatlas.report import descriptions, figures
 
 FOREST = ("auroc", "sensitivity", "specificity")  # metrics of the figure of the strata
 BAND_RESAMPLES = 500  # bootstrap samples for the bands of the curves
@@ -62,6 +63,8 @@ def write_report(folder: Path) -> Path:
         config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else None,
         card=re.findall(r"^## (.+)\n\n(.+)$", card, re.MULTILINE),
         claim=re.findall(r"^\| (\d+) \| (.+) \| (.+) \|$", card, re.MULTILINE),
+        missing_intervals=_missing_intervals(run),
+        **_provenance(run),
     )
     write_text(folder / "report.html", page)
     return folder / "report.html"
@@ -71,19 +74,27 @@ def model_card(run: RunFolder) -> str:
     """Return a model card and the CLAIM checklist as Markdown, filled in from the files of a run folder."""
     last = run.subsets[-1]
     # A "|" would end a cell of the checklist.
-    metrics, config = (json.loads(json.dumps(content).replace("|", "/")) for content in (run.metrics, run.config))
-    strata = last.strata[~last.strata["low_count"]].dropna(subset=["auroc"]).iloc[1:]
+    metrics, config, known = (
+        json.loads(json.dumps(content).replace("|", "/")) for content in (run.metrics, run.config, _provenance(run))
+    )
+    data = metrics.get("data", {"images": 0, "excluded": {}, "split": {}})
+    in_split = sum(subset["n"] for subset in data["split"].values())
     return render(
         "model_card.md.jinja",
         metrics=metrics,
         config=config,
+        config_file=run.config_file and run.config_file.relative_to(run.path),
         images=len(run.predictions),
+        in_split=in_split,
+        unassigned=data["images"] - sum(data["excluded"].values()) - in_split,
         subsets=run.subsets,
         last=last,
-        weakest=None if strata.empty else strata.loc[strata["auroc"].idxmin()],
+        weakest=descriptions.weakest_stratum(last.strata),
         titles=METRIC_TITLES,
         fraction=format_fraction,
         percent=format_percent,
+        words=descriptions,
+        **known,
     )
 
 
@@ -92,6 +103,37 @@ def _scores(run: RunFolder, metric: str) -> dict[str, dict[str, float]]:
     rows = {one.name: one.strata.iloc[0] for one in run.subsets}
     columns = {"value": metric, "low": f"{metric}_low", "high": f"{metric}_high"}
     return {name: {key: row[column] for key, column in columns.items()} for name, row in rows.items()}
+
+
+def _provenance(run: RunFolder) -> dict[str, Any]:
+    """Return what the page and the card state about the scored images.
+
+    ``uses`` and ``counts`` by subset; ``partial`` has a sentence for each subset that was scored in part; ``notices``
+    has the sentences before the scores; ``relations``, ``resampling`` and ``decision`` as from ``provenance``.
+    """
+    metrics, names = run.metrics, [one.name for one in run.subsets]
+    uses = {name: provenance.describe_use(name, metrics, run.config) for name in names}
+    counts = {name: provenance.count_images(metrics[name]) for name in names}
+    partial = [f"Only {count} of the {name} subset were scored." for name, count in counts.items() if " of " in count]
+    return {
+        "uses": uses,
+        "counts": counts,
+        "partial": partial,
+        "notices": [*filter(None, [uses[names[-1]]]), *partial],
+        "relations": provenance.relations(metrics),
+        "resampling": provenance.resampling(metrics),
+        "decision": provenance.describe_decision(metrics["operating_point"]),
+    }
+
+
+def _missing_intervals(run: RunFolder) -> list[str]:
+    """Return ``metrics (subset): reason`` for the scores of complete subsets that have no interval."""
+    titles: dict[tuple[str, str], list[str]] = {}
+    for one in run.subsets:
+        for name, title in METRIC_TITLES.items():
+            if reason := (run.metrics[one.name].get(name) or {}).get("reason"):
+                titles.setdefault((one.name, reason), []).append(title)
+    return [f"{', '.join(names)} ({subset}): {reason}" for (subset, reason), names in titles.items()]
 
 
 def _pictures(run: RunFolder, table: pd.DataFrame) -> list[dict[str, Any]]:

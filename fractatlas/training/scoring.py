@@ -17,7 +17,7 @@ from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.data.sources.fracatlas import read_boxes
 from fractatlas.data.splits import SUBSETS
 from fractatlas.errors import InputError
-from fractatlas.evaluation import metrics, operating_point, shown_images, subset_assessment
+from fractatlas.evaluation import metrics, operating_point, provenance, shown_images, subset_assessment
 from fractatlas.evaluation.localisation import Heatmaps
 from fractatlas.io import write_csv, write_json
 from fractatlas.models.classifier import FractureClassifier
@@ -82,8 +82,15 @@ def write_scores(
     calibrated = operating_point.calibrate(predictions["probability"], point["temperature"])
     predictions = predictions.assign(probability_calibrated=calibrated)
     subsets = {name: table for name in SUBSETS if len(table := predictions[predictions["split"] == name])}
-    scores = {name: metrics.evaluate(table, point["threshold"]) for name, table in subsets.items()}
-    described = {"data": _describe_data(data), "versions": _versions()}
+    scores = {
+        name: metrics.evaluate(table, point["threshold"]) | {"n_subset": len(data.subset(name))}
+        for name, table in subsets.items()
+    }
+    for name, score in scores.items():
+        if score["n"] < score["n_subset"]:
+            limit = "trainer.limit_test_batches" if name == "test" else "trainer.limit_val_batches"
+            log.warning("%s: only %s were scored, because %s is set", name, provenance.count_images(score), limit)
+    described = {"data": _describe_data(data), "leaks": data.leaks, "versions": _versions()}
     record = record | {"device": _device_name(trainer)} | scores | described
     write_csv(run / "predictions.csv", predictions)
     if details:
@@ -146,7 +153,6 @@ def _describe_data(data: RadiographDataModule) -> dict[str, Any]:
         "root": str(data.root),
         "images": len(data.catalogue),
         "excluded": {reason: int(count) for reason, count in excluded.value_counts().items()},
-        "crossings": data.crossings,
         "split": {name: {"n": len(rows), "positives": int(rows.sum())} for name, rows in labels.items()},
     }
 

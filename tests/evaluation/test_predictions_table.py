@@ -1,9 +1,10 @@
 import pandas as pd
 import pytest
 
+from fractatlas.data.leaks import describe_groups, describe_leaks
 from fractatlas.errors import InputError
 from fractatlas.evaluation.bootstrap import MIN_RESAMPLES, bootstrap_weights
-from fractatlas.evaluation.predictions_table import join, read_predictions
+from fractatlas.evaluation.predictions_table import add_groups, find_leaks, join, read_predictions
 
 
 @pytest.fixture
@@ -48,12 +49,32 @@ def test_invalid_predictions_are_refused(file, text, message):
         read_predictions(file(text))
 
 
-def test_groups_are_taken_from_the_catalogue_if_the_predictions_have_none(file):
-    table = read_predictions(file("image_id,label,probability\na,1,0.9\nb,0,0.1\nc,0,0.2\n"))
+def test_groups_of_the_catalogue_are_added_to_those_of_the_predictions(file):
+    table = read_predictions(file("image_id,label,probability,group\na,1,0.9,x\nb,0,0.1,y\nc,0,0.2,y\nd,0,0.2,z\n"))
     catalogue = pd.DataFrame({"image_id": ["a", "b"], "group": ["a", "a"], "hand": [1, 0]})
-    joined = join(table, catalogue)
-    assert joined["group"].tolist() == ["a", "a", "c"]
+    joined = join(add_groups(table, catalogue), catalogue)
+    assert joined["group"].tolist() == ["a", "a", "a", "d"]
     assert joined["hand"].tolist()[:2] == [1, 0]
+
+
+def test_images_of_one_patient_are_one_group_and_are_checked_for_leaks(file):
+    rows = ["a,1,0.9,val,01", "b,0,0.1,test,01", "c,0,0.2,test,1", "d,1,0.2,test,"]
+    table = read_predictions(file("image_id,label,probability,split,patient\n" + "\n".join(rows)))
+    assert table["group"].tolist() == ["a", "a", "c", "d"]
+    leaks = find_leaks(table, None)
+    assert list(leaks) == ["patients"]
+    assert describe_leaks(leaks) == [
+        "patients (column patient): 1 of 2 is in several subsets (01); images: val 1, test 1; known for 3 of 4 images; "
+        "not checked against the training images, which are not listed",
+        "exams inferred from neighbouring ids: not checked, because they are not known",
+        "near-duplicates: not checked, because they are not known",
+    ]
+
+
+def test_predictions_without_groups_resample_single_images(file):
+    table = read_predictions(file("image_id,label,probability\na,1,0.9\nb,0,0.1\n"))
+    assert find_leaks(table, None) == {}
+    assert describe_groups({}).startswith("Intervals resample single images, because no related images are known.")
 
 
 @pytest.mark.integration

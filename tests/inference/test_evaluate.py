@@ -12,6 +12,7 @@ from fractatlas.errors import InputError
 from fractatlas.inference.evaluate import evaluate
 from fractatlas.inference.model import load_model
 from fractatlas.models.checkpoint import read_checkpoint
+from fractatlas.report.report_page import write_report
 from fractatlas.training.fit import train
 
 
@@ -51,9 +52,34 @@ def test_evaluation_of_a_checkpoint_reproduces_the_results_of_its_run(run, tmp_p
     assert (tmp_path / "heatmaps.npz").is_file() == (subset == "test")
 
 
-def test_the_training_subset_can_be_scored(run, tmp_path):
-    metrics = score(run, tmp_path, "train")
-    assert metrics["train"]["n"] == metrics["data"]["split"]["train"]["n"]
+def test_scores_of_training_images_begin_with_this_fact_and_baselines_are_cross_fitted(run, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        metrics = score(run, tmp_path, "train", report=True)
+    assert metrics["train"]["n"] == metrics["train"]["n_subset"] == metrics["data"]["split"]["train"]["n"]
+    (line,) = (text for text in caplog.messages if "majority rate" in text)
+    assert line.startswith("The network was trained on these images: ")
+    page = write_report(tmp_path).read_text()
+    assert page.index("The network was trained on these images") < page.index('<p class="summary">')
+    assert (tmp_path / "model_card.md").read_text().splitlines()[2].startswith("**The network was trained on these im")
+    assert all(baseline["classifier_above"] is None for baseline in metrics["shortcuts"]["train"].values())
+    assert "classifier minus this" not in page
+
+
+def test_scores_of_validation_images_begin_with_what_was_selected_on_them(run, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        score(run, tmp_path, "val")
+    expected = "The epoch, the threshold and the temperature were selected on these images: the scores are optimistic."
+    assert any(text.startswith(f"{expected} val (") for text in caplog.messages)
+
+
+def test_a_subset_that_is_scored_in_part_is_reported_as_such(run, tmp_path, caplog):
+    trained = read_checkpoint(run / "checkpoints" / "best.ckpt")["config"]["trainer"]
+    metrics = score(run, tmp_path, "test", report=True, trainer=trained | {"limit_test_batches": 1})
+    assert (metrics["test"]["n"], metrics["test"]["n_subset"]) == (16, metrics["data"]["split"]["test"]["n"])
+    counted = f"16 of {metrics['test']['n_subset']} images"
+    assert f"test: only {counted} were scored, because trainer.limit_test_batches is set" in caplog.messages
+    page = write_report(tmp_path).read_text()
+    assert page.index(f"Only {counted} of the test subset were scored.") < page.index('<p class="summary">')
 
 
 def test_a_checkpoint_outside_its_run_folder_is_refused(run, tmp_path):

@@ -1,0 +1,97 @@
+"""State how scored images were used before, how many of a subset were scored, and which relations were checked.
+
+Log lines, the report page, the model card and tables show these sentences.
+"""
+
+from typing import Any
+
+from fractatlas.data.leaks import describe_groups, describe_leaks
+
+TRAINED_ON = "The network was trained on these images: the scores do not show how it performs on other images."
+
+
+def count_images(score: dict[str, Any]) -> str:
+    """Return ``24 of 529 images`` for a subset that was scored in part, otherwise ``529 images``.
+
+    Args:
+        score: of one subset, from ``metrics.json``.
+    """
+    scored, total = score["n"], score.get("n_subset", score["n"])
+    images = "image" if total == 1 else "images"
+    return f"{scored} of {total} {images}" if scored < total else f"{total} {images}"
+
+
+def count_cell(score: dict[str, Any]) -> str:
+    """Return ``529 (93)``, the images and the fractured ones, or ``24 of 529 (5)`` for a subset scored in part."""
+    return f"{count_images(score).removesuffix(' images').removesuffix(' image')} ({score['positives']})"
+
+
+def describe_use(name: str, record: dict[str, Any], config: dict[str, Any] | None) -> str:
+    """Return what the images of a subset were used for before they were scored; an empty string for ``test``.
+
+    Args:
+        name: of the subset.
+        record: the contents of ``metrics.json``.
+        config: of the training; ``None`` for predictions of another system.
+    """
+    if name == "train":
+        return TRAINED_ON
+    if name == "test":
+        return ""
+    chosen = []
+    if config and "monitor" in config:
+        chosen.append("the epoch")
+    point = record["operating_point"]
+    if chooses_threshold(point):
+        chosen.append("the threshold")
+    if point["temperature"] != 1:
+        chosen.append("the temperature")
+    listed = " and ".join(filter(None, [", ".join(chosen[:-1]), *chosen[-1:]]))
+    if not listed:
+        return ""
+    optimistic = "" if chosen == ["the temperature"] else ": the scores are optimistic"
+    verb = "was" if len(chosen) == 1 else "were"
+    return f"{listed[0].upper()}{listed[1:]} {verb} selected on these images{optimistic}."
+
+
+def describe_decision(point: dict[str, Any]) -> str:
+    """Return how threshold and temperature of an operating point were chosen."""
+    threshold = f"probability is at least {point['threshold']:.4f}"
+    rule = {
+        "fixed": "fixed",
+        "default": "the default",
+        "youden": "the largest sensitivity + specificity on the validation subset",
+        "target_sensitivity": "the highest that reaches the wanted sensitivity on the validation subset",
+    }.get(point["rule"], point["rule"])
+    text = f"An image is classified as fractured if its {threshold} ({rule})."
+    if point["temperature"] == 1:
+        return f"{text} No temperature was chosen."
+    temperature = f"{point['temperature']:.3f}, which was chosen on the validation subset"
+    return f"{text} Calibrated probabilities divide the logit by the temperature {temperature}."
+
+
+def chooses_threshold(point: dict[str, Any]) -> bool:
+    """Return whether the threshold of an operating point was chosen on the validation subset."""
+    return point["rule"] not in ("fixed", "default")
+
+
+def relations(record: dict[str, Any]) -> list[str]:
+    """Return one line for each kind of relation between subsets; empty if the run did not record them."""
+    return describe_leaks(record["leaks"]) if "leaks" in record else []
+
+
+def resampling(record: dict[str, Any]) -> str:
+    """Return which groups the intervals resample."""
+    if "leaks" not in record:
+        return "Intervals resample the groups of the column group of predictions.csv."
+    return describe_groups(record["leaks"])
+
+
+def summarise(name: str, record: dict[str, Any], config: dict[str, Any] | None) -> str:
+    """Return the scores of a subset in one line for a log; it begins with what the images were used for."""
+    score = record[name]
+    names = [key for key in ("accuracy", "auroc", "average_precision") if score[key]]
+    shown = ", ".join(f"{key} {score[key]['value']:.4f}" for key in names)
+    use = describe_use(name, record, config)
+    counted = f"{name} ({count_images(score)})"
+    return f"{use}{' ' if use else ''}{counted}: {shown}, majority rate {score['majority_rate']:.4f}"
