@@ -79,6 +79,22 @@ def run_lock(folder: Path) -> Iterator[None]:
         raise InputError(f"{folder}: another process is writing to this run folder; wait until it ends") from None
 
 
+@contextmanager
+def try_lock(file: Path) -> Iterator[bool]:
+    """Lock ``file`` for the block unless another process holds the lock; yield whether this process has locked it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
 def read_csv(path: Path, required: Sequence[str], remedy: str, **options: Any) -> pd.DataFrame:
     """Read a UTF-8 table with or without a byte order mark; ``options`` are those of pandas.
 

@@ -2,9 +2,10 @@
 
 import logging
 import signal
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -52,3 +53,24 @@ def signal_handlers(handler: Callable[[int, Any], None], numbers: tuple[signal.S
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+
+
+def wait_for(child: subprocess.Popen[Any]) -> int:
+    """Wait until a process has ended; forward stop signals to it.
+
+    Returns:
+        Its exit status; ``STOPPED`` or ``INTERRUPTED`` if this process received a stop signal or Ctrl-C meanwhile.
+    """
+    statuses: list[int] = []
+
+    def forward(number: int, frame: Any) -> None:
+        statuses.append(STOPPED)
+        child.send_signal(number)
+
+    with signal_handlers(forward, STOP_SIGNALS):
+        while child.returncode is None:
+            with suppress(KeyboardInterrupt):  # the terminal has sent Ctrl-C to the child, too
+                child.wait()
+                break
+            statuses.append(INTERRUPTED)
+    return statuses[0] if statuses else child.wait()

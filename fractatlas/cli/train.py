@@ -1,9 +1,11 @@
 """``fractatlas train`` and ``search``: fine-tune a network, or search hyperparameters."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 
 from fractatlas.cli import hydra_command
 from fractatlas.config.schema import TrainConfig
@@ -42,10 +44,8 @@ def _train(config: dict[str, Any]) -> float:
     from fractatlas.training import fit
 
     run = Path(config["paths"]["output_dir"])
-    script = Path(sys.argv[0])
-    is_script = script.suffix == ".py" and script.name != "__main__.py"
-    typed = f"python {shlex.quote(str(script))}" if is_script else "fractatlas train"
-    with exit_on_stop_signals(f"{typed} {shlex.quote(f'resume={run}')}"):
+    multirun = HydraConfig.get().mode == RunMode.MULTIRUN  # the grid prints how to resume all of its jobs
+    with exit_on_stop_signals("" if multirun else hydra_command.command_line("train", [f"resume={run}"])):
         best = fit.train(config)
         if config["report"] and (run / "metrics.json").is_file():
             rank_zero_only(write_report)(run)

@@ -4,17 +4,17 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fractatlas.config.schema import TrainConfig
-from fractatlas.config.validation import explain, group_keys, path_keys, validate
+from fractatlas.config.validation import explain, flatten, group_keys, known_keys, path_keys, validate
 from fractatlas.errors import InputError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -57,9 +57,41 @@ def prepare(arguments: Sequence[str], schema_class: type) -> list[str]:
         if key.lstrip("+") == "resume" and value != "null":
             # In quotes if Lightning starts a second process with the output of this function.
             folder = str(OverridesParser.create().parse_override(argument).value()) if _in_quotes(value) else value
-    paths = set() if MULTIRUN & set(arguments) else path_keys(schema_class)
+    multirun = is_multirun(arguments)
+    paths = set() if multirun else path_keys(schema_class)
     quoted = [_quote(argument, paths) for argument in arguments]
+    if multirun:
+        quoted = list(_left_to_the_jobs(quoted, schema_class))
     return quoted if folder is None else _resume(folder, quoted)
+
+
+def is_multirun(arguments: Sequence[str]) -> bool:
+    """Return whether arguments start several runs."""
+    return bool((MULTIRUN | {"hydra.mode=MULTIRUN"}) & set(arguments))
+
+
+def as_override(key: str, value: str) -> str:
+    """Return ``key=value`` with the value in quotes if Hydra's grammar would change it."""
+    try:
+        plain = OverridesParser.create().parse_override(f"{key}={value}").value() == value
+    except HydraException:
+        plain = False
+    return f"{key}={value}" if plain else _literal(key, value)
+
+
+def settings_of(config: DictConfig) -> dict[str, Any]:
+    """Return the settings of a composed configuration in which two runs can differ, by dotted key.
+
+    Paths are relative to the working directory; ``NOT_COMPARED`` are omitted.
+    """
+    relative: Any = OmegaConf.merge(config, {"paths": {"root": ".", "output_dir": "."}})
+    plain: Any = OmegaConf.to_container(relative, resolve=True)
+    return {key: value for key, value in flatten(plain).items() if not key.startswith(NOT_COMPARED)}
+
+
+def recorded_settings(run: Path) -> dict[str, Any]:
+    """Return ``settings_of`` the configuration with which a run was started in its folder."""
+    return settings_of(cast(DictConfig, OmegaConf.load(run / ".hydra" / "config.yaml")))
 
 
 def compose_config(options: Sequence[str]) -> dict[str, Any]:
@@ -91,12 +123,39 @@ def _joined(arguments: Sequence[str]) -> Iterator[str]:
         yield argument if value is None else f"{argument}={value}"
 
 
+def _left_to_the_jobs(arguments: Sequence[str], schema_class: type) -> Iterator[str]:
+    """Yield the arguments of a multirun; a key that only some choices of a group have becomes ``key=choice(value)``.
+
+    Hydra composes a configuration without the swept choices before those of the jobs, and applies every single value
+    to it. It does not apply values to choose from.
+    """
+    swept = {one.key_or_group for one in _parsed(arguments) if one.is_sweep_override() and "." not in one.key_or_group}
+    if swept - set(known_keys(schema_class)):  # an experiment, which sets keys of all groups
+        swept = group_keys(schema_class)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        group, dot, _ = key.lstrip("+").partition(".")
+        late = equals and dot and group in swept - {"paths"} and not argument.startswith(("-", "~"))
+        if late and not next(_parsed([argument])).is_sweep_override():
+            yield f"{key}=choice({value or repr('')})"
+        else:
+            yield argument
+
+
+def _parsed(arguments: Sequence[str]) -> Iterator[Override]:
+    """Yield the parsed overrides among the arguments."""
+    parser = OverridesParser.create()
+    for argument in arguments:
+        if "=" in argument and not argument.startswith("-"):
+            yield parser.parse_override(argument)
+
+
 def _resume(folder: str, arguments: list[str]) -> list[str]:
     """Return the arguments with which Hydra composes the configuration that a run folder stores."""
     run = Path(folder).absolute()
     if not folder or not (run / ".hydra" / "config.yaml").is_file():
         raise InputError(f"resume={folder}: not a run folder (it has no .hydra/config.yaml); give a folder of logs/")
-    if MULTIRUN & set(arguments):
+    if is_multirun(arguments):
         raise InputError(f"resume={folder} resumes one run: remove -m")
     keys = {argument: argument.lstrip("+").partition("=")[0] for argument in arguments}
     for argument, key in keys.items():

@@ -448,3 +448,11 @@ class SearchConfig(Strict):
     n_jobs: Positive
     heartbeat_timeout: Annotated[int, Ge(2)]
     params: dict[str, str]
+
+
+class GridConfig(Strict):
+    """The grid, composed from ``conf/hydra/sweeper/basic.yaml``."""
+
+    _target_: Literal["fractatlas.search.grid.GridSweeper"]
+    max_batch_size: Positive | None
+    params: dict[str, str] | None

@@ -25,6 +25,12 @@ def metric_mode(monitor: str) -> str:
     return "min" if str(monitor).endswith("loss") else "max"
 
 
+def runs_on_one_device(trainer: dict[str, Any]) -> bool:
+    """Return whether a plain configuration of ``trainer`` uses one device of one machine."""
+    devices = trainer["devices"]
+    return trainer["num_nodes"] == 1 and (devices == 1 or (isinstance(devices, list) and len(devices) == 1))
+
+
 def validate(config: DictConfig, schema_class: type) -> dict[str, Any]:
     """Check a configuration against its schema.
 

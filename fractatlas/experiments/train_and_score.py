@@ -4,16 +4,12 @@ import logging
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
-
-from fractatlas.config.overrides import NOT_COMPARED, compose_config
+from fractatlas.config.overrides import NOT_COMPARED, compose_config, recorded_settings
 from fractatlas.config.validation import differences, flatten
 from fractatlas.errors import InputError
-from fractatlas.signals import INTERRUPTED, STOP_SIGNALS, STOPPED, signal_handlers
+from fractatlas.signals import INTERRUPTED, STOPPED, wait_for
 
 log = logging.getLogger(__name__)
 
@@ -56,30 +52,17 @@ def run_command(run: Path, verb: str, *arguments: str) -> None:
         InputError: the command failed; it has printed the reason.
         SystemExit: status ``INTERRUPTED`` or ``STOPPED``, after the command has stopped.
     """
-    statuses: list[int] = []
-
-    def forward(number: int, frame: Any) -> None:
-        statuses.append(STOPPED)
-        child.send_signal(number)
-
-    command = [sys.executable, "-m", "fractatlas", verb, *arguments]
-    with subprocess.Popen(command) as child, signal_handlers(forward, STOP_SIGNALS):
-        while child.returncode is None:
-            with suppress(KeyboardInterrupt):  # the terminal has sent Ctrl-C to the child, too
-                child.wait()
-                break
-            statuses.append(INTERRUPTED)
-    if statuses or child.returncode in (INTERRUPTED, STOPPED):
+    with subprocess.Popen([sys.executable, "-m", "fractatlas", verb, *arguments]) as child:
+        status = wait_for(child)
+    if status in (INTERRUPTED, STOPPED):
         log.info("stopped; repeat the command to resume the plan")
-        raise SystemExit(statuses[0] if statuses else child.returncode)
-    if child.returncode:
-        raise InputError(f"{run}: {verb} failed with status {child.returncode}; correct the error printed above")
+        raise SystemExit(status)
+    if status:
+        raise InputError(f"{run}: {verb} failed with status {status}; correct the error printed above")
 
 
 def _differing_settings(run: Path, options: Sequence[str]) -> list[str]:
     """Return ``key was A, is B`` for each setting of a run that the options would change; three at most."""
-    stored = OmegaConf.load(run / ".hydra" / "config.yaml")
-    stored.paths.root = stored.paths.output_dir = "."  # as ``compose_config`` sets them
-    was: Any = OmegaConf.to_container(stored, resolve=True)
-    changed = differences(flatten(was), flatten(compose_config([*options, "test=false"])))
-    return [change for change in changed if not change.startswith(NOT_COMPARED)][:3]
+    now = flatten(compose_config([*options, "test=false"]))
+    compared = {key: value for key, value in now.items() if not key.startswith(NOT_COMPARED)}
+    return differences(recorded_settings(run), compared)[:3]

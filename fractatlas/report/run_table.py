@@ -1,7 +1,8 @@
 """Find and name finished runs, and write a Markdown table of them with the accuracies of the reference report."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,20 @@ def differing_settings(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
     ]
     keys.sort(key=lambda key: key != "seed")
     return [{key: config[key] for key in keys if key in config} for config in configs]
+
+
+def same_but_seed(runs: Mapping[str, RunFolder]) -> list[list[str]]:
+    """Return the names of the runs in sets that differ only in their seed, and in settings that change no result.
+
+    Runs without a configuration are omitted.
+    """
+    sets: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        if run.config:
+            flat = flatten(run.config)
+            shown = {key: value for key, value in flat.items() if key == "data.root" or not key.startswith(NOT_SHOWN)}
+            sets.setdefault(json.dumps(shown | {"seed": None}, sort_keys=True), []).append(name)
+    return list(sets.values())
 
 
 def format_settings(settings: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from optuna.trial import TrialState
 
 from fractatlas.config.schema import TrainConfig
-from fractatlas.config.validation import validate
+from fractatlas.config.validation import runs_on_one_device, validate
 from fractatlas.errors import InputError
 from fractatlas.io import write_json
 from fractatlas.report.report_page import write_report
@@ -109,12 +109,6 @@ def _run_process(search: dict[str, Any], config: dict[str, Any], run: Path, numb
         failure = run / FAILURE
         reason = failure.read_text(encoding="utf-8").splitlines()[-1] if failure.is_file() else None
         raise ChildProcessError(reason or f"a process of the trial ended with status {status}")
-
-
-def runs_on_one_device(trainer: dict[str, Any]) -> bool:
-    """Return whether a trainer's configuration, plain, uses one device of one machine."""
-    devices = trainer["devices"]
-    return trainer["num_nodes"] == 1 and (devices == 1 or (isinstance(devices, list) and len(devices) == 1))
 
 
 def _store_result(trial: optuna.Trial, metrics: dict[str, Any]) -> float:
