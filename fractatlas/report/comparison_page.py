@@ -1,6 +1,5 @@
 """Compare runs on the same images: ``comparison.csv`` and ``comparison.html``."""
 
-import json
 from collections.abc import Collection, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -14,11 +13,10 @@ from fractatlas.evaluation.markdown import METRIC_TITLES
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.io import write_csv, write_text
 from fractatlas.pages import render
-from fractatlas.report.run_table import differing_settings, find_runs, format_settings, name_runs
+from fractatlas.report.run_table import differing_settings, find_runs, format_settings, name_runs, same_but_seed
 
 SUBSETS = ("val", "test")
 SHOWN = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity", "brier")
-RUN_SPECIFIC = ("seed", "paths", "logger", "callbacks", "resume")  # configuration that may differ between seeds
 
 
 def write_comparison(out: Path, runs: Sequence[Path]) -> tuple[dict[str, RunFolder], pd.DataFrame]:
@@ -103,13 +101,8 @@ def average_seeds(runs: dict[str, RunFolder]) -> list[dict[str, Any]]:
         For each such set of runs and each subset that all have: ``runs`` (names), ``subset``, and ``spread``, the table
         of ``comparison.spread``.
     """
-    same_config: dict[str, list[str]] = {}
-    for name, run in runs.items():
-        if run.config:
-            key = {group: value for group, value in run.config.items() if group not in RUN_SPECIFIC}
-            same_config.setdefault(json.dumps(key, sort_keys=True), []).append(name)
     averages = []
-    for names in same_config.values():
+    for names in same_but_seed(runs):
         for subset in SUBSETS if len(names) > 1 else ():
             scores = [runs[name].metrics.get(subset, {}) for name in names]
             if all(scores):

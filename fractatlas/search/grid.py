@@ -177,7 +177,8 @@ class GridSweeper(BasicSweeper):
             config.hydra.job.num, config.hydra.job.id = number, str(number)
             config.hydra.runtime.output_dir = str(self.folder)
         HydraConfig.instance().set_config(config)
-        typed = any(one.startswith("hydra.sweep.subdir=") for one in self.config.hydra.overrides.hydra)
+        arguments: Any = OmegaConf.to_container(self.config.hydra.overrides.hydra)  # not resolved
+        typed = any(argument.startswith("hydra.sweep.subdir=") for argument in arguments)
         job.name = str(config.hydra.sweep.subdir) if typed else ""
         with open_dict(config):
             del config["hydra"]
@@ -300,6 +301,7 @@ def run_job(function: TaskFunction, config: DictConfig) -> None:
         before = job["seconds"] or 0.0
         job |= {"state": INTERRUPTED, "reason": ""}
         write_job(folder, job | {"state": RUNNING})
+        write_sweep(Path(hydra.sweep.dir))
         try:
             reason = _call(function, config, folder)
             job |= {"state": FAILED if reason else FINISHED, "reason": reason}

@@ -1,7 +1,7 @@
 import json
 import logging
-import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,8 +19,6 @@ from fractatlas.errors import InputError
 from fractatlas.search.grid import job_name
 from tests.cli.processes import MODULE, PLAIN, process
 from tests.conftest import REPOSITORY, SMALL
-
-CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def fake_training(config: dict) -> None:
@@ -260,15 +258,16 @@ def test_a_failed_job_does_not_stop_the_others(grid, tmp_path, error, reason):
     ("error", "status"),
     [(KeyboardInterrupt(), 130), (SystemExit(1), 130), (SystemExit(130), 130), (SystemExit(75), 75)],
 )
-def test_a_stopped_grid_prints_the_command_that_resumes_it(grid, tmp_path, caplog, error, status):
+def test_a_stopped_grid_prints_the_command_that_resumes_it(grid, tmp_path, capsys, error, status):
     arguments = ["seed=2,3,1", "preprocess.mean=[0.5,0.5,0.5]"]
-    with caplog.at_level(logging.INFO):
-        assert grid(*arguments, function=fails_with(error, "seed=3")) == status
+    assert grid(*arguments, function=fails_with(error, "seed=3")) == status
     (folder,) = (tmp_path / "logs" / "train" / "sweeps").iterdir()
     assert states(folder) == {"seed=1": "waiting", "seed=2": "finished", "seed=3": "interrupted"}
-    (message,) = [record.message for record in caplog.records if "to resume" in record.message]
+    printed = capsys.readouterr()
     line = f"fractatlas train -m seed=2,3,1 'preprocess.mean=[0.5,0.5,0.5]' hydra.sweep.dir={folder}"
-    assert message == f"stopped; to resume: {line}"
+    assert printed.out.splitlines()[-1].endswith(f"stopped; to resume: {line}")
+    assert printed.out.count("to resume") == 1
+    assert not printed.err
     assert grid(*arguments, f"hydra.sweep.dir={folder}") == 0
     assert calls(folder) == {"seed=1": 1, "seed=2": 1, "seed=3": 1}
 
@@ -295,13 +294,9 @@ def test_the_table_is_written_after_every_job(grid, tmp_path):
     assert seen == [{"seed=1": "running", "seed=2": "waiting"}, {"seed=1": "finished", "seed=2": "running"}]
 
 
-def test_batches_are_given_to_the_launcher_one_after_the_other(grid, tmp_path, caplog):
-    with caplog.at_level(logging.INFO):
-        assert grid("seed=1,2,3", "hydra.sweeper.max_batch_size=2", "hydra.sweep.dir=g") == 0
-    assert [text for text in caplog.messages if "Launching" in text] == [
-        "Launching 2 jobs locally",
-        "Launching 1 jobs locally",
-    ]
+def test_batches_are_given_to_the_launcher_one_after_the_other(grid, tmp_path, capsys):
+    assert grid("seed=1,2,3", "hydra.sweeper.max_batch_size=2", "hydra.sweep.dir=g") == 0
+    assert re.findall(r"Launching (\d) jobs", capsys.readouterr().out) == ["2", "1"]
     assert len(calls(tmp_path / "g")) == 3
 
 
@@ -336,19 +331,19 @@ def _run_grid(folder: str, arguments: list[str], seconds: float, kill: str = "")
     hydra_command.run("train", TrainConfig, train)
 
 
-def start(folder: Path, *arguments: str, seconds: float = 0.2, kill: str = ""):
-    process = CONTEXT.Process(target=_run_grid, args=(str(folder), list(arguments), seconds, kill))
-    process.start()
-    return process
+def start(folder: Path, *arguments: str, seconds: float = 0.2, kill: str = "") -> subprocess.Popen:
+    call = f"_run_grid({str(folder)!r}, {list(arguments)!r}, {seconds}, {kill!r})"
+    program = (
+        f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from tests.search.test_grid import _run_grid; {call}"
+    )
+    return subprocess.Popen([sys.executable, "-c", program], env=PLAIN, cwd=folder)
 
 
 @pytest.mark.integration
 @pytest.mark.fault("two grids in one folder at the same time", "each job is trained once, both wait for all jobs")
 def test_two_processes_share_a_grid(tmp_path):
     processes = [start(tmp_path, "seed=range(6)", "hydra.sweep.dir=g") for _ in range(2)]
-    for one in processes:
-        one.join(200)
-    assert [one.exitcode for one in processes] == [0, 0]
+    assert [one.wait(200) for one in processes] == [0, 0]
     assert set(states(tmp_path / "g").values()) == {"finished"}
     assert set(calls(tmp_path / "g").values()) == {1}
 
@@ -359,8 +354,7 @@ def test_two_processes_share_a_grid(tmp_path):
 )
 def test_a_killed_grid_continues(tmp_path, grid):
     killed = start(tmp_path, "seed=1,2,3", "hydra.sweep.dir=g", kill="seed=2")
-    killed.join(200)
-    assert killed.exitcode == -signal.SIGKILL
+    assert killed.wait(200) == -signal.SIGKILL
     assert grid("seed=1,2,3", "hydra.sweep.dir=g") == 0
     assert calls(tmp_path / "g") == {"seed=1": 1, "seed=2": 1, "seed=3": 1}
 
@@ -368,14 +362,10 @@ def test_a_killed_grid_continues(tmp_path, grid):
 @pytest.mark.integration
 def test_jobs_run_in_the_processes_of_the_joblib_launcher(tmp_path):
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=g")
-    first = start(tmp_path, "seed=1,2,3", *launcher, kill="seed=2")
-    first.join(300)
-    assert first.exitcode == 1
+    assert start(tmp_path, "seed=1,2,3", *launcher, kill="seed=2").wait(300) == 1
     assert states(tmp_path / "g") == {"seed=1": "finished", "seed=2": "failed", "seed=3": "finished"}
     (tmp_path / "g" / "seed=2" / "started").unlink()
-    second = start(tmp_path, "seed=1,2,3", *launcher)
-    second.join(300)
-    assert second.exitcode == 0
+    assert start(tmp_path, "seed=1,2,3", *launcher).wait(300) == 0
     assert set(states(tmp_path / "g").values()) == {"finished"}
 
 
