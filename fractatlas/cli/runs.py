@@ -51,6 +51,6 @@ def table() -> None:
 
 def _parser(verb: str, description: str | None) -> ArgumentParser:
     parser = ArgumentParser(prog=f"fractatlas {verb}", description=description)
-    help_text = "a run folder; logs/<task>: its newest run; the folder of a sweep: all of its finished runs"
+    help_text = "a run folder; logs/<task>: its newest run; the folder of a grid: all of its finished runs"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=help_text)
     return parser

@@ -1,7 +1,7 @@
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from fractatlas.config.overrides import compose_config, prepare
+from fractatlas.config.overrides import as_override, compose_config, prepare
 from fractatlas.config.schema import EvaluateConfig, TrainConfig
 from fractatlas.errors import InputError
 
@@ -21,6 +21,35 @@ def test_a_path_is_taken_as_typed_even_if_hydra_can_parse_it(monkeypatch):
     arguments = prepare(["ckpt=1e3", "predictions=a,b", "catalogue=~/x.csv"], EvaluateConfig)
     assert [parsed(argument) for argument in arguments] == ["1e3", "a,b", "/home/me/x.csv"]
     assert prepare(arguments, EvaluateConfig) == arguments  # as in a second process of a run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "late"),
+    [
+        (["experiment=a,b", "data.prepare.images=200"], ["data.prepare.images=choice(200)"]),
+        (["experiment=glob(*)", "+optimizer.betas=[0.5,0.9]"], ["+optimizer.betas=choice([0.5,0.9])"]),
+        (["optimizer=adam,sgd", "optimizer.lr=0.1", "model.dropout=0"], ["optimizer.lr=choice(0.1)"]),
+        (["experiment=choice(a,b)", "task_name=x", "seed=1", "paths.log_dir=y", "hydra.sweep.dir=z"], []),
+        (["seed=1,2", "data.prepare.images=200"], []),
+        (["experiment=a", "data.prepare.images=200"], []),
+        (["experiment=a,b", "model=resnet"], []),
+        (["experiment=a,b", "data.batch_size=16,32", "~data.x"], []),
+        (["experiment=a,b", "model.weights=null", "data.cache_dir="],
+         ["model.weights=choice(null)", "data.cache_dir=choice('')"]),
+    ],
+)  # fmt: skip
+def test_keys_of_a_swept_choice_are_left_to_the_jobs(arguments, late):
+    prepared = prepare(["-m", *arguments], TrainConfig)
+    assert [argument for argument in prepared[1:] if argument not in arguments] == late
+    assert len(prepared) == len(arguments) + 1
+    assert prepare(arguments, TrainConfig) == arguments  # a single run
+
+
+@pytest.mark.parametrize("value", ["logs/a", "logs/a b (c)", "a,b", "1", "null", "it's"])
+def test_a_value_is_quoted_if_the_grammar_would_change_it(value):
+    argument = as_override("hydra.sweep.dir", value)
+    assert parsed(argument) == value
+    assert argument.startswith("hydra.sweep.dir=")
 
 
 @pytest.mark.parametrize("plus", ["", "+", "++"])
