@@ -447,6 +447,7 @@ class SearchConfig(Strict):
     n_trials: Positive
     n_jobs: Positive
     heartbeat_timeout: Annotated[int, Ge(2)]
+    start_points: Literal["latin_hypercube", "random"]
     params: dict[str, str]
 
 

@@ -20,18 +20,17 @@ from hydra.utils import instantiate
 from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
 from omegaconf import DictConfig, open_dict
 from optuna.distributions import CategoricalDistribution as Categorical
-from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from fractatlas.config.schema import SearchConfig, TrainConfig
+from fractatlas.config.schema import Sampler, SearchConfig, TrainConfig
 from fractatlas.config.validation import differences, flatten, group_keys, metric_mode, validate
 from fractatlas.errors import InputError
 from fractatlas.search import report, storage
-from fractatlas.search.sampler import TrialStreamSampler
+from fractatlas.search.sampler import Distribution, TrialStreamSampler
 from fractatlas.signals import exit_on_stop_signals
 
 log = logging.getLogger(__name__)
-Distribution = Categorical | FloatDistribution | IntDistribution
+STARTUP_SAMPLERS = ("optuna.samplers.TPESampler", "optuna.samplers.GPSampler")  # the others have no start-up trials
 SETTINGS, DATA = "settings", "data"  # an attribute of the study, and the key in it for the hash of images and split
 # Settings in which the trials of one study may differ: where and how fast they run, and what they only display.
 NOT_COMPARED = ("paths.", "logger.", "resume", "task_name", "test", "report", "data.root", "data.cache",
@@ -141,12 +140,22 @@ class ResumableSweeper(Sweeper):
             study_name=self.search["study_name"],
             storage=storage.open_storage(self.search["storage"], self.search["heartbeat_timeout"]),
             sampler=TrialStreamSampler(
-                lambda seed: instantiate(sampler, seed=seed, _execution_whitelist_=allowed), sampler["seed"]
+                lambda seed: instantiate(sampler, seed=seed, _execution_whitelist_=allowed),
+                sampler["seed"],
+                self.space,
+                self._startup_trials(),
             ),
             pruner=instantiate(self.search["pruner"], _execution_whitelist_=allowed),
             direction="minimize" if metric_mode(self.monitor) == "min" else "maximize",
             load_if_exists=True,
         )
+
+    def _startup_trials(self) -> int:
+        """Return the number of trials that have start points."""
+        sampler = self.search["sampler"]
+        if self.search["start_points"] == "random" or sampler["_target_"] not in STARTUP_SAMPLERS:
+            return 0
+        return int(sampler.get("n_startup_trials", Sampler.n_startup_trials))
 
     def _check_settings(self, settings: dict[str, str], config: dict[str, Any]) -> None:
         """Compare the settings and the data with the study's; a new study stores them.
