@@ -5,6 +5,7 @@ import difflib
 import functools
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -17,6 +18,15 @@ from fractatlas.config import schema
 from fractatlas.errors import InputError
 
 _adapter = functools.cache(TypeAdapter)
+DOTS_NEED_BACKSLASHES = "the dots of the name need backslashes"
+AXES = "hydra.sweeper.params."  # in an override, before the name of a searched hyperparameter
+# Hydra's messages for such an override, with its name and value, and what is wrong with it.
+AXIS_ERRORS = {
+    rf"Could not override '{AXES}([^']*\w\.[^']*)'(?s:.*?)=(.*)$": DOTS_NEED_BACKSLASHES,
+    rf"Could not override '{AXES}([^']+)'(?s:.*?)=(.*)$": "not in the search space",
+    rf"Could not append to config\. An item is already at '{AXES}([^']+)'(?s:.*?)=(.*?)'?$": "already there",
+    rf"Sweeping over Hydra's configuration is not supported : '\+*{AXES}([^=]+)=(.*)'$": "needs double quotes",
+}
 SCHEMA_NAMES = {name for name, value in vars(schema).items() if dataclasses.is_dataclass(value)}
 
 
@@ -97,6 +107,9 @@ def explain(error: Exception, schema_class: type, conf: Path) -> str:
     Of Hydra's choices, only those of the project's configuration folder ``conf`` are listed.
     """
     text = str(error)
+    for pattern, problem in AXIS_ERRORS.items():
+        if match := re.match(pattern, text, re.MULTILINE):
+            return axis_error(match[1], match[2], problem)
     if match := re.match(r"Could not override '([^']+)'", text):
         return unknown_key_message(match[1].partition("@")[0], schema_class)
     if match := re.search(
@@ -111,6 +124,14 @@ def explain(error: Exception, schema_class: type, conf: Path) -> str:
         key = getattr(error, "full_key", "")
         return f"{key} needs a value: {key}=..."
     return " ".join(text.split("\n")[0].split())
+
+
+def axis_error(name: str, value: str, problem: str) -> str:
+    """Return one line for an override of ``hydra.sweeper.params``, with the argument that works, quoted for a shell."""
+    escaped = name.replace("\\", "").replace(".", "\\.")
+    value = value.strip("'\"")
+    argument = f'++{AXES}{escaped}="{value}"'
+    return f"{AXES}{name}: {problem}; write {shlex.quote(argument)}"
 
 
 def unknown_key_message(key: str, schema_class: type) -> str:

@@ -1,10 +1,13 @@
 import re
+import shlex
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 
-from fractatlas.config.overrides import compose_config
+from fractatlas.config.overrides import CONF, compose_config
 from fractatlas.config.schema import EvaluateConfig, TrainConfig
-from fractatlas.config.validation import group_keys, known_keys, metric_mode, path_keys, unknown_key_message
+from fractatlas.config.validation import explain, group_keys, known_keys, metric_mode, path_keys, unknown_key_message
 from fractatlas.errors import InputError
 
 
@@ -34,6 +37,27 @@ def test_a_wrong_value_is_refused_in_one_line_that_states_what_is_allowed(overri
     with pytest.raises(InputError, match=re.escape(message)) as raised:
         compose_config([override])
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "problem"),
+    [
+        ('hydra.sweeper.params.loss\\.pos_weight="interval(1,5)"', "loss.pos_weight", "not in the search space"),
+        ('hydra.sweeper.params.split="choice(grouped,random)"', "split", "not in the search space"),
+        ('hydra.sweeper.params.optimizer.lr="interval(1e-4,1e-3)"', "optimizer.lr", "the dots of the name need"),
+        ('+hydra.sweeper.params.optimizer\\.lr="interval(1e-4,1e-3)"', "optimizer.lr", "already there"),
+    ],
+)
+def test_a_wrong_axis_of_a_search_is_refused_with_the_argument_that_works(override, name, problem):
+    with initialize_config_dir(str(CONF)):
+        with pytest.raises(HydraException) as raised:
+            compose("train", ["hparams_search=optuna", override], return_hydra_config=True)
+        message = explain(raised.value, TrainConfig, CONF)
+        assert "\n" not in message
+        assert f": {problem}" in message
+        (argument,) = shlex.split(message.partition("; write ")[2])
+        config = compose("train", ["hparams_search=optuna", argument], return_hydra_config=True)
+    assert config.hydra.sweeper.params[name] == override.partition("=")[2].strip('"')
 
 
 def test_a_key_of_another_choice_is_distinguished_from_an_unknown_key():
