@@ -7,15 +7,20 @@ on small data, ``<!-- test: skip REASON -->`` does not. The blocks of one page r
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from fractatlas.cli.main import VERBS
 from fractatlas.config.overrides import CONF
+from fractatlas.config.schema import TrainConfig
+from fractatlas.config.validation import known_keys
 from fractatlas.evaluation.markdown import METRIC_TITLES
 from tests.conftest import REPOSITORY
 
@@ -67,6 +72,22 @@ def test_commands_of_a_page_run(page, tmp_path):
         timeout=550, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{commands}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+
+
+def test_arguments_of_the_search_tutorial_have_the_described_values():
+    text = (DOCS / "tutorials" / "search.md").read_text(encoding="utf-8")
+    arguments = [shlex.split(one)[0] for one in re.findall(r"^\| `([^`]+=[^`]+)` \| .* \|$", text, re.MULTILINE)]
+    spaces = {argument: create_params_from_overrides([argument])[0] for argument in arguments}
+    assert {argument: next(iter(space.values()), None) for argument, space in spaces.items()} == {
+        "optimizer.lr=interval(1e-4,1e-3)": FloatDistribution(1e-4, 1e-3),
+        "optimizer.lr=tag(log,interval(1e-4,1e-2))": FloatDistribution(1e-4, 1e-2, log=True),
+        "trainer.max_epochs=range(2,6)": IntDistribution(2, 5),
+        "model.dropout=range(0.1,0.6,0.2)": FloatDistribution(0.1, 0.5, step=0.2),
+        "model.variant=choice(densenet121,densenet169)": CategoricalDistribution(["densenet121", "densenet169"]),
+        "augment=none,light": CategoricalDistribution(["none", "light"]),
+        "model.dropout=0.3": None,
+    }
+    assert {argument.partition("=")[0] for argument in arguments} <= {*known_keys(TrainConfig)}
 
 
 def test_the_readme_has_at_most_120_lines():

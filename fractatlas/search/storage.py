@@ -4,6 +4,7 @@ The search uses private interfaces of Optuna in this file only: its loop uses ``
 no public heartbeats.
 """
 
+import datetime
 import functools
 import logging
 import time
@@ -30,6 +31,7 @@ SAMPLED = "sampled"  # every hyperparameter has a value, and the worker writes h
 MONITORED = "monitored"  # has a heartbeat that another process wrote; its worker may have stopped before the first one
 DISCARDED = "discarded"  # why the trial was not needed
 REASON = "reason"  # why the training failed; a failed trial without it was interrupted
+SECONDS = "seconds"  # the time that the trial ran; until its last heartbeat if it was interrupted
 REPEATS = "repeats"  # the number of the interrupted trial that this one repeats
 OPTUNA_CLASSES = ("optuna.samplers.*", "optuna.pruners.*")  # that a configuration may instantiate
 ATTEMPTS = 5
@@ -42,9 +44,15 @@ class Storage(RDBStorage):
     """Optuna's storage, whose heartbeats continue after an error of the database."""
 
     def record_heartbeat(self, trial_id: int) -> None:
-        """Write a heartbeat; log an error, because it would end Optuna's heartbeat thread."""
+        """Write a heartbeat and the trial's seconds; log an error, because it would end Optuna's heartbeat thread."""
         try:
             super().record_heartbeat(trial_id)
+            trial = self.get_trial(trial_id)
+            if trial.state == TrialState.RUNNING and trial.datetime_start:
+                seconds = (datetime.datetime.now() - trial.datetime_start).total_seconds()
+                self.set_trial_user_attr(trial_id, SECONDS, round(seconds, 1))
+        except optuna.exceptions.UpdateFinishedTrialError:
+            pass  # the trial has ended meanwhile
         except Exception as error:
             log.warning("heartbeat not written, will try again: %s", " ".join(str(error).split()))
 
@@ -107,6 +115,7 @@ def heartbeats(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
     except BaseException:
         interrupted = study.get_trials(deepcopy=False)[trial.number]
         if interrupted.state == TrialState.RUNNING:
+            study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]  # and its seconds
             study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
             _enqueue(study, interrupted)
         raise

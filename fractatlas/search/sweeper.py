@@ -3,6 +3,8 @@
 import hashlib
 import json
 import logging
+import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -13,17 +15,26 @@ from typing import Any, cast
 import optuna
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from hydra.utils import instantiate
 from hydra_plugins.hydra_optuna_sweeper._impl import create_params_from_overrides
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from optuna.distributions import CategoricalDistribution as Categorical
 from optuna.trial import FrozenTrial, TrialState
 
 from fractatlas.config.schema import Sampler, SearchConfig, TrainConfig
-from fractatlas.config.validation import differences, flatten, group_keys, metric_mode, validate
+from fractatlas.config.validation import (
+    DOTS_NEED_BACKSLASHES,
+    axis_error,
+    differences,
+    flatten,
+    group_keys,
+    metric_mode,
+    validate,
+)
 from fractatlas.errors import InputError
 from fractatlas.search import report, storage
 from fractatlas.search.sampler import Distribution, TrialStreamSampler
@@ -60,6 +71,7 @@ class ResumableSweeper(Sweeper):
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Check the search's own configuration; ``task_function`` is not used."""
         self.hydra_context, self.config = hydra_context, config
+        _check_axes(OmegaConf.to_container(config.hydra.sweeper.params))
         self.search = validate(config.hydra.sweeper, SearchConfig)
         self.folder = Path(config.hydra.sweep.dir)
         self.reported: int | None = None  # the number of the trial in best.yaml
@@ -73,30 +85,32 @@ class ResumableSweeper(Sweeper):
         if any(override.startswith("hydra.sweeper.params=") for override in self.config.hydra.overrides.hydra):
             raise InputError(
                 "hydra.sweeper.params=... would be merged with the search space in conf/; change one hyperparameter "
-                "(hydra.sweeper.params.optimizer\\.lr='interval(1e-4,1e-3)') or fix its value (optimizer.lr=1e-3)"
+                "(optimizer.lr='interval(1e-4,1e-3)') or fix its value (optimizer.lr=1e-3)"
             )
         params = [f"{name}={value}" for name, value in self.search["params"].items()]
-        space, fixed, deletions = create_params_from_overrides([*params, *arguments])
-        self.space = cast(dict[str, Distribution], {name: space[name] for name in space if name not in fixed})
+        space, fixed, deletions = _read_space([*params, *arguments])
+        self.space = {name: space[name] for name in space if name not in fixed}
         self.fixed = [f"{name}={value}" for name, value in fixed.items()] + deletions
         if not self.space:
             raise InputError("nothing to search: all hydra.sweeper.params are fixed; remove a KEY=VALUE argument")
         settings, config = self._compose_settings()
         self.folder.parent.mkdir(parents=True, exist_ok=True)  # the default storage is there, too
         self.study = self._open_study()
-        self._check_settings(settings, config)
-        log.info("study %s in %s", self.study.study_name, self.folder)
+        with exit_on_stop_signals(_typed_command()):
+            self._check_settings(settings, config)
+            ended = sum(trial.state.is_finished() for trial in storage.counted_trials(self.study))
+            total = self.search["n_trials"]
+            log.info("study %s: %d of %d trials done; results in %s", self.study.study_name, ended, total, self.folder)
 
-        from fractatlas.search.trial import run_trial  # after all checks, because torch is slow to import
+            from fractatlas.search.trial import run_trial  # after all checks, because torch is slow to import
 
-        self.launcher = Plugins.instance().instantiate_launcher(
-            config=self.config, hydra_context=self.hydra_context, task_function=partial(run_trial, self.search)
-        )
-        try:
-            with exit_on_stop_signals("repeat the command"):
+            self.launcher = Plugins.instance().instantiate_launcher(
+                config=self.config, hydra_context=self.hydra_context, task_function=partial(run_trial, self.search)
+            )
+            try:
                 self._run()
-        finally:
-            self._report()
+            finally:
+                self._report()
         self._log_result()
 
     def _overrides(self, params: Mapping[str, Any]) -> list[str]:
@@ -200,6 +214,8 @@ class ResumableSweeper(Sweeper):
                 if not (trials := [trial for trial in asked if trial]):
                     continue
                 self._launch(trials)
+            for trial in trials:
+                log.info("%s: %s", self._place(trial.number), report.describe(self.study, trial.number, self.monitor))
             self._report()
             ended = [self.study.get_trials(deepcopy=False)[trial.number] for trial in trials]
             failed = sum(trial.state == TrialState.FAIL for trial in ended)
@@ -250,6 +266,11 @@ class ResumableSweeper(Sweeper):
             storage.repeat_stale_trials(self.study)
 
     def _launch(self, trials: Sequence[optuna.Trial]) -> None:
+        for trial in trials:
+            repeated = trial.user_attrs.get(storage.REPEATS)
+            values = " ".join(f"{name}={report.format_value(value)}" for name, value in trial.params.items())
+            suffix = "" if repeated is None else f" (repeats trial {repeated})"
+            log.info("%s: %s%s", self._place(trial.number), values, suffix)
         overrides = [[*self._overrides(trial.params), f"hydra.sweep.subdir={trial.number}"] for trial in trials]
         returns = self.launcher.launch(overrides, initial_job_idx=trials[0].number)
         for trial, job in zip(trials, returns, strict=True):
@@ -257,6 +278,11 @@ class ResumableSweeper(Sweeper):
                 # Hydra could not start the trial, and returns its exception.
                 trial.set_user_attr(storage.REASON, " ".join(str(job._return_value).split()))
                 self.study.tell(trial, state=TrialState.FAIL)
+
+    def _place(self, number: int) -> str:
+        """Return the name of a trial with its place among the trials that ``n_trials`` counts."""
+        place = sum(trial.number <= number for trial in storage.counted_trials(self.study))
+        return f"trial {number} ({place} of {self.search['n_trials']})"
 
     def _report(self) -> None:
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
@@ -272,8 +298,54 @@ class ResumableSweeper(Sweeper):
         if not complete:
             raise InputError(f"no trial was completed; {self.folder / 'trials.csv'} lists the reasons")
         best = self.study.best_trial
-        log.info("best: trial %d, %s %.4f; results in %s", best.number, self.monitor, best.value, self.folder)
-        log.info("next: fractatlas plan %s", self.folder / report.REFIT)
+        log.info("best: trial %d, %s", best.number, report.scores(best, self.monitor))
+        if warning := report.majority_warning(best):
+            log.warning("%s", warning)
+        log.info("page: %s", self.folder / report.PAGE)
+        seeds = len(report.SEEDS)
+        log.info("to train the best trial with %d seeds: fractatlas plan %s", seeds, self.folder / report.REFIT)
+
+
+def _typed_command() -> str:
+    """Return the command of this process for a shell."""
+    words = sys.orig_argv[1:]
+    if Path(words[0]).name == "fractatlas":  # the installed command is a script of the interpreter
+        return shlex.join(["fractatlas", *words[1:]])
+    return shlex.join(["python", *words])
+
+
+def _check_axes(params: Any) -> None:
+    """Refuse names and values of ``hydra.sweeper.params`` that are no axes of a search space.
+
+    Raises:
+        InputError: a name has dots without a backslash, or a value is not text.
+    """
+    for name, value in params.items():
+        if isinstance(value, dict):
+            key, inner = next(iter(flatten({name: value}).items()))
+            raise InputError(axis_error(key, str(inner), DOTS_NEED_BACKSLASHES))
+        if not isinstance(value, str):
+            raise InputError(f"hydra.sweeper.params: {name} has the single value {value}; fix it with {name}={value}")
+
+
+def _read_space(arguments: list[str]) -> tuple[dict[str, Distribution], dict[str, Any], list[str]]:
+    """Return the search space, the fixed values and the deletions of overrides such as ``optimizer=choice(sgd,adam)``.
+
+    Raises:
+        InputError: a distribution is invalid.
+    """
+    for argument in arguments:
+        try:
+            create_params_from_overrides([argument])
+        except (HydraException, ValueError, NotImplementedError) as error:
+            reason = "brackets or commas are wrong" if isinstance(error, HydraException) else str(error).strip(".")
+            syntax = "interval(LOW,HIGH), tag(log,interval(LOW,HIGH)), range(LOW,HIGH,STEP) or choice(A,B)"
+            raise InputError(f"{argument}: not a distribution: {reason}; write {syntax}") from None
+    space, fixed, deletions = create_params_from_overrides(arguments)
+    # The command line turns a value that only some choices of a searched group have into a choice of one value.
+    single = {name: one.choices[0] for name, one in space.items() if isinstance(one, Categorical) and one.single()}
+    searched = {name: one for name, one in space.items() if name not in single}
+    return cast(dict[str, Distribution], searched), fixed | single, deletions
 
 
 def _hash_data(config: dict[str, Any]) -> str:

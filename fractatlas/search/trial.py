@@ -36,7 +36,6 @@ from fractatlas.training.fit import train
 log = logging.getLogger(__name__)
 TRIAL = "FRACATLAS_TRIAL"  # environment variable of a trial's own process: the search's configuration and the number
 CONFIG, FAILURE = "trial.json", "failure.txt"
-PRUNED = "pruned after epoch"
 
 
 class ReportToStudy(Callback):
@@ -57,7 +56,7 @@ class ReportToStudy(Callback):
         if self.trial:
             self.trial.report(float(trainer.callback_metrics[self.monitor]), epoch)
             if stop := epoch < (trainer.max_epochs or 0) and self.trial.should_prune():
-                self.trial.set_user_attr(PRUNED, epoch)
+                self.trial.set_user_attr(report.PRUNED, epoch)
                 log.info("pruned after epoch %d", epoch)
         if trainer.strategy.broadcast(stop):
             trainer.should_stop = True
@@ -117,10 +116,14 @@ def _store_result(trial: optuna.Trial, metrics: dict[str, Any]) -> float:
     if not math.isfinite(value):
         raise InputError(f"{monitor['name']} is {value}: the training diverged; lower optimizer.lr")
     best: dict[str, Any] = next((row for row in metrics["history"] if row["epoch"] == monitor["epoch"]), {})
-    for name in report.SCORES:
+    for name in (*report.SCORES, report.MAJORITY_RATE):
         trial.set_user_attr(name, best.get(name))
-    trial.set_user_attr("seconds", metrics["timing"]["total_seconds"])
-    pruned = PRUNED in trial.user_attrs
+    accuracy = metrics["val"]["accuracy"]
+    # Its threshold is that of the rule ``threshold``; the metrics of an epoch have the threshold 0.5.
+    if math.isclose(accuracy["value"], best.get(report.ACCURACY, math.nan), abs_tol=1e-6):
+        trial.set_user_attr(report.INTERVAL, [accuracy["low"], accuracy["high"]])
+    trial.set_user_attr(storage.SECONDS, metrics["timing"]["total_seconds"])
+    pruned = report.PRUNED in trial.user_attrs
     state = TrialState.PRUNED if pruned else TrialState.COMPLETE
     stored = trial.study.tell(trial.number, None if pruned else value, state=state, skip_if_finished=True)
     if stored.state == TrialState.FAIL:

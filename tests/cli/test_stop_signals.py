@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -67,10 +69,14 @@ def test_a_stopped_search_ends_with_the_status_of_the_signal_and_resumes(phantom
                 running.send_signal(number)
     assert running.returncode == status, output
     assert "Traceback" not in output, output
-    assert "stopped; to resume: repeat the command" in output
+    assert f"stopped; to resume: {shlex.join(['python', *MODULE, 'search', *arguments])}\n" in output
     result = process(*MODULE, "search", *arguments, folder=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "2 trials: 2 complete" in result.stdout
+    assert re.search(
+        r"trial 2 \(2 of 2\): val/accuracy 0\.\d+, best so far 0\.\d+ .*, majority rate 0\.\d+", result.stdout
+    )
+    assert "[HYDRA]" not in result.stdout
 
 
 @pytest.mark.integration

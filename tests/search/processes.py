@@ -53,6 +53,7 @@ def _sweep(folder: str, arguments: list[str], fake: dict | None) -> None:
 
         fractatlas.search.trial.train = FakeTraining(**fake)
     sys.argv = [str(REPOSITORY / "train.py"), *arguments]
+    sys.orig_argv = [sys.executable, *sys.argv]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
@@ -62,10 +63,11 @@ class FakeTraining:
     Args:
         seconds: that a trial takes.
         fail: from trial numbers to ``raise``, ``memory``, ``nan`` or ``interrupt``.
+        majority_rate: of the validation subset; ``None`` is the accuracy of each trial.
     """
 
-    def __init__(self, seconds: float = 0.0, fail: dict[int, str] | None = None):
-        self.seconds, self.fail = seconds, fail or {}
+    def __init__(self, seconds: float = 0.0, fail: dict[int, str] | None = None, majority_rate: float | None = 0.8):
+        self.seconds, self.fail, self.majority_rate = seconds, fail or {}, majority_rate
 
     def __call__(self, config: dict, callbacks: list) -> float:
         run = Path(config["paths"]["output_dir"])
@@ -90,7 +92,9 @@ class FakeTraining:
             if trainer.should_stop:
                 break
         epoch = {"epoch": 1, "train/accuracy": 0.8, "train/loss": 0.5, "val/accuracy": value, "val/auroc": value}
-        metrics = {"monitor": {"name": config["monitor"], "value": value, "epoch": 1}, "history": [epoch]}
+        epoch |= {"val/majority_rate": value if self.majority_rate is None else self.majority_rate}
+        metrics = {"val": {"accuracy": {"value": value, "low": value - 0.02, "high": value + 0.02}}}
+        metrics |= {"monitor": {"name": config["monitor"], "value": value, "epoch": 1}, "history": [epoch]}
         metrics |= {"timing": {"total_seconds": self.seconds}, "seed": config["seed"]}
         (run / "metrics.json").write_text(json.dumps(metrics))
         return value

@@ -4,7 +4,7 @@ import optuna
 import pytest
 
 from fractatlas.errors import InputError
-from fractatlas.search import storage
+from fractatlas.search import report, storage
 
 UNIT = optuna.distributions.FloatDistribution(0, 1)
 SPACE = {"lr": UNIT, "dropout": UNIT}
@@ -48,6 +48,20 @@ def test_trial_without_any_heartbeat_is_failed_after_the_timeout(study):
     storage.repeat_stale_trials(study)
     assert storage.is_interrupted(study.trials[0])
     assert len(study.trials) == 1  # not repeated, because its parameters may be incomplete
+
+
+def test_seconds_of_an_interrupted_trial_end_at_its_last_heartbeat(study):
+    opened = storage.open_storage(study._storage._backend.url, heartbeat_timeout=2)
+    trial = study.ask(SPACE)
+    trial.set_user_attr(storage.SAMPLED, True)
+    time.sleep(0.5)
+    opened.record_heartbeat(trial._trial_id)
+    time.sleep(3.5)  # the worker was killed; later, another one finds the trial
+    storage.repeat_stale_trials(study)
+    assert storage.is_interrupted(study.trials[0])
+    table = report.trials_table(study.trials, list(SPACE))
+    assert 0.4 <= table["seconds"][0] < 3
+    assert study.trials[0].duration.total_seconds() > 3.5
 
 
 def test_heartbeats_continue_after_a_database_error(study, monkeypatch, caplog):

@@ -1,5 +1,8 @@
+import math
 import os
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -69,6 +72,44 @@ def test_default_search_matches_the_reference_report(tmp_path, phantoms):
     assert 'src="http' not in page
     assert page.count("plotly-graph-div") >= 4
     assert "15 trials: 15 complete, 0 pruned, 0 failed" in output
+    start = trials.iloc[:5]
+    places = sorted(math.log10(rate) / 2 + 2 for rate in start["learning rate"])  # from 0 to 1
+    assert [int(place * 5) for place in places] == [0, 1, 2, 3, 4]
+    for name in ("batch size", "epochs", "optimizer", "dropout"):
+        counts = start[name].value_counts()
+        assert len(counts) == (3 if name == "dropout" else 2)
+        assert counts.max() - counts.min() <= 1
+
+
+def test_search_prints_what_a_person_waits_for(tmp_path, phantoms):
+    fake = {"fail": {1: "raise"}, "majority_rate": None}
+    arguments = ["hydra.sweeper.n_trials=2", "model.dropout=choice(0.3)"]  # a single choice is not searched
+    status, output = sweep(tmp_path, phantoms, *arguments, fake=fake)
+    assert status == 0, output
+    assert "model.dropout=" not in output
+    assert "dropout" not in trials_of(tmp_path)
+    folder = tmp_path / STUDY
+    value = float(trials_of(tmp_path).loc[0, "val accuracy"])
+    accuracy, low, high = (f"{value + change:.4f}" for change in (0, -0.02, 0.02))
+    best = f"best so far {accuracy} (trial 0), majority rate {accuracy}"
+    lines = [line.partition(" ")[2] for line in output.splitlines()]
+    lines = lines[lines.index(f"study densenet_tiny_phantom: 0 of 2 trials done; results in {folder}") + 1 :]
+    assert lines.pop(0).startswith("trial 0 (1 of 2): optimizer.lr=0.00")
+    assert lines.pop(0) == f"trial 0 (1 of 2): val/accuracy {accuracy}, {best}"
+    assert lines.pop(0).startswith("trial 1 (2 of 2): optimizer.lr=0.00")
+    assert lines == [
+        "trial 1 failed: ZeroDivisionError: a bug",
+        f"trial 1 (2 of 2): failed, {best}",
+        "2 trials: 1 complete, 0 pruned, 1 failed",
+        f"best: trial 0, val/accuracy {accuracy} [{low}, {high}], majority rate {accuracy}",
+        f"the best trial equals the majority rate: val/accuracy {accuracy}",
+        f"page: {folder / 'search.html'}",
+        f"to train the best trial with 3 seeds: fractatlas plan {folder / 'refit.yaml'}",
+    ]
+    assert all(re.match(r"\d\d:\d\d:\d\d \S", line) for line in output.splitlines()), output  # Hydra's lines, too
+    page = (folder / "search.html").read_text()
+    assert '<a href="0/">0</a>' in page
+    assert f"The best trial equals the majority rate: val/accuracy {accuracy}." in page
 
 
 def test_best_trial_is_written_as_experiment_and_plan(tmp_path, phantoms):
@@ -124,7 +165,7 @@ def test_killed_and_interrupted_search_samples_the_same_points(tmp_path, phantom
     for sign in (signal.SIGKILL, signal.SIGINT):
         process = start(tmp_path / "killed", phantoms, *arguments, fake=SLOW)
         output = tmp_path / "killed" / f"output-{process.pid}.txt"
-        wait_for(lambda output=output: output.is_file() and "Launching" in output.read_text())
+        wait_for(lambda output=output: output.is_file() and "(1 of 5): " in output.read_text())
         os.kill(process.pid, sign)
         process.join(60)
     assert sweep(tmp_path / "killed", phantoms, *arguments, fake=QUICK)[0] == 0
@@ -204,6 +245,23 @@ def test_sweeper_is_imported_without_torch():
         ("optimzer.lr=1", "unknown key 'optimzer.lr'"),
         ("trainer.max_epochs=0", "trainer.max_epochs=0: should be"),
         ("hydra.sweeper.params={}", "would be merged with the search space"),
+        ("hydra.sweeper.start_points=sobol", "start_points=sobol: should be 'latin_hypercube' or 'random'"),
+        (
+            "hydra.sweeper.params.loss\\.pos_weight=interval(1,5)",
+            "loss\\.pos_weight: needs double quotes; "
+            "write '++hydra.sweeper.params.loss\\.pos_weight=\"interval(1,5)\"'\n",
+        ),
+        (
+            '++hydra.sweeper.params.loss.pos_weight="interval(1,5)"',
+            "loss.pos_weight: the dots of the name need backslashes; "
+            "write '++hydra.sweeper.params.loss\\.pos_weight=\"interval(1,5)\"'\n",
+        ),
+        ("hydra.sweeper.params.optimizer\\.lr=1e-3", "has the single value 0.001; fix it with optimizer.lr=0.001"),
+        ("optimizer.lr=interval(1e-3,1e-4)", "optimizer.lr=interval(1e-3,1e-4): not a distribution: "),
+        (
+            'hydra.sweeper.params.optimizer\\.lr="interval(1,2"',
+            "optimizer.lr=interval(1,2: not a distribution: brackets",
+        ),
         ("hydra.sweeper.storage=sqlite:///nowhere/x.db", "no folder"),
         (
             "hydra/sweeper/sampler=tpo",
@@ -244,7 +302,8 @@ def test_three_failures_at_the_start_end_the_search(tmp_path, phantoms):
 def test_interrupted_trial_is_repeated(tmp_path, phantoms):
     status, output = sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=4", fake={"fail": {2: "interrupt"}})
     assert status == 130
-    assert "stopped; to resume: repeat the command" in output
+    command = ["python", str(REPOSITORY / "train.py"), *search_arguments(phantoms, "hydra.sweeper.n_trials=4")]
+    assert f"stopped; to resume: {shlex.join(command)}\n" in output
     assert list(trials_of(tmp_path)["state"]) == ["complete", "complete", "interrupted"]
     status, output = sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=4", fake=QUICK)
     assert status == 0, output
@@ -285,6 +344,29 @@ def test_processes_share_a_study_without_repeating_a_trial(tmp_path, phantoms):
     trials = trials_of(tmp_path)
     assert list(trials["state"]) == ["complete"] * 6
     assert len(set(trials[["optimizer", "dropout"]].itertuples(index=False))) == 6
+
+
+@pytest.mark.integration
+def test_processes_and_resumed_searches_share_the_start_points(tmp_path, phantoms):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "three").mkdir()
+    assert sweep(tmp_path / "one", phantoms, "hydra.sweeper.n_trials=5", fake=QUICK)[0] == 0
+    assert sweep(tmp_path / "three", phantoms, "hydra.sweeper.n_trials=1", fake=QUICK)[0] == 0
+    processes = [
+        start(tmp_path / "three", phantoms, "hydra.sweeper.n_trials=5", fake={"seconds": 0.5}) for _ in range(3)
+    ]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert points(trials_of(tmp_path / "three")) == points(trials_of(tmp_path / "one"))
+
+
+@pytest.mark.integration
+def test_random_start_points_are_those_of_the_sampler(tmp_path, phantoms):
+    arguments = ["hydra.sweeper.start_points=random", "hydra.sweeper.n_trials=3"]
+    assert sweep(tmp_path, phantoms, *arguments, fake=QUICK)[0] == 0
+    rates = trials_of(tmp_path)["learning rate"]
+    assert rates.round(5).tolist() == [0.00079, 0.0008, 0.00084]  # of TPE with the default seed
 
 
 @pytest.mark.integration
