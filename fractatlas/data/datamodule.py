@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from fractatlas.data.cache import Decoder, PixelCache, open_cache
 from fractatlas.data.groups import GIVEN, add_given
-from fractatlas.data.leaks import COLUMNS, crossings, describe_groups, describe_leak, find_leaks
+from fractatlas.data.leaks import COLUMNS, crossings, describe_groups, describe_leak, find_leaks, reported_kinds
 from fractatlas.data.sources.fracatlas import read_boxes, read_catalogue
 from fractatlas.data.splits import SUBSETS
 from fractatlas.data.transforms import Preprocess
@@ -260,7 +260,7 @@ def _ignore_stop_signals(worker: int) -> None:
 
 def _log_leaks(leaks: dict[str, dict[str, Any]], of_the_split: set[str]) -> None:
     """Log one line for each kind of relation; ``of_the_split`` are the kinds that the file of the split gave."""
-    for kind in [kind for kind in COLUMNS if kind in leaks or kind != "given_groups"]:
+    for kind in reported_kinds(leaks):
         leak = leaks.get(kind)
         if leak and leak["divided"]:
             remedy = "assign each to one subset in the file" if kind in of_the_split else "split=grouped prevents this"

@@ -90,9 +90,14 @@ def describe_leak(kind: str, leak: dict[str, Any] | None) -> str:
     return "; ".join([f"{title}: {found}", *notes])
 
 
+def reported_kinds(leaks: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the kinds of relation that are reported, checked or not; given groups only if there are any."""
+    return [kind for kind in COLUMNS if kind in leaks or kind != "given_groups"]
+
+
 def describe_leaks(leaks: dict[str, dict[str, Any]]) -> list[str]:
-    """Return one line for each kind of relation; given groups are omitted if there are none."""
-    return [describe_leak(kind, leaks.get(kind)) for kind in COLUMNS if kind in leaks or kind != "given_groups"]
+    """Return one line for each of ``reported_kinds``."""
+    return [describe_leak(kind, leaks.get(kind)) for kind in reported_kinds(leaks)]
 
 
 def describe_groups(leaks: dict[str, dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 from hydra.utils import instantiate
 
+from fractatlas.data.leaks import reported_kinds
 from fractatlas.errors import InputError
 from fractatlas.evaluation import metrics, operating_point, predictions_table, provenance, subset_assessment
 from fractatlas.evaluation.run_folder import RunFolder
@@ -38,8 +39,9 @@ def evaluate_predictions(config: dict[str, Any]) -> None:
         table = predictions_table.add_groups(table, catalogue)
     if "leaks" not in record:
         record["leaks"] = predictions_table.find_leaks(_with_training(table, source), catalogue)
-    for line in provenance.relations(record):
-        log.info("leak check: %s", line)
+    for kind, line in zip(reported_kinds(record["leaks"]), provenance.relations(record), strict=True):
+        divided = record["leaks"].get(kind, {"divided": 0})["divided"]
+        log.log(logging.WARNING if divided else logging.INFO, "leak check: %s", line)
     log.info("%s", provenance.resampling(record))
     complete, table = table, table[table["split"].isin(SCORED)]
     if table.empty:

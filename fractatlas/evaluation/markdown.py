@@ -1,6 +1,7 @@
 """Format scores and tables as Markdown."""
 
 import math
+from collections.abc import Hashable, Sequence
 
 import pandas as pd
 
@@ -21,6 +22,25 @@ METRIC_TITLES = {
     "calibration_error": "calibration error",
     "calibration_error_calibrated": "calibration error, calibrated",
 }
+
+# Marks a row of a table whose images are not those of the first row with the same subset.
+OTHER_IMAGES = " †"
+OTHER_IMAGES_NOTE = (
+    "† The images differ from those of the first row with this subset: these scores cannot be compared directly. "
+    "`fractatlas compare` compares runs on the images that they have in common.\n"
+)
+
+
+def mark_other_images(subsets: Sequence[str], images: Sequence[Hashable]) -> list[str]:
+    """Return ``OTHER_IMAGES`` for each row whose images differ from the first row with the same subset, else ``""``.
+
+    Args:
+        subsets: the subset of each row.
+        images: for each row, a value that identifies its set of images.
+    """
+    first: dict[str, Hashable] = {}
+    pairs = zip(subsets, images, strict=True)
+    return ["" if first.setdefault(subset, one) == one else OTHER_IMAGES for subset, one in pairs]
 
 
 def to_markdown(table: pd.DataFrame) -> str:

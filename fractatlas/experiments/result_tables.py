@@ -1,6 +1,7 @@
 """Tables and figures of an experiment: recipes with several seeds, and steps compared with the step before."""
 
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,14 @@ from fractatlas.evaluation import metrics, paired_comparison
 from fractatlas.evaluation.bootstrap import bootstrap_weights, interval
 from fractatlas.evaluation.external_predictions import ALLOWED_RULES
 from fractatlas.evaluation.localisation import summarise
-from fractatlas.evaluation.markdown import METRIC_TITLES, format_fraction, format_percent, to_markdown
+from fractatlas.evaluation.markdown import (
+    METRIC_TITLES,
+    OTHER_IMAGES_NOTE,
+    format_fraction,
+    format_percent,
+    mark_other_images,
+    to_markdown,
+)
 from fractatlas.evaluation.operating_point import choose_operating_point
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.io import atomic_path, write_csv, write_text
@@ -44,9 +52,9 @@ def recipe_rows(name: str, runs: Sequence[Path]) -> list[dict[str, Any]]:
     Returns:
         A row for ``val`` and one for ``test``: ``recipe, model, split, input, subset, seeds, n, positives,
         majority_rate, reference_accuracy`` (of the reference report on its random split, 0 if there is none),
-        ``commit``; each of ``SCORES`` with the 95 % interval of the mean (``_low, _high``, over bootstrap samples of
-        groups, the same for all seeds) and the standard deviation over the seeds (``_sd``); ``hit`` and ``hit_centre``
-        of the pointing game if there are heatmaps. With several seeds, two rows for their ensemble follow: the mean
+        ``commit, images`` (a hash of the image ids); each of ``SCORES`` with the 95 % interval of the mean
+        (``_low, _high``, over bootstrap samples of groups, the same for all seeds) and the standard deviation over the
+        seeds (``_sd``); ``hit`` and ``hit_centre`` of the pointing game if there are heatmaps. With several seeds, two rows for their ensemble follow: the mean
         probability, with the threshold chosen again on validation.
     """
     config = _config(RunFolder(runs[0]))
@@ -78,7 +86,8 @@ def step_row(name: str, runs: Sequence[Path], before: Sequence[Path]) -> dict[st
 
     Returns:
         A row as from ``recipe_rows`` for ``val``, with ``auroc_difference`` and ``average_precision_difference`` to
-        the step before (each with ``_low, _high, _p``), and ``kept``: whether the AUROC is not lower.
+        the step before (each with ``_low, _high, _p``) on ``difference_n`` common images, and ``kept``: whether the
+        AUROC is not lower.
     """
     seeds, earlier = [RunFolder(run) for run in runs], [RunFolder(run) for run in before]
     tables, thresholds = [_table(run, "val") for run in seeds], [run.threshold for run in seeds]
@@ -88,6 +97,7 @@ def step_row(name: str, runs: Sequence[Path], before: Sequence[Path]) -> dict[st
             [_table(run, "val") for run in earlier], tables, ([run.threshold for run in earlier], thresholds)
         )
         row |= paired_comparison.difference_columns(compared, ("auroc", "average_precision"))
+        row["difference_n"] = int(compared["n"].iloc[0])
         row["kept"] = bool(row["auroc_difference"] >= 0)
     return row
 
@@ -138,7 +148,7 @@ def recipes_markdown(table: pd.DataFrame) -> str:
     titles = ["recipe", "split", "input", "seeds", "subset", "n (fractured)", "accuracy",
               "reference report's accuracy", "majority rate", "AUROC", "average precision", "sensitivity",
               "specificity", POINTING, "commit"]  # fmt: skip
-    return to_markdown(_format(table)[titles]) + "\n" + NOTE
+    return to_markdown(_format(table)[titles]) + "\n" + NOTE + _images_note(table)
 
 
 def steps_markdown(table: pd.DataFrame) -> str:
@@ -146,7 +156,7 @@ def steps_markdown(table: pd.DataFrame) -> str:
     titles = ["step", "input", "seeds", "n (fractured)", "AUROC", "AUROC, difference", "average precision",
               "average precision, difference", "accuracy", POINTING, "kept", "commit"]  # fmt: skip
     intro = "Validation subset. Differences are to the last step before that was kept. "
-    return to_markdown(_format(table)[titles]) + "\n" + intro + NOTE
+    return to_markdown(_format(table)[titles]) + "\n" + intro + NOTE + _images_note(table)
 
 
 def _row(
@@ -157,6 +167,9 @@ def _row(
     tables: Sequence[pd.DataFrame],
     thresholds: Sequence[float],
 ) -> dict[str, Any]:
+    for run, table in zip(runs, tables, strict=False):  # an ensemble has one table
+        if not table["image_id"].equals(tables[0]["image_id"]):
+            raise InputError(f"{run.path}: {subset} has other images than {runs[0].path}; move or delete one of them")
     weights = bootstrap_weights(tables[0]["group"])
     first = metrics.evaluate(tables[0], thresholds[0], weights)
     split = config["split"]["_target_"].rpartition(".")[2].removesuffix("_split")
@@ -171,6 +184,7 @@ def _row(
         **{key: first[key] for key in ("n", "positives", "majority_rate")},
         "reference_accuracy": reference.get(subset, 0.0),
         "commit": " ".join(sorted({run.metrics["versions"]["commit"] for run in runs})),
+        "images": sha256("\n".join(tables[0]["image_id"]).encode()).hexdigest()[:12],
     }
     means = paired_comparison.seed_means(tables, thresholds, weights)
     each = [metrics.resampled(table, at, weights[:1]) for table, at in zip(tables, thresholds, strict=True)]
@@ -208,6 +222,18 @@ def _describe_input(preprocess: dict[str, Any]) -> str:
     return f"whole image, {preprocess['size']} px"
 
 
+def _marks(table: pd.DataFrame) -> list[str]:
+    """Return a mark for each row whose images differ; rows of earlier versions have counts instead of a hash."""
+    if "images" in table and table["images"].notna().all():
+        return mark_other_images(list(table["subset"]), list(table["images"]))
+    counts = table[["split", "n", "positives"]].itertuples(index=False, name=None)
+    return mark_other_images(list(table["subset"]), list(counts))
+
+
+def _images_note(table: pd.DataFrame) -> str:
+    return f"\n{OTHER_IMAGES_NOTE}" if any(_marks(table)) else ""
+
+
 def _draw(path: Path, table: pd.DataFrame, names: Sequence[str], published: dict[str, float]) -> None:
     """Draw AUROC and average precision of each row with their intervals, and published values."""
     with matplotlib.rc_context(STYLE):
@@ -232,16 +258,18 @@ def _draw(path: Path, table: pd.DataFrame, names: Sequence[str], published: dict
 def _format(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows as text, under the titles of the Markdown tables."""
     rows = []
-    for row in table.to_dict("records"):
+    for row, mark in zip(table.to_dict("records"), _marks(table), strict=True):
         cells = {name: row[name] for name in ("recipe", "split", "input", "seeds", "subset", "commit")}
         cells |= {"step": row["recipe"], "kept": "yes" if row.get("kept") else "no"}
-        cells["n (fractured)"] = f"{row['n']} ({row['positives']})"
+        cells["n (fractured)"] = f"{row['n']} ({row['positives']}){mark}"
         cells["majority rate"] = format_percent(row["majority_rate"])
         reference = row["reference_accuracy"]
         cells["reference report's accuracy"] = format_percent(reference) if reference else ""
         cells |= {METRIC_TITLES[score]: format_score(row, score) for score in SCORES}
         for score in ("auroc", "average_precision"):
             text = format_difference(row, score)
+            if text and row.get("difference_n", row["n"]) < row["n"]:
+                text += f" on {row['difference_n']:.0f} common images"
             cells[f"{METRIC_TITLES[score]}, difference"] = text and f"{text}, p {row[f'{score}_difference_p']:.3f}"
         hit, low, high, centre = (100 * row.get(name, np.nan) for name in ("hit", "hit_low", "hit_high", "hit_centre"))
         cells[POINTING] = f"{hit:.1f} % [{low:.1f}, {high:.1f}] ({centre:.1f} %)" if np.isfinite(hit) else ""

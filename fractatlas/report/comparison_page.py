@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 
 from fractatlas.errors import InputError
-from fractatlas.evaluation import paired_comparison
+from fractatlas.evaluation import metrics, paired_comparison
 from fractatlas.evaluation.markdown import METRIC_TITLES
+from fractatlas.evaluation.provenance import count_cell
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.io import write_csv, write_text
 from fractatlas.pages import render
@@ -44,17 +45,54 @@ def write_comparison(out: Path, runs: Sequence[Path]) -> tuple[dict[str, RunFold
     }
     differences = compare_runs(named)
     write_csv(out / "comparison.csv", differences)
+    scores, notes = common_scores(named)
     page = render(
         "comparison.html.jinja",
         runs=named,
-        subsets=[name for name in SUBSETS if any(name in run.metrics for run in named.values())],
+        scores=scores,
+        notes=notes,
+        count_cell=count_cell,
         titles=METRIC_TITLES,
         differences=differences[differences["metric"].isin(SHOWN)].to_dict("records"),
         disjoint=disjoint_pairs(named, differences),
-        seeds=average_seeds(named),
+        seeds=average_seeds(named, scores),
     )
     write_text(out / "comparison.html", page)
     return named, differences
+
+
+def common_scores(runs: dict[str, RunFolder]) -> tuple[dict[str, dict[str, dict[str, Any]]], list[str]]:
+    """Score the runs on the images that all of them have predicted.
+
+    Args:
+        runs: finished runs by name.
+
+    Returns:
+        For each subset the scores by run, as in ``metrics.json``; and a sentence for each subset whose images differ
+        between runs. Without a common image, the scores are those of each run's own images.
+    """
+    scores: dict[str, dict[str, dict[str, Any]]] = {}
+    notes = []
+    for subset in SUBSETS:
+        scored = {name: run for name, run in runs.items() if subset in run.metrics}
+        if not scored:
+            continue
+        scores[subset] = {name: run.metrics[subset] for name, run in scored.items()}
+        tables = {name: run.predictions[run.predictions["split"] == subset] for name, run in scored.items()}
+        ids = [set(table["image_id"]) for table in tables.values()]
+        common = set.intersection(*ids)
+        if all(one == common for one in ids):
+            continue
+        counts = ", ".join(f"{name} {len(table)}" for name, table in tables.items())
+        if common:
+            notes.append(f"{subset}: scores are of the {len(common)} images that all runs have predicted ({counts}).")
+            scores[subset] = {
+                name: metrics.evaluate(table[table["image_id"].isin(common)], scored[name].threshold)
+                for name, table in tables.items()
+            }
+        else:
+            notes.append(f"{subset}: no image is common to all runs ({counts}): scores cannot be compared directly.")
+    return scores, notes
 
 
 def compare_runs(runs: dict[str, RunFolder]) -> pd.DataFrame:
@@ -94,8 +132,12 @@ def disjoint_pairs(runs: Collection[str], differences: pd.DataFrame) -> list[tup
     return [pair for pair in combinations(runs, 2) if pair not in compared]
 
 
-def average_seeds(runs: dict[str, RunFolder]) -> list[dict[str, Any]]:
+def average_seeds(runs: dict[str, RunFolder], scores: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
     """Compute mean and standard deviation over runs that differ only in their seed.
+
+    Args:
+        runs: finished runs by name.
+        scores: by subset and run, from ``common_scores``.
 
     Returns:
         For each such set of runs and each subset that all have: ``runs`` (names), ``subset``, and ``spread``, the table
@@ -104,9 +146,9 @@ def average_seeds(runs: dict[str, RunFolder]) -> list[dict[str, Any]]:
     averages = []
     for names in same_but_seed(runs):
         for subset in SUBSETS if len(names) > 1 else ():
-            scores = [runs[name].metrics.get(subset, {}) for name in names]
-            if all(scores):
-                values = [{key: (row.get(key) or {}).get("value") for key in METRIC_TITLES} for row in scores]
+            rows = [scores.get(subset, {}).get(name, {}) for name in names]
+            if all(rows):
+                values = [{key: (row.get(key) or {}).get("value") for key in METRIC_TITLES} for row in rows]
                 table = pd.DataFrame(values).astype(float).dropna(axis=1)
                 averages.append({"runs": names, "subset": subset, "spread": paired_comparison.spread(table)})
     return averages

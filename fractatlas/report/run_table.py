@@ -11,12 +11,20 @@ import pandas as pd
 from fractatlas.config.overrides import NOT_COMPARED
 from fractatlas.config.validation import differing_keys, flatten
 from fractatlas.errors import InputError
-from fractatlas.evaluation.markdown import METRIC_TITLES, format_fraction, format_percent, to_markdown
+from fractatlas.evaluation.markdown import (
+    METRIC_TITLES,
+    OTHER_IMAGES_NOTE,
+    format_fraction,
+    format_percent,
+    mark_other_images,
+    to_markdown,
+)
+from fractatlas.evaluation.provenance import count_cell
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.reference_report import REFERENCE_ACCURACY
 
 SCORES = ("auroc", "average_precision", "sensitivity", "specificity")
-DIFFERING = "settings that differ"  # column
+DIFFERING, COUNT = "settings that differ", "n (fractured)"  # columns
 # Settings that do not change a result, and the task's name, which is in the path.
 NOT_SHOWN = (*NOT_COMPARED, "task_name", "logger.", "callbacks.checkpoint", "callbacks.input_grid", "callbacks.last",
              "callbacks.learning_rate", "callbacks.progress", "trainer.log_every_n_steps")  # fmt: skip
@@ -100,13 +108,16 @@ def format_settings(settings: dict[str, Any]) -> str:
 def run_table(folders: Sequence[Path]) -> str:
     """Return a Markdown table with one row per run and subset; accuracies are in per cent.
 
+    A row whose images differ from those of the first row with the same subset is marked.
+
     Args:
         folders: different finished run folders.
 
     Raises:
         InputError: a folder is not a finished run folder.
     """
-    rows = []
+    rows: list[dict[str, str]] = []
+    images: list[tuple[str, frozenset[str]]] = []
     runs = {name: RunFolder(folder) for name, folder in name_runs(folders).items()}
     for (name, run), settings in zip(runs.items(), differing_settings(list(runs.values())), strict=True):
         metrics = run.metrics
@@ -114,13 +125,15 @@ def run_table(folders: Sequence[Path]) -> str:
         for subset in ("val", "test"):
             if scores := metrics.get(subset):
                 reference = REFERENCE_ACCURACY.get(metrics["task_name"], {}).get(subset)
+                ids = run.predictions.loc[run.predictions["split"] == subset, "image_id"]
+                images.append((subset, frozenset(ids)))
                 row = {
                     "run": name,
                     "network": _model(metrics),
                     "seed": str((run.config or metrics).get("seed", "")),
                     DIFFERING: format_settings(others),
                     "subset": subset,
-                    "n (fractured)": f"{scores['n']} ({scores['positives']})",
+                    COUNT: count_cell(scores),
                     "accuracy": format_percent(**scores["accuracy"]),
                     "reference report": format_percent(reference) if reference else "",
                     "majority rate": format_percent(scores["majority_rate"]),
@@ -128,7 +141,11 @@ def run_table(folders: Sequence[Path]) -> str:
                 fractions = {METRIC_TITLES[key]: format_fraction(**scores[key] or {"value": None}) for key in SCORES}
                 rows.append(row | fractions)
     table = pd.DataFrame(rows)
-    return to_markdown(table.loc[:, [name for name in table if name != DIFFERING or table[name].any()]])
+    marks = mark_other_images(*zip(*images, strict=True)) if images else []
+    if any(marks):
+        table[COUNT] += marks
+    text = to_markdown(table.loc[:, [name for name in table if name != DIFFERING or table[name].any()]])
+    return f"{text}\n{OTHER_IMAGES_NOTE}" if any(marks) else text
 
 
 def _runs_of(folder: Path) -> list[Path]:

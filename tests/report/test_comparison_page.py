@@ -6,8 +6,10 @@ import pytest
 import yaml
 
 from fractatlas.errors import InputError
+from fractatlas.evaluation import metrics
 from fractatlas.evaluation.markdown import METRIC_TITLES
-from fractatlas.report.comparison_page import disjoint_pairs, write_comparison
+from fractatlas.evaluation.run_folder import RunFolder
+from fractatlas.report.comparison_page import common_scores, disjoint_pairs, write_comparison
 from tests.conftest import made_up_predictions
 
 
@@ -78,3 +80,33 @@ def test_a_pair_without_an_image_in_common_is_named_on_the_page(runs, tmp_path):
     assert "Pairs without an image in common, which are not compared:" in page
     assert f"<li>{first} and {third}" in page
     assert f"<li>{second} and {third}" not in page
+
+
+def test_scores_of_runs_with_different_images_are_of_the_common_images(runs, tmp_path):
+    file = runs[0] / "predictions.csv"
+    table = pd.read_csv(file)
+    removed = table[(table["split"] == "test") & (table["label"] == 1)].index[0]
+    table.drop(index=removed).to_csv(file, index=False)
+    named, _ = write_comparison(tmp_path / "out", runs)
+    scores, notes = common_scores(named)
+    n = (table["split"] == "test").sum()
+    assert [score["n"] for score in scores["test"].values()] == [n - 1] * 3
+    first = next(iter(named.values()))
+    assert scores["val"] == {name: run.metrics["val"] for name, run in named.items()}
+    expected = metrics.evaluate(first.predictions[first.predictions["split"] == "test"], first.threshold)
+    assert next(iter(scores["test"].values()))["auroc"] == expected["auroc"]
+    (note,) = notes
+    assert note.startswith(
+        f"test: scores are of the {n - 1} images that all runs have predicted (task/0 (seed=0) {n - 1},"
+    )
+    assert note in (tmp_path / "out" / "comparison.html").read_text()
+
+
+def test_runs_without_a_common_image_are_not_compared_in_the_table_of_scores(runs, tmp_path):
+    file = runs[0] / "predictions.csv"
+    table = pd.read_csv(file)
+    table.assign(image_id="other_" + table["image_id"].astype(str)).to_csv(file, index=False)
+    _, notes = common_scores({name: RunFolder(run) for name, run in zip("abc", runs, strict=True)})
+    assert [note.split(" (")[0] for note in notes] == [
+        f"{name}: no image is common to all runs" for name in ("val", "test")
+    ]

@@ -91,3 +91,22 @@ def test_names_of_runs_are_the_shortest_part_of_the_path_that_distinguishes_them
     assert name_runs(paths) == dict(zip(names, paths, strict=True))
     same = [tmp_path / "logs" / "a" / "1", tmp_path / "logs" / "a" / "runs" / "1"]
     assert len(name_runs(same)) == 2
+
+
+def test_a_row_with_other_images_than_the_first_is_marked(make_run):
+    folders = [make_run(name, "resnet50", []) for name in ("one", "two", "three")]
+    (folders[2] / "predictions.csv").write_text("image_id,label,probability\nb,1,0.9\n")
+    assert "†" not in run_table(folders[:2])
+    text = run_table(folders)
+    rows = [line for line in text.splitlines() if line.startswith("| three")]
+    assert ["528 (93) †" in row for row in rows] == [False, True]  # val, test
+    assert text.count("528 (93) †") == 1
+    assert text.splitlines()[-1].startswith("† The images differ from those of the first row with this subset")
+
+
+def test_a_row_states_how_many_images_of_the_subset_were_scored(make_run):
+    folder = make_run("one", "resnet50", [])
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics["test"] |= {"n": 24, "positives": 5, "n_subset": 528}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    assert "| 24 of 528 (5) " in run_table([folder])

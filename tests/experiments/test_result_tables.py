@@ -1,0 +1,73 @@
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from fractatlas.errors import InputError
+from fractatlas.experiments.result_tables import recipe_rows, recipes_markdown, step_row, steps_markdown
+from tests.conftest import made_up_predictions
+
+CONFIG = {
+    "task_name": "made_up", "model": {"variant": "densenet_tiny"},
+    "split": {"_target_": "fractatlas.data.splits.grouped_split"}, "preprocess": {"size": 64},
+    "threshold": {"_target_": "fractatlas.evaluation.operating_point.fixed", "_partial_": True, "value": 0.5},
+}  # fmt: skip
+
+
+@pytest.fixture
+def make_run(run_folder, tmp_path):
+    """Make a run with an evaluation of the test subset; it omits one fractured image of each subset if asked to."""
+
+    def make(name: str, seed: int, omit: bool = False) -> Path:
+        run = tmp_path / name
+        split = pd.read_csv(run_folder / "split.csv")
+        for folder, subset in ((run, "val"), (run / "test", "test")):
+            shutil.copytree(run_folder, folder)
+            (folder / "localisation.csv").unlink()
+            (folder / ".hydra").mkdir()
+            (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+            metrics = json.loads((folder / "metrics.json").read_text())
+            metrics |= {"model": "densenet_tiny", "versions": {"commit": "abc"}}
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+            table = made_up_predictions(split[split["split"] == subset], seed)
+            if omit:
+                table = table.drop(index=table[table["label"] == 1].index[0])
+            table.to_csv(folder / "predictions.csv", index=False)
+        return run
+
+    return make
+
+
+def rows_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.startswith("|")][2:]
+
+
+def test_recipes_with_other_images_than_the_first_are_marked(make_run):
+    same = [*recipe_rows("one", [make_run("a", 0)]), *recipe_rows("two", [make_run("b", 1)])]
+    assert "†" not in recipes_markdown(pd.DataFrame(same))
+    text = recipes_markdown(pd.DataFrame([*same, *recipe_rows("three", [make_run("c", 1, omit=True)])]))
+    assert [") †" in row for row in rows_of(text)] == [False] * 4 + [True] * 2
+    assert "† The images differ from those of the first row" in text
+
+
+def test_rows_of_earlier_versions_are_marked_by_their_number_of_images(make_run):
+    table = pd.DataFrame([*recipe_rows("a", [make_run("a", 0)]), *recipe_rows("b", [make_run("b", 0, omit=True)])])
+    table = table.drop(columns="images")
+    assert [") †" in row for row in rows_of(recipes_markdown(table))] == [False, False, True, True]
+
+
+def test_a_step_with_other_images_states_the_number_of_common_images(make_run):
+    first, second = make_run("a", 0), make_run("b", 1, omit=True)
+    table = pd.DataFrame([step_row("first", [second], []), step_row("second", [first], [second])])
+    n = table["n"].tolist()
+    assert (n[0] + 1, table["difference_n"].iloc[1]) == (n[1], n[0])
+    assert f" on {n[0]} common images" in steps_markdown(table)
+    assert ") †" in rows_of(steps_markdown(table))[1]
+
+
+def test_seeds_with_different_images_are_refused(make_run):
+    with pytest.raises(InputError, match="val has other images than"):
+        recipe_rows("one", [make_run("a", 0), make_run("b", 1, omit=True)])
