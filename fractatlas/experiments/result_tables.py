@@ -54,8 +54,8 @@ def recipe_rows(name: str, runs: Sequence[Path]) -> list[dict[str, Any]]:
         majority_rate, reference_accuracy`` (of the reference report on its random split, 0 if there is none),
         ``commit, images`` (a hash of the image ids); each of ``SCORES`` with the 95 % interval of the mean
         (``_low, _high``, over bootstrap samples of groups, the same for all seeds) and the standard deviation over the
-        seeds (``_sd``); ``hit`` and ``hit_centre`` of the pointing game if there are heatmaps. With several seeds, two rows for their ensemble follow: the mean
-        probability, with the threshold chosen again on validation.
+        seeds (``_sd``); ``hit`` and ``hit_centre`` of the pointing game if there are heatmaps. With several seeds, two
+        rows for their ensemble follow: the mean probability, with the threshold chosen again on validation.
     """
     config = _config(RunFolder(runs[0]))
     subsets = {"val": [RunFolder(run) for run in runs], "test": [RunFolder(run / "test") for run in runs]}

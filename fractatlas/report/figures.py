@@ -14,13 +14,14 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import binomtest
 
 from fractatlas.evaluation.bootstrap import CONFIDENCE
+from fractatlas.evaluation.markdown import format_fraction
 from fractatlas.evaluation.metrics import BINS, weights_by_score
 
 TAIL = (1 - CONFIDENCE) / 2
 COLOURS = {"val": "#8250df", "test": "#0969da", "train": "#6e7781"}
 GRID = np.linspace(0, 1, 101)
 MIN_BIN = 10  # images of a point of the reliability diagram
-Scores = dict[str, dict[str, float]]  # value, low and high by name of the subset
+Scores = dict[str, dict[str, Any]]  # from ``metrics.evaluate``, by name of the subset
 STYLE: dict[Any, Any] = {  # matplotlib's rcParams
     "svg.fonttype": "none",
     "svg.hashsalt": "fractatlas",
@@ -60,7 +61,7 @@ def roc(tables: dict[str, pd.DataFrame], weights: dict[str, np.ndarray], scores:
         curves = [np.interp(GRID, x, y) for x, y in zip(false_positive_rate, sensitivity, strict=True)]
         _band(axes, name, np.array(curves))
         x, y = np.r_[0, false_positive_rate[0]], np.r_[0, sensitivity[0]]
-        axes.step(x, y, where="post", color=COLOURS[name], label=f"{name}: AUROC {_with_interval(scores[name])}")
+        axes.step(x, y, where="post", color=COLOURS[name], label=f"{name}: AUROC {format_fraction(**scores[name])}")
     axes.plot([0, 1], [0, 1], color="#24292f", linewidth=1.2, linestyle=":", label="chance: AUROC 0.5")
     figure.legend(loc="outside lower center")
     return figure
@@ -82,7 +83,7 @@ def precision_recall(tables: dict[str, pd.DataFrame], weights: dict[str, np.ndar
         # The precision at the first score that reaches a recall.
         curves = np.array([y[np.minimum(np.searchsorted(x, GRID[1:] - 1e-12), len(y) - 1)] for x, y in rows])
         _band(axes, name, np.c_[curves[:, :1], curves])
-        label = f"{name}: average precision {_with_interval(scores[name])}"
+        label = f"{name}: average precision {format_fraction(**scores[name])}"
         axes.step(recall[0], precision[0], where="pre", color=COLOURS[name], label=label)
         chance = f"{name}: chance, prevalence {labels.mean():.3f}"
         axes.axhline(labels.mean(), color=COLOURS[name], linewidth=1.2, linestyle=":", label=chance)
@@ -203,10 +204,6 @@ def _rates(table: pd.DataFrame, weights: np.ndarray) -> tuple[np.ndarray, np.nda
 def _band(axes: Axes, name: str, curves: np.ndarray) -> None:
     low, high = np.quantile(curves[1:], [TAIL, 1 - TAIL], axis=0)
     axes.fill_between(GRID, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
-
-
-def _with_interval(score: dict[str, float]) -> str:
-    return f"{score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}]"
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:

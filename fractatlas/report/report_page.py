@@ -98,11 +98,9 @@ def model_card(run: RunFolder) -> str:
     )
 
 
-def _scores(run: RunFolder, metric: str) -> dict[str, dict[str, float]]:
-    """Return a metric of all images with its interval, by name of the subset."""
-    rows = {one.name: one.strata.iloc[0] for one in run.subsets}
-    columns = {"value": metric, "low": f"{metric}_low", "high": f"{metric}_high"}
-    return {name: {key: row[column] for key, column in columns.items()} for name, row in rows.items()}
+def _scores(run: RunFolder, metric: str) -> dict[str, dict[str, Any]]:
+    """Return a metric with its interval, as in ``metrics.json``, by name of the subset."""
+    return {one.name: run.metrics[one.name][metric] or {"value": None} for one in run.subsets}
 
 
 def _provenance(run: RunFolder) -> dict[str, Any]:

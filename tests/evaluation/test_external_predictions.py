@@ -70,7 +70,8 @@ def test_patients_in_validation_and_test_are_named(score, table, caplog):
     with caplog.at_level("INFO"):
         leaks = score(table.assign(patient=[f"p{n // 4:02}" for n in range(240)], split=split))["leaks"]
     assert (leaks["patients"]["divided"], leaks["patients"]["groups"]) == (60, 60)
-    assert [record.levelname for record in caplog.records if "column patient" in record.message][0] == "WARNING"
+    (line,) = (record for record in caplog.records if record.message.startswith("leak check: patients"))
+    assert line.levelname == "WARNING"
     assert (
         "60 of 60 are in several subsets (p00, p01, p02, p03, p04, and 55 more); images: val 60, test 180"
         in caplog.text

@@ -220,3 +220,15 @@ def test_a_browser_runs_no_code_from_names(changed_run):
     names = re.findall(r"<figcaption>.*?<br>([^<]*)", shown)
     assert names
     assert all("49" not in name.partition("IMG")[0] for name in names)
+
+
+def test_scores_without_an_interval_have_the_reason_on_the_page(changed_run):
+    folder = changed_run(lambda table: table.assign(probability=0.01))
+    run = RunFolder(folder)
+    scores = {name: metrics.evaluate(table, run.threshold) for name, table in run.predictions.groupby("split")}
+    (folder / "metrics.json").write_text(json.dumps(run.metrics | scores))
+    text = write_report(folder).read_text()
+    assert '0.500 <span class="pale">no interval</span>' in text
+    assert "balanced accuracy (test): all decisions are equal: the value is 0.5 for any images" in text
+    assert "[nan" not in text
+    assert "AUROC 0.500 (no interval)" in (folder / "model_card.md").read_text()
