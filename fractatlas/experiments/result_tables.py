@@ -133,7 +133,8 @@ def write_recipes(out: Path, table: pd.DataFrame) -> None:
     """Write ``recipes.csv``, ``recipes.md`` and ``recipes.png``."""
     write_csv(out / "recipes.csv", table)
     write_text(out / "recipes.md", recipes_markdown(table))
-    _draw(out / "recipes.png", table, [f"{row.recipe} ({row.subset})" for row in table.itertuples()], PUBLISHED)
+    rows = zip(table.itertuples(), _marks(table), strict=True)
+    _draw(out / "recipes.png", table, [f"{row.recipe} ({row.subset}){mark}" for row, mark in rows], PUBLISHED)
 
 
 def write_steps(out: Path, table: pd.DataFrame) -> None:
