@@ -18,6 +18,7 @@ WITH_CKPT = hydra_command.TRAINING_KEYS | {
 }
 WITH_PREDICTIONS = {
     "subset": "with predictions=..., the column split selects the subsets",
+    "split_file": "with predictions=..., the column split selects the subsets",
     "trainer": "with predictions=..., no network is used",
 }
 
@@ -29,7 +30,7 @@ def evaluate() -> None:
 
 def _evaluate(config: dict[str, Any]) -> None:
     if bool(config["ckpt"]) == bool(config["predictions"]):
-        raise InputError("give exactly one of ckpt=<run folder>/checkpoints/best.ckpt and predictions=FILE")
+        raise InputError("give exactly one of ckpt=<run folder> and predictions=FILE")
     if config["predictions"]:
         from fractatlas.evaluation.external_predictions import evaluate_predictions, stored_operating_point
 

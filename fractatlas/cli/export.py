@@ -24,11 +24,11 @@ def export() -> None:
     """Export a checkpoint to one ONNX file, and verify that ONNX Runtime gives the same probabilities as PyTorch."""
     parser = ArgumentParser(
         prog="fractatlas export",
-        usage="%(prog)s ckpt=FILE [output=FILE]",
+        usage="%(prog)s ckpt=RUN [output=FILE]",
         description=export.__doc__,
-        epilog="ckpt: <run folder>/checkpoints/best.ckpt; output: the ONNX file (in the folder of ckpt, with .onnx)",
+        epilog="ckpt: a run folder or a checkpoint; output: the ONNX file (in the checkpoint's folder, with .onnx)",
     )
-    parser.add_argument("arguments", nargs="*", metavar="KEY=VALUE", help="ckpt=FILE and output=FILE, taken literally")
+    parser.add_argument("arguments", nargs="*", metavar="KEY=VALUE", help="ckpt=RUN and output=FILE, taken literally")
     options = parser.parse_args()
     with one_line_errors(interrupted="interrupted; the ONNX file is not written"):
         checkpoint, output = _parse(options.arguments)
@@ -52,11 +52,13 @@ def _parse(arguments: list[str]) -> tuple[Path, Path]:
             raise InputError(unknown_key_message(key, ExportArguments))
         given[key] = value
     if "ckpt" not in given:
-        raise InputError("ckpt needs a value: ckpt=<run folder>/checkpoints/best.ckpt")
-    checkpoint = Path(given["ckpt"])
+        raise InputError("ckpt needs a value: ckpt=<run folder>")
+    from fractatlas.evaluation.run_folder import best_checkpoint  # after the checks, because pandas is slow to import
+
+    checkpoint = best_checkpoint(Path(given["ckpt"]))
     output = Path(given.get("output", checkpoint.with_suffix(".onnx")))
     if not checkpoint.is_file():
-        raise InputError(f"ckpt={checkpoint}: no such file; use <run folder>/checkpoints/best.ckpt")
+        raise InputError(f"ckpt={checkpoint}: no such file; give a run folder or a checkpoint in it")
     if output.is_dir():
         raise InputError(f"output={output} is a folder; give a file in it")
     folder = next(parent for parent in output.absolute().parents if parent.exists())

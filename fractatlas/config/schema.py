@@ -376,7 +376,8 @@ class EvaluateConfig(Strict):
 
     task_name: Name
     ckpt: TypedPath | None
-    subset: Literal["train", "val", "test"]
+    subset: Literal["train", "val", "test", "all"]
+    split_file: TypedPath | None
     predictions: TypedPath | None
     catalogue: TypedPath | None
     heatmaps: TypedPath | None

@@ -19,7 +19,7 @@ from fractatlas.data.cache import Decoder, PixelCache, open_cache
 from fractatlas.data.groups import GIVEN, add_given
 from fractatlas.data.leaks import COLUMNS, crossings, describe_groups, describe_leak, find_leaks, reported_kinds
 from fractatlas.data.sources.fracatlas import read_boxes, read_catalogue
-from fractatlas.data.splits import SUBSETS
+from fractatlas.data.splits import SCORED
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
 from fractatlas.signals import STOP_SIGNALS
@@ -137,7 +137,7 @@ class RadiographDataModule(lightning.LightningDataModule):
             log.info("excluded: %d %s: %s%s", len(ids), reason, ", ".join(ids[:5]), more)
         for note in self.catalogue.loc[self.catalogue["note"] != "", ["image_id", "note"]].itertuples():
             log.info("%s: %s", note.image_id, note.note)
-        for name in SUBSETS:
+        for name in self.subset_names:
             labels = self.split.loc[self.split["split"] == name, "label"]
             log.info("%s: %d images, %d fractured (%.1f %%)", name, len(labels), labels.sum(), 100 * labels.mean())
         if unassigned := len(self.catalogue) - len(excluded) - len(self.split):
@@ -148,6 +148,11 @@ class RadiographDataModule(lightning.LightningDataModule):
         if self._cache:
             images = self._images(self.split)
             self._pixels = open_cache(self._cache, self.root, images["path"], images["content"], self.preprocess)
+
+    @property
+    def subset_names(self) -> list[str]:
+        """The subsets that the split contains."""
+        return [name for name in SCORED if (self.split["split"] == name).any()]
 
     def subset(self, name: str) -> pd.DataFrame:
         """Return the split and the catalogue of one subset; ``index`` of a batch is a row number of this table."""

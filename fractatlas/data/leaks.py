@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from fractatlas.data.splits import SUBSETS
+from fractatlas.data.splits import ALL, SCORED, SUBSETS
 
 COLUMNS = {"patients": "patient", "given_groups": "given_group", "exams": "exam", "duplicates": "duplicates"}
 TITLES = {
@@ -60,7 +60,7 @@ def find_leaks(split: pd.DataFrame, catalogue: pd.DataFrame) -> dict[str, dict[s
             "divided": len(names),
             "names": [str(name) for name in names[:SHOWN]],
             "images": counts[kind],
-            "subsets": [subset for subset in SUBSETS if (split["split"] == subset).any()],
+            "subsets": [subset for subset in SCORED if (split["split"] == subset).any()],
         }
     return found
 
@@ -77,6 +77,8 @@ def describe_leak(kind: str, leak: dict[str, Any] | None) -> str:
         notes.append("not checked against the training images, which are not listed")
     if not leak["linked"]:
         found = "none with several images"
+    elif subsets == [ALL]:
+        found = f"{leak['groups']} in all images"
     elif len(subsets) == 1:
         found = f"{leak['groups']}, all in {subsets[0]}"
     elif not leak["divided"]:

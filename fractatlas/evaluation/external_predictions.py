@@ -9,13 +9,14 @@ import pandas as pd
 from hydra.utils import instantiate
 
 from fractatlas.data.leaks import reported_kinds
+from fractatlas.data.splits import ALL
 from fractatlas.errors import InputError
 from fractatlas.evaluation import metrics, operating_point, predictions_table, provenance, subset_assessment
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.io import atomic_path, write_csv, write_json
 
 log = logging.getLogger(__name__)
-SCORED = ("val", "test")  # scores on training images are not an estimate of performance
+SCORED = ("val", "test", ALL)  # scores on training images are not an estimate of performance
 ALLOWED_RULES = ("fractatlas.evaluation.operating_point.*",)
 
 

@@ -6,6 +6,7 @@ Log lines, the report page, the model card and tables show these sentences.
 from typing import Any
 
 from fractatlas.data.leaks import describe_groups, describe_leaks
+from fractatlas.data.splits import ALL
 
 TRAINED_ON = "The network was trained on these images: the scores do not show how it performs on other images."
 
@@ -36,6 +37,8 @@ def describe_use(name: str, record: dict[str, Any], config: dict[str, Any] | Non
     """
     if name == "train":
         return TRAINED_ON
+    if name == ALL:
+        return _describe_all(record.get("all_images"))
     if name == "test":
         return ""
     chosen = []
@@ -52,6 +55,16 @@ def describe_use(name: str, record: dict[str, Any], config: dict[str, Any] | Non
     optimistic = "" if chosen == ["the temperature"] else ": the scores are optimistic"
     verb = "was" if len(chosen) == 1 else "were"
     return f"{listed[0].upper()}{listed[1:]} {verb} selected on these images{optimistic}."
+
+
+def _describe_all(facts: dict[str, Any] | None) -> str:
+    """Return how many of all images the network was trained on, from the entry ``all_images`` of ``metrics.json``."""
+    if not facts or facts["train"] is None:
+        unknown = "It is not known which of these images the network was trained on"
+        return f"{unknown}: scores of training images do not show how it performs on other images."
+    text = f"Of these images, {facts['train']} are in the training subset of the network"
+    text += f" and {facts['val']} in its validation subset"
+    return f"{text}: the scores are optimistic." if facts["train"] or facts["val"] else f"{text}."
 
 
 def describe_decision(point: dict[str, Any]) -> str:

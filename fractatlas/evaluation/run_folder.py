@@ -19,6 +19,20 @@ from fractatlas.evaluation.subset_assessment import SubsetAssessment, subset_tab
 from fractatlas.io import read_csv
 
 
+def best_checkpoint(path: Path) -> Path:
+    """Return the best checkpoint of a run folder; any other path is returned unchanged.
+
+    Raises:
+        InputError: the path is a folder without ``checkpoints/best.ckpt``.
+    """
+    if not path.is_dir():
+        return path
+    file = path / "checkpoints" / "best.ckpt"
+    if not file.is_file():
+        raise InputError(f"{path} has no checkpoints/best.ckpt; give the run folder of a training, or a checkpoint")
+    return file
+
+
 class RunFolder:
     """A run folder of training or evaluation; each file is read when it is first needed.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fractatlas.data.splits import SUBSETS
+from fractatlas.data.splits import SCORED
 from fractatlas.evaluation import strata
 from fractatlas.evaluation.bootstrap import bootstrap_weights
 from fractatlas.evaluation.localisation import Heatmaps, localise, summarise
@@ -21,7 +21,7 @@ class SubsetAssessment:
     """The assessment of one subset.
 
     Attributes:
-        name: ``val`` or ``test``; ``train`` if it was requested.
+        name: ``val`` or ``test``; ``train`` or ``all`` if it was requested.
         table: its predictions, joined with the catalogue.
         strata: from ``strata.stratify``; the first row is the complete subset.
         shortcuts: from ``strata.shortcuts``; empty without a training subset.
@@ -56,13 +56,13 @@ def assess(
         heatmaps: of all fractured images of a subset, or of none.
 
     Returns:
-        The assessments in the order of ``SUBSETS``.
+        The assessments in the order of ``data.splits.SCORED``.
 
     Raises:
         InputError: a subset has fractured images with a heatmap and fractured images without one.
     """
     assessed = []
-    for name in SUBSETS:
+    for name in SCORED:
         table = subset_table(predictions, name, catalogue, boxes)
         if table.empty:
             continue

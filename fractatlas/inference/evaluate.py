@@ -1,4 +1,4 @@
-"""Score a checkpoint on one subset of the split that it was trained with."""
+"""Score a checkpoint on one subset of the split that it was trained with, or on all images of a data folder."""
 
 import logging
 import time
@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import pandas as pd
 import yaml
 
 from fractatlas.build import build_data, build_trainer
-from fractatlas.data.splits import recorded_split
+from fractatlas.data.splits import ALL, SUBSETS, all_images, count_recorded, recorded_split
 from fractatlas.errors import InputError
 from fractatlas.evaluation import provenance
 from fractatlas.evaluation.operating_point import DEFAULT_OPERATING_POINT
@@ -35,21 +36,20 @@ def evaluate(config: dict[str, Any]) -> bool:
         Whether this process is the first of its group, the one that wrote the files.
 
     Raises:
-        InputError: the file is not a checkpoint of this project, or its run's ``split.csv`` or data are missing.
+        InputError: the file is not a checkpoint of this project, the data are missing, or the subset is not ``all`` and
+            there is no split.
     """
     started = time.monotonic()
     quieten()
-    run, checkpoint, subset = Path(config["paths"]["output_dir"]), Path(config["ckpt"]), config["subset"]
-    model = load_model(checkpoint)
+    run, subset = Path(config["paths"]["output_dir"]), config["subset"]
+    model = load_model(config["ckpt"])
+    split = _training_split(config, model.checkpoint)
     trained = model.config
     trained["data"]["cache_dir"] = config["paths"]["cache_dir"]
     if config["data_root"]:
         trained["data"] |= {"root": config["data_root"], "prepare": None}
     lightning.seed_everything(trained["seed"], workers=True, verbose=False)
-    split = checkpoint.absolute().parents[1] / "split.csv"
-    if not split.is_file():
-        raise InputError(f"{split} is missing; evaluate a checkpoint in its run folder, <run folder>/checkpoints/")
-    data = build_data(trained, split=partial(recorded_split, path=str(split)))
+    data = build_data(trained, split=all_images if subset == ALL else partial(recorded_split, path=str(split)))
     data.prepare_data()
     data.setup()
     trainer = build_trainer(config, run, callbacks=[], logger=False, enable_progress_bar=False)
@@ -57,17 +57,41 @@ def evaluate(config: dict[str, Any]) -> bool:
     if not trainer.is_global_zero:
         return False
     if model.operating_point is None:
-        log.warning(UNFINISHED, checkpoint)
+        log.warning(UNFINISHED, model.checkpoint)
     record = {
         "task_name": config["task_name"],
-        "checkpoint": str(checkpoint),
+        "checkpoint": str(model.checkpoint),
         "model": trained["model"]["variant"],
         "operating_point": model.operating_point or dict(DEFAULT_OPERATING_POINT),
         "timing": {"total_seconds": round(time.monotonic() - started, 1)},
     }
+    if subset == ALL:
+        record["all_images"] = _trained_on(data.split["image_id"], split)
     write_csv(run / "catalogue.csv", data.catalogue)
     write_csv(run / "split.csv", data.split)
     write_text(run / "training_config.yaml", yaml.safe_dump(trained, sort_keys=False, allow_unicode=True))
     record = write_scores(run, record, predictions, model.classifier, data, trainer, config["report"])
     log.info("%s; results in %s", provenance.summarise(subset, record, trained), run)
     return True
+
+
+def _training_split(config: dict[str, Any], checkpoint: Path) -> Path | None:
+    """Return the file of the split that the checkpoint was trained with, or ``None`` for ``subset=all`` without one."""
+    if config["split_file"]:
+        if not Path(config["split_file"]).is_file():
+            raise InputError(f"split_file={config['split_file']}: no such file; correct the path")
+        return Path(config["split_file"])
+    split = checkpoint.absolute().parent.parent / "split.csv"
+    if split.is_file():
+        return split
+    if config["subset"] != ALL:
+        remedy = f"give the split of the training: split_file=FILE, or score every image: subset={ALL} data_root=DIR"
+        raise InputError(f"subset={config['subset']}: {split} is missing; {remedy}")
+    return None
+
+
+def _trained_on(images: pd.Series, split: Path | None) -> dict[str, Any]:
+    """Return ``split`` and the number of images in each of its subsets; ``None`` if they are not known."""
+    if split is None:
+        return {"split": None} | dict.fromkeys((*SUBSETS, "none"))
+    return {"split": str(split)} | count_recorded(images, path=str(split))

@@ -19,6 +19,7 @@ from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
 from fractatlas.evaluation import operating_point
 from fractatlas.evaluation.localisation import place
+from fractatlas.evaluation.run_folder import best_checkpoint
 from fractatlas.models.backbones import Backbone
 from fractatlas.models.checkpoint import read_checkpoint
 from fractatlas.models.classifier import FractureClassifier
@@ -149,16 +150,16 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> Mo
     No pretrained weights are downloaded: the checkpoint contains all weights.
 
     Args:
-        checkpoint: ``<run folder>/checkpoints/best.ckpt``.
+        checkpoint: a run folder, which stands for its best checkpoint, or a checkpoint.
         device: where the network runs, such as ``"cuda"``.
 
     Raises:
         InputError: the file is not a checkpoint of this project.
     """
-    file = Path(checkpoint)
+    file = best_checkpoint(Path(checkpoint))
     content = read_checkpoint(file)
     if "config" not in content or "state_dict" not in content:
-        raise InputError(f"{file} is not a checkpoint of fractatlas; use <run folder>/checkpoints/best.ckpt")
+        raise InputError(f"{file} is not a checkpoint of fractatlas; give a run folder or a checkpoint in it")
     config = validate(OmegaConf.create(content["config"]), TrainConfig)
     classifier = build_classifier(config, pretrained=False)
     try:

@@ -61,7 +61,7 @@ def export_onnx(checkpoint: Path, output: Path) -> float:
     model = load_model(checkpoint)
     model.backbone.memory_format = torch.contiguous_format  # the only one in ONNX
     network = WithProbability(model.backbone.to(memory_format=torch.contiguous_format)).eval()
-    images = _test_images(model, checkpoint.absolute().parents[1] / "catalogue.csv")
+    images = _test_images(model, model.checkpoint.absolute().parent.parent / "catalogue.csv")
     preprocess = dict(model.config["preprocess"])
     geometry = preprocess.pop("_target_").rpartition(".")[2]
     metadata = {

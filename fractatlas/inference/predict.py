@@ -54,8 +54,7 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     quieten()
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # errors.csv states what is wrong with a file
     warnings.filterwarnings("ignore", module="pydicom|PIL")
-    run, checkpoint = Path(config["paths"]["output_dir"]), Path(config["ckpt"])
-    model = load_model(checkpoint)
+    run, model = Path(config["paths"]["output_dir"]), load_model(config["ckpt"])
     log.info("%d images to read", len(inputs.images))
     if inputs.skipped:
         counts = ", ".join(f"{count} {extension}" for extension, count in inputs.skipped.most_common(6))
@@ -89,7 +88,7 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     if model.operating_point:
         columns["probability_calibrated"] = calibrated
     else:
-        log.warning(UNFINISHED, checkpoint)
+        log.warning(UNFINISHED, model.checkpoint)
     columns["prediction"] = fractured.astype(np.int64)
     if errors:
         write_csv(run / "errors.csv", pd.DataFrame(list(errors.items()), columns=["path", "error"]))

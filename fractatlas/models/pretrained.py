@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from fractatlas.errors import InputError
+from fractatlas.evaluation.run_folder import best_checkpoint
 from fractatlas.models.checkpoint import read_checkpoint
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def load_trunk(
     trunk = {key for names in stages.values() for name in names for key in own if key.startswith(f"{name}.")}
     if weights is None:
         return {"file": None, "loaded": 0, "of": len(trunk), "random": [*stages, "head"]}
-    file = _imagenet_file(variant, Path(weights_dir)) if weights == "imagenet" else Path(weights)
+    file = _imagenet_file(variant, Path(weights_dir)) if weights == "imagenet" else best_checkpoint(Path(weights))
     tensors = {_current_key(key): tensor for key, tensor in _state_dict(file).items()}
     fitting = {key: tensor for key, tensor in tensors.items() if key in trunk}
     if not fitting:

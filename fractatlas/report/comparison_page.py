@@ -16,7 +16,7 @@ from fractatlas.io import write_csv, write_text
 from fractatlas.pages import render
 from fractatlas.report.run_table import differing_settings, find_runs, format_settings, name_runs, same_but_seed
 
-SUBSETS = ("val", "test")
+SUBSETS = ("val", "test", "all")
 SHOWN = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity", "brier")
 
 

@@ -13,15 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import binomtest
 
-from fractatlas.evaluation.bootstrap import CONFIDENCE
+from fractatlas.evaluation.bootstrap import CONFIDENCE, Score
 from fractatlas.evaluation.markdown import format_fraction
 from fractatlas.evaluation.metrics import BINS, weights_by_score
 
 TAIL = (1 - CONFIDENCE) / 2
-COLOURS = {"val": "#8250df", "test": "#0969da", "train": "#6e7781"}
+COLOURS = {"val": "#8250df", "test": "#0969da", "train": "#6e7781", "all": "#0969da"}
 GRID = np.linspace(0, 1, 101)
 MIN_BIN = 10  # images of a point of the reliability diagram
-Scores = dict[str, dict[str, Any]]  # from ``metrics.evaluate``, by name of the subset
+Scores = dict[str, Score]  # by name of the subset
 STYLE: dict[Any, Any] = {  # matplotlib's rcParams
     "svg.fonttype": "none",
     "svg.hashsalt": "fractatlas",
@@ -126,18 +126,19 @@ def reliability(table: pd.DataFrame) -> Figure:
     figure, axes = _axes("mean predicted probability", "fraction of fractures")
     axes.plot([0, 1], [0, 1], color="#24292f", linewidth=1.2, linestyle=":", label="perfect calibration")
     styles = {
-        "probability": ("#6e7781", "uncalibrated", (4, -9)),
-        "probability_calibrated": ("#0969da", "calibrated", (4, 4)),
+        "probability": ("#6e7781", "uncalibrated", "right"),
+        "probability_calibrated": ("#0969da", "calibrated", "left"),
     }
     for column in [name for name in styles if name in table]:
-        colour, label, offset = styles[column]
+        colour, label, side = styles[column]
         points = calibration_points(table[column].to_numpy(), table["label"].to_numpy())
         x, y = points["probability"], points["fraction"]
         errors = [y - points["low"], points["high"] - y]
         axes.errorbar(x, y, errors, fmt="o-", color=colour, label=label, markersize=4, elinewidth=1, capsize=2)
         for point in points.itertuples():
-            position = (point.probability, point.fraction)
-            axes.annotate(str(point.n), position, xytext=offset, textcoords="offset points", fontsize=7, color=colour)
+            space = " " * 2  # between the number and its point
+            text = f"{point.n}{space}" if side == "right" else f"{space}{point.n}"
+            axes.text(point.probability, point.fraction, text, ha=side, va="center", fontsize=7, color=colour)
     figure.legend(loc="outside lower center")
     return figure
 

@@ -41,8 +41,9 @@ def write_report(folder: Path) -> Path:
     weights = {name: bootstrap_weights(table["group"], resamples=BAND_RESAMPLES) for name, table in tables.items()}
     curves = {}
     if tables:
-        curves["ROC curves"] = figures.roc(tables, weights, _scores(run, "auroc"))
-        curves["Precision-recall curves"] = figures.precision_recall(tables, weights, _scores(run, "average_precision"))
+        auroc, precision = ({name: metrics[name][key] for name in tables} for key in ("auroc", "average_precision"))
+        curves["ROC curves"] = figures.roc(tables, weights, auroc)
+        curves["Precision-recall curves"] = figures.precision_recall(tables, weights, precision)
     curves[f"Reliability diagram ({last.name})"] = figures.reliability(last.table)
     history, monitor = metrics.get("history"), metrics.get("monitor", {})
     page = render(
@@ -96,11 +97,6 @@ def model_card(run: RunFolder) -> str:
         words=descriptions,
         **known,
     )
-
-
-def _scores(run: RunFolder, metric: str) -> dict[str, dict[str, Any]]:
-    """Return a metric with its interval, as in ``metrics.json``, by name of the subset."""
-    return {one.name: run.metrics[one.name][metric] or {"value": None} for one in run.subsets}
 
 
 def _provenance(run: RunFolder) -> dict[str, Any]:

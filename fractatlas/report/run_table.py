@@ -122,7 +122,7 @@ def run_table(folders: Sequence[Path]) -> str:
     for (name, run), settings in zip(runs.items(), differing_settings(list(runs.values())), strict=True):
         metrics = run.metrics
         others = {key: value for key, value in settings.items() if key not in OWN_COLUMNS}
-        for subset in ("val", "test"):
+        for subset in ("val", "test", "all"):
             if scores := metrics.get(subset):
                 reference = REFERENCE_ACCURACY.get(metrics["task_name"], {}).get(subset)
                 ids = run.predictions.loc[run.predictions["split"] == subset, "image_id"]

@@ -15,7 +15,7 @@ import torchvision
 import fractatlas
 from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.data.sources.fracatlas import read_boxes
-from fractatlas.data.splits import SUBSETS
+from fractatlas.data.splits import SCORED
 from fractatlas.errors import InputError
 from fractatlas.evaluation import metrics, operating_point, provenance, shown_images, subset_assessment
 from fractatlas.evaluation.localisation import Heatmaps
@@ -81,7 +81,7 @@ def write_scores(
     point = record["operating_point"]
     calibrated = operating_point.calibrate(predictions["probability"], point["temperature"])
     predictions = predictions.assign(probability_calibrated=calibrated)
-    subsets = {name: table for name in SUBSETS if len(table := predictions[predictions["split"] == name])}
+    subsets = {name: table for name in SCORED if len(table := predictions[predictions["split"] == name])}
     scores = {
         name: metrics.evaluate(table, point["threshold"]) | {"n_subset": len(data.subset(name))}
         for name, table in subsets.items()
@@ -148,7 +148,7 @@ def _compute_heatmaps(
 
 def _describe_data(data: RadiographDataModule) -> dict[str, Any]:
     excluded = data.catalogue.loc[data.catalogue["excluded"] != "", "excluded"]
-    labels = {name: data.split.loc[data.split["split"] == name, "label"] for name in SUBSETS}
+    labels = {name: data.split.loc[data.split["split"] == name, "label"] for name in data.subset_names}
     return {
         "root": str(data.root),
         "images": len(data.catalogue),

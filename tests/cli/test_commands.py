@@ -147,9 +147,23 @@ def test_wrong_arguments_are_refused_with_the_command_for_help(fractatlas, argum
 
 
 def test_evaluating_reproduces_the_metrics_of_the_run(fractatlas, run, folder):
-    assert fractatlas("evaluate", f"ckpt={run}/checkpoints/best.ckpt", "trainer=cpu") == 0
+    assert fractatlas("evaluate", f"ckpt={run}", "trainer=cpu") == 0
     (report,) = (folder / "logs" / "evaluate" / "runs").glob("*/metrics.json")
     assert json.loads(report.read_text())["test"] == json.loads((run / "metrics.json").read_text())["test"]
+
+
+def test_a_moved_checkpoint_is_scored_on_all_images_and_on_a_given_split(fractatlas, run, folder):
+    moved = folder / "moved.ckpt"
+    moved.write_bytes((run / "checkpoints" / "best.ckpt").read_bytes())
+    common = (f"ckpt={moved}", "trainer=cpu", "report=false")
+    refused(fractatlas("evaluate", "task_name=refused", *common), "score every image: subset=all data_root=DIR")
+    assert fractatlas("evaluate", "task_name=everything", "subset=all", *common) == 0
+    assert fractatlas("evaluate", "task_name=given", f"split_file={run}/split.csv", *common) == 0
+    (everything,), (given,) = (
+        (folder / "logs" / name / "runs").glob("*/metrics.json") for name in ("everything", "given")
+    )
+    assert json.loads(everything.read_text())["all_images"]["split"] is None
+    assert json.loads(given.read_text())["test"] == json.loads((run / "metrics.json").read_text())["test"]
 
 
 @pytest.mark.parametrize(
@@ -160,8 +174,9 @@ def test_evaluating_reproduces_the_metrics_of_the_run(fractatlas, run, folder):
         (["predictions=nowhere.csv"], "nowhere.csv"),
         (["predictions=phantoms/dataset.csv"], "label"),
         (["ckpt=nowhere.ckpt"], "nowhere.ckpt"),
+        (["ckpt=phantoms"], "phantoms has no checkpoints/best.ckpt; give the run folder of a training"),
         (["ckpt=phantoms/dataset.csv"], "phantoms/dataset.csv"),
-        (["ckpt=x", "subset=tset"], "subset=tset: should be 'train', 'val' or 'test'"),
+        (["ckpt=x", "subset=tset"], "subset=tset: should be 'train', 'val', 'test' or 'all'"),
     ],
 )
 def test_evaluating_what_is_not_a_checkpoint_is_refused_in_one_line(fractatlas, arguments, message):
@@ -190,6 +205,11 @@ def test_settings_without_effect_on_a_checkpoint_are_refused(fractatlas, overrid
 def test_settings_without_effect_on_predictions_are_refused(fractatlas, override):
     message = f"{override}: no effect with predictions=..., "
     refused(fractatlas("evaluate", "task_name=refused", "predictions=x.csv", override), message)
+
+
+def test_a_file_of_a_split_has_no_effect_on_predictions(fractatlas):
+    arguments = ("task_name=refused", "predictions=x.csv", "split_file=y.csv")
+    refused(fractatlas("evaluate", *arguments), "no effect with predictions=..., the column split selects the subsets")
 
 
 @pytest.mark.parametrize("override", ["trainer.max_epochs=3", "trainer.limit_test_batches=1", "paths.weights=x"])

@@ -69,7 +69,7 @@ def test_a_key_of_another_choice_is_distinguished_from_an_unknown_key():
 def test_groups_and_paths_of_a_schema():
     assert {"data", "model", "optimizer", "trainer", "callbacks"} <= group_keys(TrainConfig)
     assert not {"seed", "resume", "monitor"} & group_keys(TrainConfig)
-    assert path_keys(EvaluateConfig) == {"ckpt", "predictions", "catalogue", "heatmaps", "data_root"}
+    assert path_keys(EvaluateConfig) == {"ckpt", "split_file", "predictions", "catalogue", "heatmaps", "data_root"}
 
 
 def test_a_smaller_value_is_better_for_a_loss_only():

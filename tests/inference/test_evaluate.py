@@ -12,7 +12,9 @@ from fractatlas.errors import InputError
 from fractatlas.inference.evaluate import evaluate
 from fractatlas.inference.model import load_model
 from fractatlas.models.checkpoint import read_checkpoint
+from fractatlas.report.comparison_page import write_comparison
 from fractatlas.report.report_page import write_report
+from fractatlas.report.run_table import run_table
 from fractatlas.training.fit import train
 
 
@@ -34,7 +36,7 @@ def score(run: Path, output: Path, subset: str, **changes) -> dict:
     trained = read_checkpoint(checkpoint)["config"]
     config = {
         "task_name": "evaluate", "ckpt": str(checkpoint), "subset": subset, "report": False, "data_root": None,
-        "predictions": None, "catalogue": None, "heatmaps": None,
+        "split_file": None, "predictions": None, "catalogue": None, "heatmaps": None,
         "threshold": trained["threshold"], "trainer": trained["trainer"],
         "paths": trained["paths"] | {"output_dir": str(output)},
     }  # fmt: skip
@@ -82,12 +84,119 @@ def test_a_subset_that_is_scored_in_part_is_reported_as_such(run, tmp_path, capl
     assert page.index(f"Only {counted} of the test subset were scored.") < page.index('<p class="summary">')
 
 
-def test_a_checkpoint_outside_its_run_folder_is_refused(run, tmp_path):
-    copy = tmp_path / "a" / "b" / "best.ckpt"
+@pytest.fixture
+def lone(run, tmp_path) -> Path:
+    """A copy of the best checkpoint without its run folder."""
+    copy = tmp_path / "a" / "b" / "lone.ckpt"
     copy.parent.mkdir(parents=True)
     copy.write_bytes((run / "checkpoints" / "best.ckpt").read_bytes())
-    with pytest.raises(InputError, match=r"split.csv is missing; evaluate a checkpoint in its run folder"):
-        score(run, tmp_path, "test", ckpt=str(copy))
+    return copy
+
+
+@pytest.mark.parametrize("subset", ["train", "val", "test"])
+def test_a_subset_of_a_checkpoint_without_its_split_is_refused(run, lone, tmp_path, subset):
+    remedy = (
+        rf"subset={subset}: .*split.csv is missing; give the split of the training: split_file=FILE, or .* subset=all"
+    )
+    with pytest.raises(InputError, match=remedy):
+        score(run, tmp_path / "out", subset, ckpt=str(lone))
+    with pytest.raises(InputError, match="split_file=nowhere.csv: no such file"):
+        score(run, tmp_path / "out", subset, ckpt=str(lone), split_file="nowhere.csv")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lone_checkpoint_is_scored_on_its_test_subset_with_the_split_file(run, lone, tmp_path):
+    metrics = score(run, tmp_path / "out", "test", ckpt=str(lone), split_file=str(run / "split.csv"))
+    assert metrics["test"] == metrics_of(run)["test"]
+
+
+def test_a_lone_checkpoint_is_scored_on_every_usable_image(run, lone, tmp_path, catalogue, caplog):
+    out = tmp_path / "out"
+    caplog.set_level("INFO")
+    metrics = score(run, out, "all", ckpt=str(lone), report=True)
+    usable = catalogue[catalogue["excluded"] == ""]
+    assert metrics["all"]["n"] == len(usable)
+    assert metrics["all"]["positives"] == usable["label"].sum()
+    assert not {"train", "val", "test"} & set(metrics)
+    assert metrics["all_images"] == dict.fromkeys(("split", "train", "val", "test", "none"))
+    predictions = pd.read_csv(out / "predictions.csv")
+    assert predictions["image_id"].tolist() == usable["image_id"].tolist()
+    assert set(predictions["split"]) == {"all"}
+    known = pd.read_csv(run / "predictions.csv").set_index("image_id")["probability"]
+    same = predictions.set_index("image_id")["probability"][known.index]
+    assert same.to_numpy() == pytest.approx(known.to_numpy(), abs=1e-5)  # in batches of other images
+    assert f"all: {len(usable)} images" in caplog.text
+    unknown = "It is not known which of these images the network was trained on"
+    (line,) = (text for text in caplog.messages if "majority rate" in text)
+    assert line.startswith(f"{unknown}: ")
+    assert f"all ({len(usable)} images): accuracy" in line
+    assert "near-duplicates" in caplog.text
+    checks = [text for text in caplog.messages if text.startswith("leak check") and "not known" not in text]
+    assert checks
+    assert all(text.endswith("not checked against the training images, which are not listed") for text in checks)
+    assert "nan" not in caplog.text
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_pages_of_all_images_state_what_is_known_about_the_training(run, lone, tmp_path, given):
+    out = tmp_path / "out"
+    metrics = score(run, out, "all", ckpt=str(lone), report=True, split_file=str(run / "split.csv") if given else None)
+    text, card = write_report(out).read_text(), (out / "model_card.md").read_text()
+    split = pd.read_csv(run / "split.csv")["split"].value_counts()
+    counts = {name: int(split[name]) for name in ("train", "val", "test")}
+    if given:
+        assert metrics["all_images"] == {"split": str(run / "split.csv"), **counts, "none": 0}
+        expected = (
+            f"Of these images, {counts['train']} are in the training subset of the network and {counts['val']} in its "
+            "validation subset: the scores are optimistic."
+        )
+    else:
+        expected = "It is not known which of these images the network was trained on"
+    assert text.index(expected) < text.index('<p class="summary">')
+    assert card.splitlines()[2].startswith(f"**{expected}")
+
+
+def test_runs_on_all_images_are_tabulated_and_compared(run, lone, tmp_path):
+    for name in ("one", "two"):
+        score(run, tmp_path / name, "all", ckpt=str(lone))
+    folders = [tmp_path / "one", tmp_path / "two"]
+    assert run_table(folders).count("| all ") == 2
+    _, differences = write_comparison(tmp_path / "comparison", folders)
+    assert set(differences["subset"]) == {"all"}
+    assert (differences["difference"] == 0).all()
+
+
+def test_the_split_of_the_run_folder_is_used_for_all_images(run, tmp_path):
+    facts = score(run, tmp_path, "all")["all_images"]
+    assert facts["split"] == str(run / "split.csv")
+    assert facts["train"] > 0
+
+
+def test_images_that_a_split_does_not_contain_are_counted(run, lone, tmp_path):
+    split = pd.read_csv(run / "split.csv")
+    split[split["split"] != "val"].to_csv(tmp_path / "other.csv", index=False)
+    facts = score(run, tmp_path / "out", "all", ckpt=str(lone), split_file=str(tmp_path / "other.csv"))["all_images"]
+    assert facts["val"] == 0
+    assert facts["none"] == (split["split"] == "val").sum()
+
+
+def test_a_run_folder_stands_for_its_best_checkpoint(run, tmp_path):
+    metrics = score(run, tmp_path, "test", ckpt=str(run))
+    assert metrics["test"] == metrics_of(run)["test"]
+    assert metrics["checkpoint"] == str(run / "checkpoints" / "best.ckpt")
+    assert load_model(run).checkpoint == run / "checkpoints" / "best.ckpt"
+
+
+def test_the_weights_of_a_run_folder_are_loaded(run, configuration, tmp_path):
+    train(configuration(tmp_path, f"model.weights={run}", "trainer.max_epochs=1", "test=false"))
+    weights = metrics_of(tmp_path)["weights"]
+    assert weights["file"] == "best.ckpt"
+    assert weights["loaded"] == weights["of"]
+
+
+def test_a_folder_without_a_best_checkpoint_is_refused(tmp_path):
+    with pytest.raises(InputError, match="has no checkpoints/best.ckpt; give the run folder of a training"):
+        load_model(tmp_path)
 
 
 def test_no_phantoms_are_generated_in_another_data_folder(configuration, tmp_path):

@@ -89,6 +89,19 @@ def test_the_command_prints_one_line(checkpoint, tmp_path, monkeypatch, capfd):
     assert capfd.readouterr() == (line, "")
 
 
+def test_a_run_folder_stands_for_its_best_checkpoint(checkpoint, monkeypatch):
+    exported = []
+
+    def record(source: Path, output: Path) -> float:
+        exported.append((source, output))
+        output.touch()
+        return 0.0
+
+    monkeypatch.setattr("fractatlas.inference.onnx.export_onnx", record)
+    export(monkeypatch, f"ckpt={checkpoint.parents[1]}", f"output={checkpoint.parents[1] / 'other.onnx'}")
+    assert exported == [(checkpoint, checkpoint.parents[1] / "other.onnx")]
+
+
 def test_the_one_file_contains_weights_and_metadata(checkpoint, exported):
     file, _ = exported
     config = load_model(checkpoint).config
@@ -131,6 +144,7 @@ def test_a_network_without_finite_outputs_is_not_exported(checkpoint, tmp_path):
         (["best.ckpt"], "best.ckpt: should be key=value; the keys are ckpt, output"),
         (["ckpt=FILE", "outptu=a.onnx"], "unknown key 'outptu'; did you mean 'output'?"),
         (["ckpt=nowhere.ckpt"], "ckpt=nowhere.ckpt: no such file"),
+        (["ckpt=FOLDER"], "has no checkpoints/best.ckpt; give the run folder of a training"),
         (["ckpt=FILE", "output=FOLDER"], "is a folder; give a file in it"),
         (["ckpt=FILE", "output=FILE/a.onnx"], "cannot write to .*some.ckpt; choose another file"),
         (["ckpt=FILE"], "is not a PyTorch file"),

@@ -48,6 +48,12 @@ def test_the_table_lists_the_predictions_of_the_run_by_path(finished_run, checkp
     assert table["prediction"].nunique() == 2
 
 
+def test_a_run_folder_stands_for_its_best_checkpoint(finished_run, checkpoint, readable, tmp_path):
+    one, other = (predict_into(tmp_path / name, f"ckpt={given}", f"input={readable[0]}")[0]
+                  for name, given in (("run", finished_run), ("file", checkpoint)))  # fmt: skip
+    assert one.equals(other)
+
+
 def test_one_overlay_is_drawn_for_each_row(checkpoint, phantoms, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()

@@ -23,7 +23,7 @@ def table() -> pd.DataFrame:
 
 def texts(svg: str) -> list[str]:
     """Return the texts of a figure."""
-    return re.findall(r"<text[^>]*>([^<]+)</text>", svg)
+    return [text.strip() for text in re.findall(r"<text[^>]*>([^<]+)</text>", svg)]
 
 
 def test_the_roc_legend_has_the_auroc_with_its_interval_and_chance(table):
