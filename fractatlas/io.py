@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +12,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from fractatlas.errors import InputError
-
-log = logging.getLogger(__name__)
+from fractatlas.progress_bar import waiting
 
 
 @contextmanager
@@ -51,8 +49,8 @@ def cache_lock(folder: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=1)
         except Timeout:
-            log.info("waiting for another process that writes to %s", folder)
-            lock.acquire()
+            with waiting("waiting for another process", f" that writes to {folder}"):
+                lock.acquire()
         try:
             yield
         finally:

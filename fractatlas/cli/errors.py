@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+import rich
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -16,6 +17,7 @@ from fractatlas.config.overrides import CONF
 from fractatlas.config.schema import TrainConfig
 from fractatlas.config.validation import explain
 from fractatlas.errors import InputError
+from fractatlas.progress_bar import TerminalHandler
 from fractatlas.signals import INTERRUPTED
 
 
@@ -50,5 +52,7 @@ def one_line_errors(schema_class: type = TrainConfig, interrupted: str = "interr
 
 
 def log_to_terminal() -> None:
-    """Log messages with the time, as Hydra's commands do."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    """Log messages with the time, as Hydra's commands do, and show bars, both on stderr."""
+    rich.reconfigure(stderr=True)
+    line = "%(asctime)s %(message)s"
+    logging.basicConfig(level=logging.INFO, format=line, datefmt="%H:%M:%S", handlers=[TerminalHandler()])

@@ -17,6 +17,7 @@ from fractatlas.cli.errors import one_line_errors
 from fractatlas.config.overrides import CONF, as_override, is_multirun, prepare
 from fractatlas.config.validation import validate
 from fractatlas.errors import InputError
+from fractatlas.progress_bar import log_above_bars
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def run(verb: str, schema_class: type, function: Callable[[dict[str, Any]], Any]
             return function(validate(config, schema_class))
         # Here as well as around Hydra, because Hydra prints a line of its own for an exception that leaves the job.
         with one_line_errors(schema_class):
+            log_above_bars()
             return function(validate(config, schema_class))
 
     logging.raiseExceptions = False  # otherwise a full disk prints a traceback for every log line

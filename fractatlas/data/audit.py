@@ -22,6 +22,7 @@ from fractatlas.errors import InputError
 from fractatlas.io import write_csv, write_text
 from fractatlas.pages import jpeg_address, render
 from fractatlas.progress_bar import track
+from fractatlas.wording import plural
 
 VOC = Path("Annotations/PASCAL VOC")
 Finding = tuple[str, str, str, str]  # image_id, kind, detail, action
@@ -86,7 +87,7 @@ def audit_folder(root: Path, out: Path, cache: Path) -> str:
     )
     write_csv(out / "audit.csv", findings)
     write_text(out / "audit.html", page)
-    counts = f"{len(catalogue)} images, {len(catalogue) - len(usable)} excluded"
+    counts = f"{plural(len(catalogue), 'image')}, {len(catalogue) - len(usable)} excluded"
     return f"{summary.to_string(index=False)}\n{counts}; findings: {out / 'audit.html'} and audit.csv"
 
 

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
 from fractatlas.io import cache_lock, write_text
 from fractatlas.progress_bar import track
+from fractatlas.wording import plural
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +96,7 @@ def open_cache(
         with cache_lock(store):
             cached = _read_index(file, index, preprocess.size)  # another process may have written in the meantime
             if new := {key: path for key, path in wanted.items() if key not in cached}:
-                log.info("decoding %d images into %s", len(new), store)
+                log.info("decoding %s into %s", plural(len(new), "image"), store)
                 _append(file, index, cached, root, new, preprocess)
     shape = (len(cached), preprocess.size, preprocess.size)
     row = {key: number for number, key in enumerate(cached)}
@@ -121,14 +123,14 @@ def _append(
         keys = list(new)
         try:
             decoded = pool.map(lambda key: _decode_row(root, key, new[key], preprocess), keys)
-            rows = iter(track(decoded, "decoding", len(new)))
-            for start in range(0, len(keys), ROWS_PER_COMMIT):
-                committed = keys[start : start + ROWS_PER_COMMIT]
-                pixels.writelines(islice(rows, len(committed)))
-                pixels.flush()
-                os.fsync(pixels.fileno())
-                write_text(index, "\n".join([*cached, *committed]))
-                cached.update(dict.fromkeys(committed))
+            with closing(track(decoded, "decoding images", len(new))) as rows:
+                for start in range(0, len(keys), ROWS_PER_COMMIT):
+                    committed = keys[start : start + ROWS_PER_COMMIT]
+                    pixels.writelines(islice(rows, len(committed)))
+                    pixels.flush()
+                    os.fsync(pixels.fileno())
+                    write_text(index, "\n".join([*cached, *committed]))
+                    cached.update(dict.fromkeys(committed))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             pixels.truncate(len(cached) * row_bytes)  # free the space if the disk is full

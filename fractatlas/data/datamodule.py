@@ -23,6 +23,7 @@ from fractatlas.data.splits import SCORED
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
 from fractatlas.signals import STOP_SIGNALS
+from fractatlas.wording import SHOWN_NAMES, join_names, plural
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ class RadiographDataModule(lightning.LightningDataModule):
         """Read the catalogue, make the split, check it for leaks and fill the cache; a second call does nothing."""
         if len(self.catalogue):
             return
+        log.info("reading the data in %s", self.root)
         self.catalogue = read_catalogue(self.root, self._cache, self._keep_contradictions)
         self.split = self._make_split(self.catalogue)
         given = [name for name in GIVEN.values() if name in self.split]
@@ -133,15 +135,18 @@ class RadiographDataModule(lightning.LightningDataModule):
             self.catalogue = add_given(self.catalogue, self.split[["image_id", *given]])
         excluded = self.catalogue.loc[self.catalogue["excluded"] != "", ["excluded", "image_id"]]
         for reason, ids in excluded.groupby("excluded")["image_id"]:
-            more = f" and {len(ids) - 5} more (catalogue.csv)" if len(ids) > 5 else ""
-            log.info("excluded: %d %s: %s%s", len(ids), reason, ", ".join(ids[:5]), more)
-        for note in self.catalogue.loc[self.catalogue["note"] != "", ["image_id", "note"]].itertuples():
+            log.info("excluded (catalogue.csv): %s, %s: %s", plural(len(ids), "image"), reason, join_names([*ids]))
+        notes = self.catalogue[self.catalogue["note"] != ""]
+        for note in notes.head(SHOWN_NAMES).itertuples():
             log.info("%s: %s", note.image_id, note.note)
+        if len(notes) > SHOWN_NAMES:
+            log.info("and %d more notes (catalogue.csv)", len(notes) - SHOWN_NAMES)
         for name in self.subset_names:
             labels = self.split.loc[self.split["split"] == name, "label"]
-            log.info("%s: %d images, %d fractured (%.1f %%)", name, len(labels), labels.sum(), 100 * labels.mean())
+            share = f"{100 * labels.mean():.1f} %"
+            log.info("%s: %s, %d fractured (%s)", name, plural(len(labels), "image"), labels.sum(), share)
         if unassigned := len(self.catalogue) - len(excluded) - len(self.split):
-            log.info("in no subset: %d images that the split does not contain", unassigned)
+            log.info("in no subset: %s that the split does not contain", plural(unassigned, "image"))
         self.crossings = crossings(self.split, self.catalogue)
         self.leaks = find_leaks(self.split, self.catalogue)
         _log_leaks(self.leaks, {kind for kind, column in COLUMNS.items() if column in from_split})
@@ -199,7 +204,8 @@ class RadiographDataModule(lightning.LightningDataModule):
         """Return each image of a subset once, divided between the processes without padding."""
         dataset = self.dataset(name)
         if len(dataset) < self._world_size:
-            raise InputError(f"{name} has {len(dataset)} images for {self._world_size} processes; use fewer devices")
+            images = plural(len(dataset), "image")
+            raise InputError(f"{name} has {images} for {self._world_size} processes; use fewer devices")
         sampler = UnrepeatedDistributedSampler(dataset, self._world_size, self._rank, shuffle=False)
         return self._loader(dataset, sampler)
 

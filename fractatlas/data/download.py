@@ -1,6 +1,5 @@
 """Download FracAtlas from figshare (CC BY 4.0, doi 10.6084/m9.figshare.22363012), verify and extract it."""
 
-import logging
 import re
 import shutil
 import sys
@@ -15,8 +14,7 @@ from requests import RequestException
 
 from fractatlas import __version__
 from fractatlas.errors import InputError
-
-log = logging.getLogger(__name__)
+from fractatlas.progress_bar import waiting
 
 TIMEOUT = 30  # seconds without data after which the next URL is tried
 CHUNK = 2**20  # bytes
@@ -94,8 +92,8 @@ def _wait_for(lock: FileLock, root: Path) -> AcquireReturnProxy:
     try:
         return lock.acquire(blocking=False)
     except Timeout:
-        log.warning("waiting for another process that writes %s", root)
-        return lock.acquire()
+        with waiting("waiting for another process", f" that writes {root}"):
+            return lock.acquire()
 
 
 def _download(urls: Sequence[str], sha256: str, file: Path) -> Path:

@@ -17,6 +17,7 @@ from PIL import Image
 from fractatlas.data.images import decode
 from fractatlas.io import cache_lock, write_csv
 from fractatlas.progress_bar import track
+from fractatlas.wording import plural
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,8 @@ def inspect_all(root: Path, paths: Iterable[str], cache: Path | None = None) -> 
     """
     paths = list(paths)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        contents = list(pool.map(lambda path: content_key(_read_or_empty(root / path)), paths))
+        keys = pool.map(lambda path: content_key(_read_or_empty(root / path)), paths)
+        contents = list(track(keys, "reading files", len(paths)))
     wanted = dict(zip(contents, paths, strict=True))
     if cache is None:
         statistics = _inspect_files(root, wanted)
@@ -122,10 +124,10 @@ def _read_or_empty(file: Path) -> bytes:
 
 
 def _inspect_files(root: Path, paths: dict[str, str]) -> pd.DataFrame:
-    log.info("reading %d images", len(paths))
+    log.info("decoding %s once to check them and to find near-duplicates", plural(len(paths), "image"))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the global interpreter lock
         statistics = pool.map(lambda path: asdict(inspect(_read_or_empty(root / path))), paths.values())
-        rows = list(track(statistics, "reading images", len(paths)))
+        rows = list(track(statistics, "checking images", len(paths)))
     return pd.DataFrame(rows, columns=FIELDS).set_index("content")
 
 

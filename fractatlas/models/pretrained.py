@@ -2,6 +2,7 @@
 
 import logging
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torchvision.models import get_model_weights
 from fractatlas.errors import InputError
 from fractatlas.evaluation.run_folder import best_checkpoint
 from fractatlas.models.checkpoint import read_checkpoint
+from fractatlas.progress_bar import waiting
+from fractatlas.wording import join_names
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +46,8 @@ def load_trunk(
     if weights is None:
         return {"file": None, "loaded": 0, "of": len(trunk), "random": [*stages, "head"]}
     file = _imagenet_file(variant, Path(weights_dir)) if weights == "imagenet" else best_checkpoint(Path(weights))
-    tensors = {_current_key(key): tensor for key, tensor in _state_dict(file).items()}
+    with waiting("loading weights", f" from {file}"):
+        tensors = {_current_key(key): tensor for key, tensor in _state_dict(file).items()}
     fitting = {key: tensor for key, tensor in tensors.items() if key in trunk}
     if not fitting:
         raise InputError(f"{file}: none of {len(tensors)} tensors belongs to a {variant}; use weights of a {variant}")
@@ -57,7 +61,7 @@ def load_trunk(
     random = [stage for stage, names in stages.items() if any(k.startswith(f"{n}.") for k in missing for n in names)]
     random.append("head")
     count = len(fitting) + len(missing)
-    log.info("%s: %d of %d trunk tensors from %s; random: %s", variant, len(fitting), count, file, ", ".join(random))
+    log.info("%s: %d of %d trunk tensors loaded; random: %s", variant, len(fitting), count, join_names(random))
     return {"file": file.name, "loaded": len(fitting), "of": count, "random": random}
 
 
@@ -89,7 +93,9 @@ def _imagenet_file(variant: str, folder: Path) -> Path:
     file = folder / url.rpartition("/")[2]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.load_state_dict_from_url(url, str(folder), progress=True, check_hash=True, weights_only=True)
+        log.info("downloading %s to %s", url, folder)
+        terminal = sys.stderr.isatty()
+        torch.hub.load_state_dict_from_url(url, str(folder), progress=terminal, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError) as error:
         raise InputError(
             f"cannot download the ImageNet weights of {variant} ({error}); save {url} as {file}, name a file "

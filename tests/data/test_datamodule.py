@@ -1,5 +1,7 @@
 import re
+import shutil
 
+import pandas as pd
 import pytest
 import torch
 
@@ -101,8 +103,29 @@ def test_images_that_a_manifest_does_not_contain_are_in_no_subset(data, configur
     module = build_data(config, split=build(config["split"]))
     with caplog.at_level("INFO"):
         module.setup()
-    assert "in no subset: 1 images" in caplog.text
+    assert "in no subset: 1 image that the split does not contain" in caplog.text
     assert len(module.split) == len(data.split) - 1
+
+
+def test_of_a_long_list_five_names_are_logged(phantoms, configuration, tmp_path, caplog):
+    root = tmp_path / "data"
+    shutil.copytree(phantoms, root)
+    table = pd.read_csv(root / "dataset.csv")
+    fractured = table.index[table["fractured"] == 1]
+    table.loc[fractured[:9], ["fractured", "fracture_count"]] = 0  # the folder and the boxes give the other label
+    table.drop(fractured[-7:]).to_csv(root / "dataset.csv", index=False)
+    config = configuration(tmp_path, f"data.root={root}", f"paths.cache_dir={tmp_path}/cache")
+    module = build_data(config, split=build(config["split"]))
+    with caplog.at_level("INFO"):
+        module.setup()
+    notes = [line for line in caplog.messages if "is used" in line]
+    assert len(notes) == 5
+    assert "and 4 more notes (catalogue.csv)" in caplog.messages
+    (line,) = (
+        line for line in caplog.messages if line.startswith("excluded (catalogue.csv): 7 images, not in dataset.csv: ")
+    )
+    assert line.count("IMG") == 5
+    assert line.endswith(" and 2 more")
 
 
 def test_the_error_for_missing_data_contains_the_remedy(configuration, tmp_path):

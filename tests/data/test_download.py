@@ -202,10 +202,11 @@ def test_two_processes_at_once_download_once(serve, root, caplog):
     address = serve(pause=0.02)
     lines = []
     threads = [threading.Thread(target=lambda: lines.append(fetch(root, address))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with caplog.at_level("INFO"):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert len(address.requests) == 1
     assert f"waiting for another process that writes {root}" in caplog.text
     assert sorted("already in" in line for line in lines) == [False, True]

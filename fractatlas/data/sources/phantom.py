@@ -7,6 +7,7 @@ fracture is a thin dark line across a bone, often with a step. Its median length
 """
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -22,7 +23,10 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from fractatlas.data.sources.fracatlas import BODY_PARTS, COCO, COLUMNS, VIEWS
+from fractatlas.progress_bar import track
+from fractatlas.wording import plural
 
+log = logging.getLogger(__name__)
 FRACTURED_SHARE = 0.4
 TRUNCATED_SHARE = 0.01
 SIZES = ((248, 302), (302, 248), (248, 302), (302, 248), (372, 452))  # width, height: most small, some larger
@@ -58,12 +62,14 @@ def generate(root: Path, images: int, seed: int) -> None:
             (temporary / folder).mkdir(parents=True)
         write, numbers = partial(_write, temporary, seed, truncated), range(images)
         workers = min(os.cpu_count() or 1, images // 200)
+        log.info("generating %s in %s", plural(images, "phantom"), root)
         if workers > 1:
             # "spawn", because a process forked from one with threads can deadlock.
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                rows = list(pool.map(write, numbers, fractured.tolist(), chunksize=25))
+                written = pool.map(write, numbers, fractured.tolist(), chunksize=25)
+                rows = list(track(written, "generating phantoms", images))
         else:
-            rows = list(map(write, numbers, fractured.tolist()))
+            rows = list(track(map(write, numbers, fractured.tolist()), "generating phantoms", images))
         pd.DataFrame([row for row, _, _ in rows])[["image_id", *COLUMNS]].to_csv(temporary / "dataset.csv", index=False)
         (temporary / COCO).write_text(json.dumps(_coco(rows), indent=1), encoding="utf-8")
         temporary.chmod(0o755)
