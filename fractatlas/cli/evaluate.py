@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from fractatlas.cli import hydra_command
+from fractatlas.cli.runs import write_page
 from fractatlas.config.schema import EvaluateConfig
 from fractatlas.errors import InputError
+from fractatlas.progress_bar import waiting
+from fractatlas.training.silence_warnings import quieten
 
 log = logging.getLogger(__name__)
 # Where and why a key has no effect.
@@ -29,6 +32,7 @@ def evaluate() -> None:
 
 
 def _evaluate(config: dict[str, Any]) -> None:
+    quieten()
     if bool(config["ckpt"]) == bool(config["predictions"]):
         raise InputError("give exactly one of ckpt=<run folder> and predictions=FILE")
     if config["predictions"]:
@@ -41,11 +45,11 @@ def _evaluate(config: dict[str, Any]) -> None:
         evaluate_predictions(config)
     else:
         hydra_command.refuse_overrides(WITH_CKPT)
-        from fractatlas.inference.evaluate import evaluate
+        log.info("run folder: %s", config["paths"]["output_dir"])
+        with waiting("loading PyTorch"):
+            from fractatlas.inference.evaluate import evaluate
 
         if not evaluate(config):
             return  # the first process writes the report
     if config["report"]:
-        from fractatlas.report.report_page import write_report
-
-        log.info("report: %s", write_report(Path(config["paths"]["output_dir"])))
+        write_page(Path(config["paths"]["output_dir"]))

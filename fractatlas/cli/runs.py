@@ -1,10 +1,13 @@
 """``fractatlas report``, ``compare`` and ``table``: pages and tables of finished runs."""
 
+import logging
 import math
 from pathlib import Path
 
 from fractatlas.cli.errors import ArgumentParser, one_line_errors
+from fractatlas.progress_bar import waiting
 
+log = logging.getLogger(__name__)
 SHOWN_PAIRS = 3  # without an image in common
 
 
@@ -47,6 +50,15 @@ def table() -> None:
     print("Brackets: 95 % bootstrap intervals. Majority rate: the accuracy of always giving the more frequent answer.")
     for folder in folders:
         print(f"  {folder}")
+
+
+def write_page(run: Path) -> None:
+    """Write the report page of a run, as the last step of another command, and log its path."""
+    with waiting("writing the report page"):
+        from fractatlas.report.report_page import write_report
+
+        page = write_report(run)
+    log.info("report: %s", page)
 
 
 def _parser(verb: str, description: str | None) -> ArgumentParser:

@@ -1,5 +1,6 @@
 """``fractatlas train`` and ``search``: fine-tune a network, or search hyperparameters."""
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 
 from fractatlas.cli import hydra_command
+from fractatlas.cli.runs import write_page
 from fractatlas.config.schema import TrainConfig
+from fractatlas.progress_bar import waiting
 from fractatlas.signals import exit_on_stop_signals
+from fractatlas.training.silence_warnings import quieten
 
+log = logging.getLogger(__name__)
 SEARCH_HELP = """usage: fractatlas search [KEY=VALUE ...]
 
 Search hyperparameters with Optuna: the same as fractatlas train -m hparams_search=optuna [KEY=VALUE ...].
@@ -38,15 +43,17 @@ def search() -> None:
 
 
 def _train(config: dict[str, Any]) -> float:
-    from lightning.pytorch.utilities import rank_zero_only  # after the checks, because torch is slow to import
-
-    from fractatlas.report.report_page import write_report
-    from fractatlas.training import fit
-
+    quieten()
     run = Path(config["paths"]["output_dir"])
+    log.info("run folder: %s", run)
+    with waiting("loading PyTorch"):  # after the checks, because it is slow to import
+        from lightning.pytorch.utilities import rank_zero_only
+
+        from fractatlas.training import fit
+
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN  # the grid prints how to resume all of its jobs
     with exit_on_stop_signals("" if multirun else hydra_command.command_line("train", [f"resume={run}"])):
         best = fit.train(config)
         if config["report"] and (run / "metrics.json").is_file():
-            rank_zero_only(write_report)(run)
+            rank_zero_only(write_page)(run)
         return best

@@ -14,6 +14,8 @@ from fractatlas.errors import InputError
 from fractatlas.evaluation import metrics, operating_point, predictions_table, provenance, subset_assessment
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.io import atomic_path, write_csv, write_json
+from fractatlas.progress_bar import waiting
+from fractatlas.wording import plural
 
 log = logging.getLogger(__name__)
 SCORED = ("val", "test", ALL)  # scores on training images are not an estimate of performance
@@ -51,7 +53,7 @@ def evaluate_predictions(config: dict[str, Any]) -> None:
         log.info("%d rows with another split than val and test are not scored", omitted)
     if catalogue is not None and (unknown := ~table["image_id"].isin(catalogue["image_id"])).any():
         file, count = source.file("catalogue.csv"), unknown.sum()
-        log.warning("%d of %d images are not in %s, so they belong to no stratum", count, len(table), file)
+        log.warning("%d of %s not in %s: in no stratum", count, plural(len(table), "image"), file)
     if config["data_root"]:
         if not Path(config["data_root"]).is_dir():
             raise InputError(f"data_root={config['data_root']}: no such folder; use the one that contains dataset.csv")
@@ -62,12 +64,13 @@ def evaluate_predictions(config: dict[str, Any]) -> None:
     if "probability_calibrated" not in table:
         temperature = record["operating_point"]["temperature"]
         table = table.assign(probability_calibrated=operating_point.calibrate(table["probability"], temperature))
-    for name in SCORED:
-        record.pop(name, None)
-        if len(subset := table[table["split"] == name]):
-            record[name] = metrics.evaluate(subset, source.threshold) | {"n_subset": len(subset)}
-    train = source.training_labels if catalogue is not None else None
-    assessed = subset_assessment.assess(table, source.threshold, catalogue, train, source.boxes, source.heatmaps)
+    with waiting("computing the scores and their 95 % intervals"):
+        for name in SCORED:
+            record.pop(name, None)
+            if len(subset := table[table["split"] == name]):
+                record[name] = metrics.evaluate(subset, source.threshold) | {"n_subset": len(subset)}
+        train = source.training_labels if catalogue is not None else None
+        assessed = subset_assessment.assess(table, source.threshold, catalogue, train, source.boxes, source.heatmaps)
     record |= subset_assessment.write(out, assessed)
     if source.data_root:
         record["data_root"] = str(source.data_root)
@@ -78,8 +81,11 @@ def evaluate_predictions(config: dict[str, Any]) -> None:
             with atomic_path(out / name) as temporary:
                 shutil.copyfile(file, temporary)
     write_json(out / "metrics.json", record)
-    last = next(name for name in reversed(SCORED) if name in record)
-    log.info("%s; results in %s", provenance.summarise(last, record, source.config), out)
+    log.info("results in %s", out)
+    for name in SCORED:
+        if name in record:
+            for line in provenance.summarise(name, record, source.config):
+                log.info("%s", line)
 
 
 def _with_training(table: pd.DataFrame, source: RunFolder) -> pd.DataFrame:

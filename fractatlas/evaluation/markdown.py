@@ -1,7 +1,8 @@
 """Format scores and tables as Markdown."""
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -77,6 +78,18 @@ def format_percent(
 ) -> str:
     """Return ``86.36 [83.4, 89.3]`` for the fraction 0.8636; arguments as ``format_fraction``."""
     return _format(value, low, high, sd, scale=100, value_digits=2, interval_digits=1)
+
+
+def score_line(subset: str, scores: Mapping[str, Any]) -> str:
+    """Return one line with the most important scores of a subset, and their 95 % intervals in brackets.
+
+    Args:
+        subset: its name.
+        scores: what ``metrics.evaluate`` returns for it.
+    """
+    auroc, accuracy = (scores[name] or {"value": None} for name in ("auroc", "accuracy"))
+    rate = f"majority rate {100 * scores['majority_rate']:.2f} %"
+    return f"{subset}: AUROC {format_fraction(**auroc)}, accuracy {format_percent(**accuracy)} %, {rate}"
 
 
 def _format(

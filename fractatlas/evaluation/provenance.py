@@ -7,6 +7,7 @@ from typing import Any
 
 from fractatlas.data.leaks import describe_groups, describe_leaks
 from fractatlas.data.splits import ALL
+from fractatlas.evaluation.markdown import score_line
 
 TRAINED_ON = "The network was trained on these images: the scores do not show how it performs on other images."
 
@@ -100,11 +101,14 @@ def resampling(record: dict[str, Any]) -> str:
     return describe_groups(record["leaks"])
 
 
-def summarise(name: str, record: dict[str, Any], config: dict[str, Any] | None) -> str:
-    """Return the scores of a subset in one line for a log; it begins with what the images were used for."""
-    score = record[name]
-    names = [key for key in ("accuracy", "auroc", "average_precision") if score[key]]
-    shown = ", ".join(f"{key} {score[key]['value']:.4f}" for key in names)
-    use = describe_use(name, record, config)
-    counted = f"{name} ({count_images(score)})"
-    return f"{use}{' ' if use else ''}{counted}: {shown}, majority rate {score['majority_rate']:.4f}"
+def summarise(name: str, record: dict[str, Any], config: dict[str, Any] | None) -> list[str]:
+    """Return the log lines about a subset: what its images were used for, if anything, and its scores with intervals.
+
+    Args:
+        name: of the subset.
+        record: the contents of ``metrics.json``.
+        config: of the training; ``None`` for predictions of another system.
+    """
+    score, use = record[name], describe_use(name, record, config)
+    in_part = f" ({count_images(score)})" if score["n"] < score.get("n_subset", score["n"]) else ""
+    return [*([f"{name}: {use}"] if use else []), score_line(f"{name}{in_part}", score)]

@@ -17,8 +17,11 @@ from fractatlas.evaluation import provenance
 from fractatlas.evaluation.operating_point import DEFAULT_OPERATING_POINT
 from fractatlas.inference.model import UNFINISHED, load_model
 from fractatlas.io import write_csv, write_text
+from fractatlas.training.profiling import keep_profile, summarise_profile
+from fractatlas.training.progress import TerminalProgressBar
 from fractatlas.training.scoring import predict_subset, write_scores
 from fractatlas.training.silence_warnings import quieten
+from fractatlas.wording import format_duration
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +55,10 @@ def evaluate(config: dict[str, Any]) -> bool:
     data = build_data(trained, split=all_images if subset == ALL else partial(recorded_split, path=str(split)))
     data.prepare_data()
     data.setup()
-    trainer = build_trainer(config, run, callbacks=[], logger=False, enable_progress_bar=False)
+    trainer = build_trainer(config, run, callbacks=[TerminalProgressBar()], logger=False)
+    keep_profile(trainer, run)
     predictions = predict_subset(trainer, model.classifier, data, subset)
+    profile = summarise_profile(trainer)
     if not trainer.is_global_zero:
         return False
     if model.operating_point is None:
@@ -63,15 +68,23 @@ def evaluate(config: dict[str, Any]) -> bool:
         "checkpoint": str(model.checkpoint),
         "model": trained["model"]["variant"],
         "operating_point": model.operating_point or dict(DEFAULT_OPERATING_POINT),
-        "timing": {"total_seconds": round(time.monotonic() - started, 1)},
     }
     if subset == ALL:
         record["all_images"] = _trained_on(data.split["image_id"], split)
+
+    def timing() -> dict[str, float]:
+        return {"total_seconds": round(time.monotonic() - started, 1)}
+
     write_csv(run / "catalogue.csv", data.catalogue)
     write_csv(run / "split.csv", data.split)
     write_text(run / "training_config.yaml", yaml.safe_dump(trained, sort_keys=False, allow_unicode=True))
-    record = write_scores(run, record, predictions, model.classifier, data, trainer, config["report"])
-    log.info("%s; results in %s", provenance.summarise(subset, record, trained), run)
+    record = write_scores(run, record, predictions, model.classifier, data, trainer, config["report"], timing)
+    log.info("time (h:min:s): %s", format_duration(record["timing"]["total_seconds"]))
+    log.info("results in %s", run)
+    for line in provenance.summarise(subset, record, trained):
+        log.info("%s", line)
+    if profile:
+        log.info("%s", profile)
     return True
 
 

@@ -193,6 +193,10 @@ class FractureClassifier(lightning.LightningModule):
             if self.trainer.is_global_zero:  # the checkpoint contains the metrics of all processes together
                 self._metrics_of("train").restore(checkpoint["train_metrics"])
 
+    def running_training_loss(self) -> float:
+        """Return the mean training loss of the current epoch so far; call it on all processes."""
+        return self._metrics_of("train").loss.compute().item()
+
     def _metrics_of(self, subset: str) -> EpochMetrics:
         return cast(EpochMetrics, self.metrics[f"{subset}_metrics"])
 

@@ -19,6 +19,7 @@ from fractatlas.io import write_text
 from fractatlas.pages import jpeg_address, render, svg_address
 from fractatlas.reference_report import REFERENCE_ACCURACY
 from fractatlas.report import descriptions, figures
+from fractatlas.wording import format_duration
 
 FOREST = ("auroc", "sensitivity", "specificity")  # metrics of the figure of the strata
 BAND_RESAMPLES = 500  # bootstrap samples for the bands of the curves
@@ -54,6 +55,7 @@ def write_report(folder: Path) -> Path:
         titles=METRIC_TITLES,
         reference=REFERENCE_ACCURACY.get(metrics["task_name"], {}),
         format_percent=format_percent,
+        duration=format_duration,
         confusion=confusion_matrix(last.table["label"], last.table["probability"] >= run.threshold, labels=[0, 1]),
         curves={name: svg_address(svg) for name, svg in curves.items()},
         history=svg_address(figures.history(history, monitor["name"], monitor["epoch"])) if history else None,

@@ -19,16 +19,20 @@ from fractatlas.build import build, build_classifier, build_data, build_trainer,
 from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.data.sources.fracatlas import read_boxes
 from fractatlas.data.splits import recorded_split
-from fractatlas.evaluation import operating_point, shown_images
+from fractatlas.evaluation import operating_point, provenance, shown_images
 from fractatlas.evaluation.localisation import read_heatmaps
 from fractatlas.evaluation.overlays import draw_radiographs, tile
 from fractatlas.io import run_lock, write_csv
 from fractatlas.models.checkpoint import read_checkpoint, write_checkpoint
+from fractatlas.progress_bar import log_above_bars
 from fractatlas.training.callbacks import AtomicCheckpointIO, BestCheckpoint
+from fractatlas.training.profiling import keep_profile, summarise_profile
 from fractatlas.training.resume import newest_checkpoint
 from fractatlas.training.scoring import predict_subset, write_scores
 from fractatlas.training.silence_warnings import quieten
 from fractatlas.training.tensorboard import RunLogger, hyperparameters
+from fractatlas.training.timing import RunTimer
+from fractatlas.wording import format_duration, plural
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +40,8 @@ log = logging.getLogger(__name__)
 def train(config: dict[str, Any], callbacks: Sequence[Callback] = ()) -> float:
     """Fine-tune one network and score its best checkpoint.
 
-    Writes ``catalogue.csv, split.csv, checkpoints/, tensorboard/`` and then what ``write_scores`` writes to
-    ``paths.output_dir``. A run folder without ``metrics.json`` is not finished.
+    Writes ``catalogue.csv, split.csv, timing.json, checkpoints/, tensorboard/``, and then what ``write_scores`` writes,
+    to ``paths.output_dir``. A run folder without ``metrics.json`` is not finished.
 
     Args:
         config: a checked ``TrainConfig``, plain.
@@ -50,6 +54,7 @@ def train(config: dict[str, Any], callbacks: Sequence[Callback] = ()) -> float:
         InputError: the data or the weights do not fit the configuration, or another process uses this run folder.
     """
     quieten()
+    log_above_bars()  # here as well as in the command, because a search configures the log of each trial
     run = Path(config["paths"]["output_dir"])
     with ExitStack() as stack:
         if not rank_zero_only.rank:  # type: ignore[attr-defined]
@@ -60,40 +65,46 @@ def train(config: dict[str, Any], callbacks: Sequence[Callback] = ()) -> float:
 def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, stack: ExitStack) -> float:
     started = time.monotonic()
     lightning.seed_everything(config["seed"], workers=True, verbose=False)
-    split, last, step = build(config["split"]), None, None
+    split, resumed, purge_step = build(config["split"]), None, None
     if config["resume"]:
-        last, step = newest_checkpoint(run, config["trainer"]["max_epochs"])  # before anything is written
-        if last:
+        resumed = newest_checkpoint(run, config["trainer"]["max_epochs"])  # before anything is written
+        purge_step = resumed.global_step if resumed else 0
+        if resumed:
             split = partial(recorded_split, path=str(run / "split.csv"))
+            log.info("%s", resumed.describe(config["trainer"]["max_epochs"]))
         else:
             log.info("%s has no checkpoint yet: starting from the beginning", run)
+    timer = RunTimer(run / "timing.json", bool(config["resume"]), started)
     data = build_data(config, split=split)
     data.prepare_data()
     data.setup()
     classifier = build_classifier(config)
     # The configurations of all runs name Lightning's logger, the base class of this one.
     target = f"{RunLogger.__module__}.{RunLogger.__name__}"
-    logger = build(config["logger"], _target_=target, default_hp_metric=False, purge_step=step)
+    logger = build(config["logger"], _target_=target, default_hp_metric=False, purge_step=purge_step)
     stack.enter_context(closing(logger))
     trainer = build_trainer(
         config,
         run,
-        callbacks=[*(build(part) for part in config["callbacks"].values() if part), *callbacks],
+        callbacks=[*(build(part) for part in config["callbacks"].values() if part), timer, *callbacks],
         logger=logger,
         plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=bool(config["callbacks"]["progress_bar"]),  # otherwise Lightning adds one of its own
     )
     if trainer.is_global_zero:
         (run / "metrics.json").unlink(missing_ok=True)  # a resumed run is not finished
         logger.remove_comparison()
         write_csv(run / "catalogue.csv", data.catalogue)
         write_csv(run / "split.csv", data.split)
+        timer.write()
 
-    fit_started = time.monotonic()
+    keep_profile(trainer, run)
     try:
-        trainer.fit(classifier, data, ckpt_path=last, weights_only=True)
+        with timer.fitting():
+            trainer.fit(classifier, data, ckpt_path=resumed.checkpoint if resumed else None, weights_only=True)
     except MisconfigurationException as error:
         raise trainer_error(error) from None
-    fit_seconds = time.monotonic() - fit_started
+    profile = summarise_profile(trainer)
 
     best_checkpoint = cast(BestCheckpoint, trainer.checkpoint_callback)
     checkpoint, best = Path(best_checkpoint.best_model_path), float(cast(Tensor, best_checkpoint.best_model_score))
@@ -113,15 +124,43 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
             "monitor": {"name": config["monitor"], "value": best, "epoch": epoch},
             "operating_point": point,
             "history": classifier.history,
-            "timing": {"total_seconds": round(time.monotonic() - started, 1), "fit_seconds": round(fit_seconds, 1)},
             "seed": config["seed"],
         }
-        record = write_scores(run, record, predictions, classifier, data, trainer, config["report"])
+        record = write_scores(run, record, predictions, classifier, data, trainer, config["report"], timer.seconds)
         if config["report"]:
             _log_heatmaps(logger, run, data, predictions, trainer.global_step)
         logger.write_comparison(hyperparameters(config) | _final_scores(record, subsets))
-        log.info("%s %.4f (epoch %d); results in %s", config["monitor"], best, epoch, run)
+        timer.write()
+        _log_duration(record["timing"])
+        log.info("results in %s", run)
+        if config["trainer"]["overfit_batches"]:
+            _log_training_loss(classifier.history, int(trainer.num_training_batches))
+        else:
+            _log_scores(record, subsets, config)
+        if profile:
+            log.info("%s", profile)
     return best
+
+
+def _log_duration(timing: dict[str, Any]) -> None:
+    starts = "" if timing["starts"] == 1 else f"; the run was started {timing['starts']} times"
+    total, training = (format_duration(timing[f"{name}_seconds"]) for name in ("total", "fit"))
+    log.info("time (h:min:s): %s in total, %s of training%s", total, training, starts)
+
+
+def _log_scores(record: dict[str, Any], subsets: list[str], config: dict[str, Any]) -> None:
+    """Log what a run ends with: the epoch of the best checkpoint, and its scores."""
+    monitor, last = record["monitor"], record["history"][-1]["epoch"]
+    log.info("best epoch: %d of %d (%s %.4f)", monitor["epoch"], last, monitor["name"], monitor["value"])
+    for subset in subsets:
+        for line in provenance.summarise(subset, record, config):
+            log.info("%s", line)
+
+
+def _log_training_loss(history: list[dict[str, float]], batches: int) -> None:
+    """Log what a run ends with that overfits some batches: its scores on other images have no meaning."""
+    ends = ", ".join(f"{row['train/loss']:.4f} in epoch {row['epoch']}" for row in (history[0], history[-1]))
+    log.info("training loss of %s, which should approach 0: %s", plural(batches, "batch", "batches"), ends)
 
 
 def _final_scores(record: dict[str, Any], subsets: list[str]) -> dict[str, float]:

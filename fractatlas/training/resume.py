@@ -9,12 +9,14 @@ import logging
 import signal
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.errors import InputError
 from fractatlas.models.checkpoint import read_checkpoint
 from fractatlas.signals import INTERRUPTED, STOP_SIGNALS, STOPPED, signal_handlers
@@ -26,15 +28,38 @@ LAST = "last.ckpt"
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")  # in the state of a ModelCheckpoint
 
 
-def newest_checkpoint(run: Path, max_epochs: int) -> tuple[Path | None, int]:
-    """Return the checkpoint from which a run resumes, and its number of finished steps; ``None, 0`` without one.
+@dataclass(frozen=True)
+class ResumePoint:
+    """Where a run resumes.
+
+    Attributes:
+        checkpoint: the file.
+        global_step: the number of finished optimizer steps.
+        epoch: the number of finished epochs.
+        step: the number of finished steps of the next epoch, in batches as the log lines count them.
+    """
+
+    checkpoint: Path
+    global_step: int
+    epoch: int
+    step: int
+
+    def describe(self, max_epochs: int) -> str:
+        """Return what happens next, with epochs and steps counted from 1."""
+        if self.epoch == max_epochs:
+            return f"resuming after the last epoch, {self.epoch}: only the scores are computed"
+        return f"resuming at epoch {self.epoch + 1}, step {self.step + 1}"
+
+
+def newest_checkpoint(run: Path, max_epochs: int) -> ResumePoint | None:
+    """Return where a run resumes; ``None`` without a checkpoint.
 
     Raises:
         InputError: the file is broken or not a checkpoint of this project, or has more than ``max_epochs`` epochs.
     """
     last = run / "checkpoints" / LAST
     if not last.is_file():
-        return None, 0
+        return None
     try:
         content = read_checkpoint(last)
     except InputError as error:  # its remedy, after the last semicolon, is for a file of weights
@@ -45,7 +70,8 @@ def newest_checkpoint(run: Path, max_epochs: int) -> tuple[Path | None, int]:
         raise InputError(
             f"trainer.max_epochs={max_epochs}: the run has {content['epoch']} finished epochs; use at least this number"
         )
-    return last, content["global_step"]
+    step = content.get(RadiographDataModule.__qualname__, {}).get("batches_done", 0)
+    return ResumePoint(last, content["global_step"], content["epoch"], step)
 
 
 class LastCheckpoint(Callback):
@@ -80,6 +106,8 @@ class LastCheckpoint(Callback):
         trainer.should_stop = any(
             callback.wait_count >= callback.patience for callback in trainer.early_stopping_callbacks
         )
+        if trainer.should_stop:
+            log.info("early stopping has already ended the training: only the scores are computed")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Save if an interval has passed; save and exit after a signal."""
@@ -92,7 +120,7 @@ class LastCheckpoint(Callback):
         if stop or (step > self._first_step and self._is_due(trainer, batch_idx)):
             self._save(trainer)
         if stop:
-            log.info("stopped after step %d", step)
+            log.info("stopped before epoch %d, step %d", trainer.current_epoch + 1, batch_idx + 1)
             raise SystemExit(INTERRUPTED if self._signal == signal.SIGINT else STOPPED)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -3,6 +3,7 @@
 import logging
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from fractatlas.evaluation.localisation import Heatmaps
 from fractatlas.io import write_csv, write_json
 from fractatlas.models.classifier import FractureClassifier
 from fractatlas.models.heatmaps import compute_heatmaps, write_heatmaps
+from fractatlas.progress_bar import track, waiting
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ def write_scores(
     data: RadiographDataModule,
     trainer: lightning.Trainer,
     details: bool,
+    timing: Callable[[], dict[str, float]],
 ) -> dict[str, Any]:
     """Write ``predictions.csv``, the other files of scores, and finally ``metrics.json``.
 
@@ -74,6 +77,7 @@ def write_scores(
         data: the data module that gave the images.
         trainer: that ran the network.
         details: whether to compute what a report shows: ``heatmaps.npz``, ``strata.csv``, ``localisation.csv``.
+        timing: returns the durations for ``metrics.json``; called when everything else is computed.
 
     Returns:
         The complete record.
@@ -82,10 +86,11 @@ def write_scores(
     calibrated = operating_point.calibrate(predictions["probability"], point["temperature"])
     predictions = predictions.assign(probability_calibrated=calibrated)
     subsets = {name: table for name in SCORED if len(table := predictions[predictions["split"] == name])}
-    scores = {
-        name: metrics.evaluate(table, point["threshold"]) | {"n_subset": len(data.subset(name))}
-        for name, table in subsets.items()
-    }
+    with waiting("computing the scores and their 95 % intervals"):
+        scores = {
+            name: metrics.evaluate(table, point["threshold"]) | {"n_subset": len(data.subset(name))}
+            for name, table in subsets.items()
+        }
     for name, score in scores.items():
         if score["n"] < score["n_subset"]:
             limit = "trainer.limit_test_batches" if name == "test" else "trainer.limit_val_batches"
@@ -97,15 +102,17 @@ def write_scores(
         heatmaps = _compute_heatmaps(subsets, point["threshold"], classifier, data, trainer.strategy.root_device)
         if heatmaps:
             write_heatmaps(run / "heatmaps.npz", heatmaps)
-        assessed = subset_assessment.assess(
-            predictions,
-            point["threshold"],
-            data.catalogue,
-            data.split.loc[data.split["split"] == "train", ["image_id", "label"]],
-            read_boxes(data.root),
-            heatmaps,
-        )
+        with waiting("computing the scores of the strata"):
+            assessed = subset_assessment.assess(
+                predictions,
+                point["threshold"],
+                data.catalogue,
+                data.split.loc[data.split["split"] == "train", ["image_id", "label"]],
+                read_boxes(data.root),
+                heatmaps,
+            )
         record |= subset_assessment.write(run, assessed)
+    record |= {"timing": timing()}
     write_json(run / "metrics.json", record)
     return record
 
@@ -134,7 +141,8 @@ def _compute_heatmaps(
         rows = np.flatnonzero(images["image_id"].isin(shown))
         if not len(rows):
             continue
-        batches = data.rows_dataloader(name, rows.tolist())
+        loader = data.rows_dataloader(name, rows.tolist())
+        batches = track(loader, f"heatmaps {name}", len(loader))
         index, heatmaps = compute_heatmaps(backbone, batches, data.preprocess.normalise, device)
         images = images.iloc[index]
         ids += images["image_id"].tolist()

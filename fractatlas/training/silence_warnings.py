@@ -11,8 +11,11 @@ IRRELEVANT = (
     ".*exists and is not empty.*",  # normal in a resumed run folder
     ".*callbacks used to create the checkpoint need to be provided.*",  # not for scoring
     ".*smaller than the logging interval.*",  # the last step of an epoch is always logged
+    ".*requested to overfit but enabled.*shuffling.*",  # Lightning then takes the batches in the order of the split
     ".*sync_dist=True.*",  # torchmetrics has synchronised the values
 )
+# Environment variables with the number of a process: of Lightning and torchrun, and of SLURM.
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
 
 
 def quieten() -> None:
@@ -20,5 +23,5 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in IRRELEVANT:
         warnings.filterwarnings("ignore", message)
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+    if any(int(os.environ.get(name, 0)) > 0 for name in RANKS):
         logging.disable(logging.INFO)

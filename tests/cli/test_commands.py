@@ -166,6 +166,34 @@ def test_a_moved_checkpoint_is_scored_on_all_images_and_on_a_given_split(fractat
     assert json.loads(given.read_text())["test"] == json.loads((run / "metrics.json").read_text())["test"]
 
 
+def test_evaluating_ends_with_the_scores_and_the_path_of_the_page(fractatlas, run, folder, capsys):
+    for argument in (f"ckpt={run}/checkpoints/best.ckpt", f"predictions={run}/predictions.csv"):
+        capsys.readouterr()
+        output = folder / "logs" / "page" / argument.partition("=")[0]
+        assert fractatlas("evaluate", argument, "task_name=page", f"hydra.run.dir={output}") == 0
+        *_, scores, writing, page = capsys.readouterr().out.splitlines()
+        test = json.loads((output / "metrics.json").read_text())["test"]
+        auroc, accuracy = test["auroc"], test["accuracy"]
+        assert f"test: AUROC {auroc['value']:.3f} [{auroc['low']:.3f}, {auroc['high']:.3f}], " in scores
+        assert f"accuracy {100 * accuracy['value']:.2f} [{100 * accuracy['low']:.1f}, " in scores
+        assert f"majority rate {100 * test['majority_rate']:.2f} %" in scores
+        assert writing.endswith(" writing the report page")
+        assert page.endswith(f" report: {output}/report.html")
+
+
+def test_training_begins_at_once_and_ends_with_the_path_of_the_page(fractatlas, folder, capsys):
+    output = folder / "lines"
+    arguments = [*SMALL, "report=true", "data.root=phantoms", "trainer.max_epochs=1", f"hydra.run.dir={output}"]
+    assert fractatlas("train", *arguments) == 0
+    lines = [line.partition(" ")[2] for line in capsys.readouterr().out.splitlines()]
+    assert lines[:3] == [f"run folder: {output}", "loading PyTorch", "reading the data in phantoms"]
+    assert lines[-1] == f"report: {output}/report.html"
+    scores = [line.partition(" 0")[0] for line in lines if line.startswith(("val: AUROC", "test: AUROC"))]
+    assert scores == ["val: AUROC", "test: AUROC"]
+    log = (output / "train.log").read_text().splitlines()
+    assert [line.partition(" ")[2] for line in log] == lines
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -58,8 +58,8 @@ def test_scores_of_training_images_begin_with_this_fact_and_baselines_are_cross_
     with caplog.at_level("INFO"):
         metrics = score(run, tmp_path, "train", report=True)
     assert metrics["train"]["n"] == metrics["train"]["n_subset"] == metrics["data"]["split"]["train"]["n"]
-    (line,) = (text for text in caplog.messages if "majority rate" in text)
-    assert line.startswith("The network was trained on these images: ")
+    (number,) = (number for number, text in enumerate(caplog.messages) if "majority rate" in text)
+    assert caplog.messages[number - 1].startswith("train: The network was trained on these images: ")
     page = write_report(tmp_path).read_text()
     assert page.index("The network was trained on these images") < page.index('<p class="summary">')
     assert (tmp_path / "model_card.md").read_text().splitlines()[2].startswith("**The network was trained on these im")
@@ -71,7 +71,8 @@ def test_scores_of_validation_images_begin_with_what_was_selected_on_them(run, t
     with caplog.at_level("INFO"):
         score(run, tmp_path, "val")
     expected = "The epoch, the threshold and the temperature were selected on these images: the scores are optimistic."
-    assert any(text.startswith(f"{expected} val (") for text in caplog.messages)
+    (number,) = (number for number, text in enumerate(caplog.messages) if text.startswith("val: AUROC "))
+    assert caplog.messages[number - 1] == f"val: {expected}"
 
 
 def test_a_subset_that_is_scored_in_part_is_reported_as_such(run, tmp_path, caplog):

@@ -58,6 +58,14 @@ def external_predictions(run_folder, tmp_path) -> Callable[[int], Path]:
     return make
 
 
+def test_durations_are_shown_as_hours_minutes_and_seconds(changed_run):
+    timing = {"total_seconds": 3723.4, "fit_seconds": 3600.0, "starts": 2}
+    text = write_report(
+        changed_run(lambda table: table, timing=timing, versions={"torch": "2"}, device="cpu")
+    ).read_text()
+    assert "1:02:03 in total, 1:00:00 of training; the run was started 2 times" in text
+
+
 def test_the_page_needs_no_network_and_no_other_file(page):
     text = page.read_text()
     assert not re.findall(r"""(?:src|href)=["']?(?!data:|#)[^"'\s>]+""", text)

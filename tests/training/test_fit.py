@@ -39,7 +39,7 @@ def test_a_run_writes_the_documented_files(finished):
     run, _, _ = finished
     names = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file() and "tensorboard" not in str(file)}
     assert names == {
-        *("catalogue.csv", "split.csv", "predictions.csv", "metrics.json"),
+        *("catalogue.csv", "split.csv", "predictions.csv", "metrics.json", "timing.json"),
         *("checkpoints/best.ckpt", "checkpoints/last.ckpt", ".lock"),
         *("heatmaps.npz", "strata.csv", "localisation.csv"),
     }

@@ -118,11 +118,30 @@ def test_a_run_ended_at_a_hook_resumes_to_the_same_results(configuration, uninte
         train(configuration(tmp_path, *RUN), [KillAt(hook, call)])
     assert set(threading.enumerate()) <= threads  # the writer of the event file is closed
     assert not (tmp_path / "metrics.json").exists()
+    first = json.loads((tmp_path / "timing.json").read_text())
+    assert first["starts"] == 1
     next_second(tmp_path)
+    started = time.monotonic()
     train(configuration(tmp_path, *RUN, f"resume={tmp_path}"))
+    seconds = time.monotonic() - started
     assert_equal(outcome(tmp_path), uninterrupted)
     # Two files opened in the same second can be read in the wrong order, so that entries of the second are removed.
     assert len(list((tmp_path / "tensorboard").glob("events*[0-9]"))) == 2
+    timing = json.loads((tmp_path / "metrics.json").read_text())["timing"]
+    assert timing["starts"] == 2
+    assert first["total_seconds"] < timing["total_seconds"] <= first["total_seconds"] + seconds + 0.1
+    assert first["fit_seconds"] <= timing["fit_seconds"] < timing["total_seconds"]
+
+
+def test_a_resumed_run_logs_where_it_resumes(configuration, tmp_path, caplog):
+    with pytest.raises(Killed):  # seven steps per epoch, a checkpoint before every second step
+        train(configuration(tmp_path, *RUN, "test=false"), [KillAt("on_train_batch_end", 13)])
+    with caplog.at_level("INFO"):
+        train(configuration(tmp_path, *RUN, "test=false", f"resume={tmp_path}"))
+        train(configuration(tmp_path, *RUN, "test=false", f"resume={tmp_path}"))
+    assert "resuming at epoch 2, step 6" in caplog.messages
+    assert "resuming after the last epoch, 3: only the scores are computed" in caplog.messages
+    assert any("the run was started 3 times" in line for line in caplog.messages)
 
 
 @pytest.mark.fault("training ended at every third step, resumed each time", SAME)
