@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock
 
 from fractatlas.config.validation import differing_keys, metric_mode
 from fractatlas.evaluation.markdown import METRIC_TITLES, format_fraction, to_markdown
 from fractatlas.evaluation.run_folder import RunFolder
-from fractatlas.io import cache_lock, try_lock, write_csv, write_json, write_text
+from fractatlas.io import try_lock, write_csv, write_json, write_text
 from fractatlas.pages import render
 from fractatlas.report.run_table import same_but_seed
 
@@ -30,7 +31,14 @@ def read_job(folder: Path) -> dict[str, Any]:
 
     A job that was running when its process ended is interrupted; one without a record is waiting.
     """
-    job = {"overrides": [], "identity": "", "outputs": [], "state": WAITING, "reason": "", "seconds": None}
+    job: dict[str, Any] = {
+        "overrides": [],
+        "identity": "",
+        "outputs": [],
+        "state": WAITING,
+        "reason": "",
+        "seconds": None,
+    }
     if not (folder / JOB).is_file():
         return job
     job |= json.loads((folder / JOB).read_text(encoding="utf-8"))
@@ -138,7 +146,9 @@ def seed_means(jobs: Sequence[Job]) -> list[dict[str, Any]]:
     rows = []
     for names in same_but_seed({name: job.run for name, job in finished.items()}):
         group = [finished[name] for name in names]
-        if len(group) < 2 or len({_monitor(job).get("name") for job in group}) != 1:
+        seeds = [_seed(job) for job in group]
+        # A seed that occurs twice: the jobs also differ in a setting that changes no result, or evaluate one run.
+        if len(group) < 2 or len(set(seeds)) < len(seeds) or len({_monitor(job).get("name") for job in group}) != 1:
             continue
         scores = {}
         for subset in _subsets(group):
@@ -150,7 +160,7 @@ def seed_means(jobs: Sequence[Job]) -> list[dict[str, Any]]:
         monitors = [_monitor(job)["value"] for job in group] if _monitor(group[0]) else [math.nan]
         rows.append({
             "settings": {key: value for key, value in group[0].settings.items() if key != "seed"},
-            "seeds": [job.run.config["seed"] for job in group if job.run.config],
+            "seeds": sorted(seeds),
             "monitor": sum(monitors) / len(monitors),
             "scores": scores,
         })  # fmt: skip
@@ -163,7 +173,8 @@ def write_sweep(sweep: Path) -> str:
 
     One process at a time reads and writes, so that an older table never replaces a newer one.
     """
-    with cache_lock(sweep):
+    sweep.mkdir(parents=True, exist_ok=True)
+    with FileLock(sweep / ".lock"):
         jobs = read_jobs(sweep)
         write_csv(sweep / "sweep.csv", jobs_table(jobs))
         means, best = seed_means(jobs), best_job(jobs)
@@ -234,6 +245,10 @@ def _subsets(jobs: Sequence[Job]) -> list[str]:
 
 def _monitor(job: Job) -> dict[str, Any]:
     return job.metrics.get("monitor", {})
+
+
+def _seed(job: Job) -> int:
+    return job.run.config["seed"] if job.run.config else 0
 
 
 def _settings(overrides: Sequence[str]) -> dict[str, str]:

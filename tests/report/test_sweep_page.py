@@ -100,6 +100,13 @@ def test_jobs_that_differ_in_more_than_the_seed_are_not_averaged(add_job, tmp_pa
     assert seed_means(read_jobs(tmp_path)) == []
 
 
+def test_jobs_with_one_seed_are_not_averaged(add_job, tmp_path):
+    """For example, a grid of numbers of workers, or evaluations of two subsets of one run."""
+    add_job({"data.num_workers": 0, "seed": 1}, 0.7)
+    add_job({"data.num_workers": 2, "seed": 1}, 0.7)
+    assert seed_means(read_jobs(tmp_path)) == []
+
+
 def test_the_smallest_loss_is_the_best(add_job, tmp_path):
     for seed, value in enumerate((0.4, 0.3, 0.5)):
         add_job({"model": "a", "seed": seed}, value, monitor="val/loss")
