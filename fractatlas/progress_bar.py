@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from rich import get_console
+from rich import get_console, reconfigure
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -61,6 +61,8 @@ def log_above_bars() -> None:
 
     Hydra creates only handlers of the standard library without a warning, so that ``conf/`` cannot name this class.
     """
+    if get_console().stderr:  # of another command in this process
+        reconfigure()
     root = logging.getLogger()
     for handler in [*root.handlers]:
         if type(handler) is logging.StreamHandler and handler.stream in (sys.stdout, sys.__stdout__):

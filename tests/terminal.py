@@ -1,7 +1,14 @@
 """A terminal in memory, and the text that a real one would show."""
 
 import io
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import rich
+
+from fractatlas.progress_bar import TerminalHandler
 
 CONTROL = re.compile(r"\x1b\[(\??[0-9;]*)([A-Za-z])|\x1b\]8;[^\x1b]*\x1b\\")
 
@@ -11,6 +18,29 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
+
+
+@contextmanager
+def log_to_memory(columns: int, *handlers: logging.Handler) -> Iterator[Terminal]:
+    """Replace the console by a terminal in memory for the block, and log to it and to ``handlers``."""
+    root, terminal, shown = logging.getLogger(), Terminal(), TerminalHandler()
+    shown.setFormatter(logging.Formatter("%(message)s"))
+    level, others = root.level, [handler for handler in root.handlers if isinstance(handler, TerminalHandler)]
+    rich.reconfigure(file=terminal, width=columns, height=40)
+    root.setLevel(logging.INFO)
+    for handler in others:
+        root.removeHandler(handler)
+    for handler in (shown, *handlers):
+        root.addHandler(handler)
+    try:
+        yield terminal
+    finally:
+        for handler in (shown, *handlers):
+            root.removeHandler(handler)
+        for handler in others:
+            root.addHandler(handler)
+        root.setLevel(level)
+        rich.reconfigure()
 
 
 def screen(output: str, columns: int) -> list[str]:

@@ -4,32 +4,19 @@ import json
 import logging
 
 import pytest
-import rich
 
-from fractatlas.progress_bar import TerminalHandler
 from fractatlas.training.fit import train
-from tests.terminal import Terminal, screen
+from tests.terminal import log_to_memory, screen
 
 
 @pytest.fixture(scope="module", params=[100, 200])
 def shown(request, configuration, tmp_path_factory):
     """The number of columns, the output of a training on a terminal of this size, its log lines, its run folder."""
     run = tmp_path_factory.mktemp("shown")
-    root, terminal, handlers = logging.getLogger(), Terminal(), [TerminalHandler(), logging.FileHandler(run / "log")]
-    level = root.level
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TERM", "xterm-256color")
-        rich.reconfigure(file=terminal, width=request.param, height=40)
-        for handler in handlers:
-            root.addHandler(handler)
-        root.setLevel(logging.INFO)
-        try:
+        with log_to_memory(request.param, logging.FileHandler(run / "log")) as terminal:
             train(configuration(run, "trainer.max_epochs=2", "report=true"))
-        finally:
-            for handler in handlers:
-                root.removeHandler(handler)
-            root.setLevel(level)
-            rich.reconfigure()
     return request.param, terminal.getvalue(), (run / "log").read_text().splitlines(), run
 
 
@@ -81,16 +68,10 @@ def test_the_last_lines_are_the_scores_with_intervals(shown):
 
 
 def test_without_a_bar_the_terminal_shows_the_steps(configuration, tmp_path, monkeypatch):
-    terminal, root, handler = Terminal(), logging.getLogger(), TerminalHandler()
     monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setattr(root, "handlers", [handler])
-    monkeypatch.setattr(root, "level", logging.INFO)
-    rich.reconfigure(file=terminal, width=100, height=40)
-    try:
-        train(configuration(tmp_path, "trainer.max_epochs=1", "test=false", "callbacks.progress_bar=null",
-                            "trainer.limit_train_batches=2", "trainer.limit_val_batches=1"))  # fmt: skip
-    finally:
-        rich.reconfigure()
+    changes = ("trainer.max_epochs=1", "test=false", "callbacks.progress_bar=null", "trainer.limit_train_batches=2")
+    with log_to_memory(100) as terminal:
+        train(configuration(tmp_path, *changes))
     assert any(line.startswith("epoch 1/1 step 2/2: loss") for line in screen(terminal.getvalue(), 100))
 
 
