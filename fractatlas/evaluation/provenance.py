@@ -5,7 +5,7 @@ Log lines, the report page, the model card and tables show these sentences.
 
 from typing import Any
 
-from fractatlas.data.leaks import describe_groups, describe_leaks
+from fractatlas.data.leaks import TITLES, describe_groups, describe_leaks
 from fractatlas.data.splits import ALL
 from fractatlas.evaluation.markdown import score_line
 
@@ -92,6 +92,16 @@ def chooses_threshold(point: dict[str, Any]) -> bool:
 def relations(record: dict[str, Any]) -> list[str]:
     """Return one line for each kind of relation between subsets; empty if the run did not record them."""
     return describe_leaks(record["leaks"]) if "leaks" in record else []
+
+
+def leak_notices(record: dict[str, Any]) -> list[str]:
+    """Return a sentence for each kind of relation that is divided between subsets."""
+    found = {kind: leak for kind, leak in record.get("leaks", {}).items() if leak["divided"]}
+    return [
+        f"{leak['divided']} of {leak['groups']} {TITLES[kind]} {'is' if leak['divided'] == 1 else 'are'} in several "
+        "subsets: the scores can be too high."
+        for kind, leak in found.items()
+    ]
 
 
 def resampling(record: dict[str, Any]) -> str:

@@ -115,7 +115,7 @@ def _provenance(run: RunFolder) -> dict[str, Any]:
         "uses": uses,
         "counts": counts,
         "partial": partial,
-        "notices": [*filter(None, [uses[names[-1]]]), *partial],
+        "notices": [*filter(None, [uses[names[-1]]]), *partial, *provenance.leak_notices(metrics)],
         "relations": provenance.relations(metrics),
         "resampling": provenance.resampling(metrics),
         "decision": provenance.describe_decision(metrics["operating_point"]),
@@ -123,13 +123,16 @@ def _provenance(run: RunFolder) -> dict[str, Any]:
 
 
 def _missing_intervals(run: RunFolder) -> list[str]:
-    """Return ``metrics (subset): reason`` for the scores of complete subsets that have no interval."""
-    titles: dict[tuple[str, str], list[str]] = {}
+    """Return ``metrics (subsets): reason`` for the scores of complete subsets that have no interval."""
+    subsets: dict[tuple[str, str], list[str]] = {}  # by title and reason
     for one in run.subsets:
         for name, title in METRIC_TITLES.items():
             if reason := (run.metrics[one.name].get(name) or {}).get("reason"):
-                titles.setdefault((one.name, reason), []).append(title)
-    return [f"{', '.join(names)} ({subset}): {reason}" for (subset, reason), names in titles.items()]
+                subsets.setdefault((title, reason), []).append(one.name)
+    titles: dict[tuple[str, str], list[str]] = {}  # by subsets and reason
+    for (title, reason), names in subsets.items():
+        titles.setdefault((", ".join(names), reason), []).append(title)
+    return [f"{', '.join(listed)} ({names}): {reason}" for (names, reason), listed in titles.items()]
 
 
 def _pictures(run: RunFolder, table: pd.DataFrame) -> list[dict[str, Any]]:

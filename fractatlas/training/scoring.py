@@ -93,8 +93,11 @@ def write_scores(
         }
     for name, score in scores.items():
         if score["n"] < score["n_subset"]:
-            limit = "trainer.limit_test_batches" if name == "test" else "trainer.limit_val_batches"
-            log.warning("%s: only %s were scored, because %s is set", name, provenance.count_images(score), limit)
+            limit = "limit_test_batches" if name == "test" else "limit_val_batches"
+            limit = "overfit_batches" if getattr(trainer, "overfit_batches", 0) else limit
+            log.warning(
+                "%s: only %s were scored, because trainer.%s is set", name, provenance.count_images(score), limit
+            )
     described = {"data": _describe_data(data), "leaks": data.leaks, "versions": _versions()}
     record = record | {"device": _device_name(trainer)} | scores | described
     write_csv(run / "predictions.csv", predictions)

@@ -145,3 +145,14 @@ def test_page_and_card_begin_with_the_images_that_were_scored_in_part(run_with):
     assert f'<td class="n">{n} of 529 (' in page
     assert notice in answer(card, 10)
     assert Path(run.path / "report.html").is_file()
+
+
+def test_page_and_card_begin_with_patients_in_several_subsets(run_with):
+    leak = {"of": 9, "known": 9, "groups": 4, "linked": 9, "divided": 2, "names": ["p1", "p2"], "images": {"val": 2},
+            "subsets": ["train", "val", "test"]}  # fmt: skip
+    run = run_with(leaks={"patients": leak})
+    page = write_report(run.path).read_text()
+    notice = "2 of 4 patients (column patient) are in several subsets: the scores can be too high."
+    assert (run.path / "model_card.md").read_text().splitlines()[2] == f"**{notice}**"
+    assert page.index(notice) < page.index('<p class="summary">')
+    assert "(p1, p2)" in page

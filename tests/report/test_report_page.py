@@ -237,6 +237,6 @@ def test_scores_without_an_interval_have_the_reason_on_the_page(changed_run):
     (folder / "metrics.json").write_text(json.dumps(run.metrics | scores))
     text = write_report(folder).read_text()
     assert '0.500 <span class="pale">no interval</span>' in text
-    assert "balanced accuracy (test): all decisions are equal: the value is 0.5 for any images" in text
+    assert "balanced accuracy (val, test): all decisions are equal: the value is 0.5 for any images" in text
     assert "[nan" not in text
     assert "AUROC 0.500 (no interval)" in (folder / "model_card.md").read_text()
