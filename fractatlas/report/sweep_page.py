@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,14 @@ import pandas as pd
 from filelock import FileLock
 
 from fractatlas.config.validation import differing_keys, metric_mode
-from fractatlas.evaluation.markdown import METRIC_TITLES, format_fraction, to_markdown
+from fractatlas.evaluation.markdown import (
+    METRIC_TITLES,
+    OTHER_IMAGES,
+    OTHER_IMAGES_NOTE,
+    format_fraction,
+    mark_other_images,
+    to_markdown,
+)
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.io import try_lock, write_csv, write_json, write_text
 from fractatlas.pages import render
@@ -76,6 +83,13 @@ class Job:
         """The scores of a finished job."""
         return self.run.metrics if self.state == FINISHED else {}
 
+    @cached_property
+    def images(self) -> dict[str, frozenset[str]]:
+        """The ids of the scored images of each subset."""
+        if not self.metrics or not self.run.file("predictions.csv"):
+            return {}
+        return {str(subset): frozenset(rows["image_id"]) for subset, rows in self.run.predictions.groupby("split")}
+
     @property
     def link(self) -> str:
         """The path of the report, or of the folder, relative to the grid's folder."""
@@ -101,12 +115,22 @@ def read_jobs(sweep: Path) -> list[Job]:
 
 
 def best_job(jobs: Sequence[Job]) -> Job | None:
-    """Return the job with the best value of ``monitor``; ``None`` if the jobs have different metrics, or none."""
+    """Return the job with the best value of ``monitor``.
+
+    Returns ``None`` if fewer than two jobs have one, or if they have different metrics or validation images.
+    """
     scored = [job for job in jobs if _monitor(job)]
-    if len(scored) < 2 or len({_monitor(job)["name"] for job in scored}) != 1:
+    if len(scored) < 2 or len({(_monitor(job)["name"], job.images.get("val")) for job in scored}) != 1:
         return None
     sign = -1 if metric_mode(_monitor(scored[0])["name"]) == "min" else 1
     return max(scored, key=lambda job: sign * _monitor(job)["value"])
+
+
+def jobs_with_other_images(jobs: Sequence[Job]) -> set[str]:
+    """Return the names of the jobs whose images of a subset differ from those of the first job with this subset."""
+    rows = [(job, subset) for job in jobs for subset in _subsets([job])]
+    marks = mark_other_images([subset for _, subset in rows], [job.images.get(subset) for job, subset in rows])
+    return {job.name for (job, _), mark in zip(rows, marks, strict=True) if mark}
 
 
 def jobs_table(jobs: Sequence[Job]) -> pd.DataFrame:
@@ -177,8 +201,10 @@ def write_sweep(sweep: Path) -> str:
     with FileLock(sweep / ".lock"):
         jobs = read_jobs(sweep)
         write_csv(sweep / "sweep.csv", jobs_table(jobs))
-        means, best = seed_means(jobs), best_job(jobs)
-        parts = [to_markdown(_format_jobs(jobs))]
+        means, best, marked = seed_means(jobs), best_job(jobs), jobs_with_other_images(jobs)
+        parts = [to_markdown(_format_jobs(jobs, marked))]
+        if marked:
+            parts.append(OTHER_IMAGES_NOTE)
         if means:
             parts.append(f"Mean over seeds (minimum to maximum):\n\n{to_markdown(_format_means(means))}")
         write_text(sweep / "sweep.md", "\n".join(parts))
@@ -188,6 +214,7 @@ def write_sweep(sweep: Path) -> str:
             title=sweep.name,
             jobs=jobs,
             best=best,
+            marked=marked,
             monitor=monitor,
             counts={state: count for state in STATES if (count := sum(job.state == state for job in jobs))},
             settings=list(jobs[0].settings) if jobs else [],
@@ -211,11 +238,12 @@ def format_duration(seconds: float | None) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _format_jobs(jobs: Sequence[Job]) -> pd.DataFrame:
+def _format_jobs(jobs: Sequence[Job], marked: Collection[str]) -> pd.DataFrame:
     best, rows = best_job(jobs), []
     for job in jobs:
         row = dict(job.settings) or {"job": job.name}
-        row |= {"state": f"**{job.state}, best**" if job is best else job.state}
+        mark = OTHER_IMAGES if job.name in marked else ""
+        row |= {"state": f"**{job.state}, best**" if job is best else job.state + mark}
         for subset in _subsets(jobs):
             scores = job.metrics.get(subset, {})
             for name in SCORES:

@@ -131,6 +131,21 @@ def test_a_job_whose_process_was_killed_is_interrupted(add_job, tmp_path):
     assert [job.state for job in read_jobs(tmp_path)] == ["interrupted", "interrupted"]
 
 
+def test_jobs_with_other_images_are_marked_and_not_compared(add_job, tmp_path):
+    for split, images, value in (("a", "12", 0.7), ("b", "12", 0.8)):
+        rows = "".join(f"{subset}{name},1,0.5,{subset}\n" for name in images for subset in ("val", "test"))
+        (add_job({"split": split}, value) / "predictions.csv").write_text(f"image_id,label,probability,split\n{rows}")
+    assert "**finished, best**" in (write_sweep(tmp_path), (tmp_path / "sweep.md").read_text())[1]
+    rows = "".join(f"{subset}{name},1,0.5,{subset}\n" for name in "13" for subset in ("val", "test"))
+    (add_job({"split": "c"}, 0.9) / "predictions.csv").write_text(f"image_id,label,probability,split\n{rows}")
+    assert write_sweep(tmp_path) == ""
+    markdown, page = (tmp_path / "sweep.md").read_text(), (tmp_path / "sweep.html").read_text()
+    assert "| c       | finished † |" in markdown
+    assert "† The images differ" in markdown
+    assert page.count("†") == 2
+    assert "best" not in markdown
+
+
 def test_names_and_reasons_are_escaped(add_job, tmp_path):
     add_job({"task_name": "<b>"}, state="failed", name="a", job={"reason": "<script>alert(1)</script>"})
     add_job({"task_name": "c"}, state="waiting", name="b")
