@@ -43,12 +43,17 @@ def build_classifier(config: dict[str, Any], pretrained: bool = True) -> Fractur
 def build_trainer(config: dict[str, Any], run: Path, **arguments: Any) -> lightning.Trainer:
     """Build Lightning's trainer of any plain configuration, with ``arguments`` in addition; it writes below ``run``.
 
+    ``trainer.precision=auto`` means float32 here; ``train`` replaces it by the precision of the hardware.
+
     Raises:
         InputError: this machine does not have the accelerator or the number of devices.
     """
+    settings = config["trainer"]
+    if settings["precision"] == "auto":
+        settings = settings | {"precision": "32-true"}
     try:
         # The data module has its own samplers.
-        return build(config["trainer"], default_root_dir=str(run), use_distributed_sampler=False, **arguments)
+        return build(settings, default_root_dir=str(run), use_distributed_sampler=False, **arguments)
     except Exception as error:  # Hydra wraps Lightning's exception, for example for a missing accelerator
         raise trainer_error(error.__cause__ or error) from None
 

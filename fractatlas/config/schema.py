@@ -226,7 +226,7 @@ class Trainer(Strict):
     devices: Literal["auto"] | Positive | Literal[-1] | list[Count]
     num_nodes: Positive
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"]
-    precision: Literal["32-true", "16-mixed", "bf16-mixed"]
+    precision: Literal["auto", "32-true", "16-mixed", "bf16-mixed"]
     max_epochs: Positive
     min_epochs: Positive | None
     accumulate_grad_batches: Positive

@@ -201,8 +201,11 @@ class FractureClassifier(lightning.LightningModule):
         return cast(EpochMetrics, self.metrics[f"{subset}_metrics"])
 
     def _score(self, subset: str, batch: dict[str, Tensor]) -> None:
-        logits = self(batch["image"])
-        self._metrics_of(subset).update(batch, logits.float(), self.loss(logits, batch["label"]))
+        # In float32 in every precision of the training, so that validation, test, evaluate, predict and ONNX agree.
+        with torch.autocast(self.device.type, enabled=False):
+            logits = self(batch["image"])
+            loss = self.loss(logits, batch["label"])
+        self._metrics_of(subset).update(batch, logits, loss)
 
     def _log_epoch(self, subset: str) -> None:
         metrics = self._metrics_of(subset)

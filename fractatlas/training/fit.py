@@ -24,10 +24,11 @@ from fractatlas.evaluation.localisation import read_heatmaps
 from fractatlas.evaluation.overlays import draw_radiographs, tile
 from fractatlas.io import run_lock, write_csv
 from fractatlas.models.checkpoint import read_checkpoint, write_checkpoint
+from fractatlas.models.precision import choose_precision
 from fractatlas.progress_bar import log_above_bars
 from fractatlas.training.callbacks import AtomicCheckpointIO, BestCheckpoint
 from fractatlas.training.profiling import keep_profile, summarise_profile
-from fractatlas.training.resume import newest_checkpoint
+from fractatlas.training.resume import ResumePoint, newest_checkpoint
 from fractatlas.training.scoring import predict_subset, write_scores
 from fractatlas.training.silence_warnings import quieten
 from fractatlas.training.tensorboard import RunLogger, hyperparameters
@@ -75,6 +76,7 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
         else:
             log.info("%s has no checkpoint yet: starting from the beginning", run)
     timer = RunTimer(run / "timing.json", bool(config["resume"]), started)
+    config = config | {"trainer": config["trainer"] | {"precision": _precision(config["trainer"], resumed)}}
     data = build_data(config, split=split)
     data.prepare_data()
     data.setup()
@@ -121,6 +123,7 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
             "task_name": config["task_name"],
             "model": config["model"]["variant"],
             "weights": classifier.backbone.loaded_weights,
+            "precision": config["trainer"]["precision"],
             "monitor": {"name": config["monitor"], "value": best, "epoch": epoch},
             "operating_point": point,
             "history": classifier.history,
@@ -146,6 +149,19 @@ def _log_duration(timing: dict[str, Any]) -> None:
     starts = "" if timing["starts"] == 1 else f"; the run was started {timing['starts']} times"
     total, training = (format_duration(timing[f"{name}_seconds"]) for name in ("total", "fit"))
     log.info("time (h:min:s): %s in total, %s of training%s", total, training, starts)
+
+
+def _precision(settings: dict[str, Any], resumed: ResumePoint | None) -> str:
+    """Return the precision of a training; a resumed run keeps the one of its checkpoint."""
+    if settings["precision"] != "auto":
+        return settings["precision"]
+    if resumed:
+        return resumed.precision
+    precision, reason = choose_precision(settings["accelerator"])
+    log.info("precision %s: %s", precision, reason)
+    return precision
+
+
 
 
 def _log_scores(record: dict[str, Any], subsets: list[str], config: dict[str, Any]) -> None:

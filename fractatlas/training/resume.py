@@ -37,12 +37,14 @@ class ResumePoint:
         global_step: the number of finished optimizer steps.
         epoch: the number of finished epochs.
         step: the number of finished steps of the next epoch, in batches as the log lines count them.
+        precision: of the training so far.
     """
 
     checkpoint: Path
     global_step: int
     epoch: int
     step: int
+    precision: str
 
     def describe(self, max_epochs: int) -> str:
         """Return what happens next, with epochs and steps counted from 1."""
@@ -71,7 +73,7 @@ def newest_checkpoint(run: Path, max_epochs: int) -> ResumePoint | None:
             f"trainer.max_epochs={max_epochs}: the run has {content['epoch']} finished epochs; use at least this number"
         )
     step = content.get(RadiographDataModule.__qualname__, {}).get("batches_done", 0)
-    return ResumePoint(last, content["global_step"], content["epoch"], step)
+    return ResumePoint(last, content["global_step"], content["epoch"], step, content["config"]["trainer"]["precision"])
 
 
 class LastCheckpoint(Callback):

@@ -12,6 +12,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from fractatlas.data.datamodule import Radiographs
 from fractatlas.errors import InputError
 from fractatlas.evaluation.operating_point import calibrate
+from fractatlas.inference.model import load_model
 from fractatlas.models.checkpoint import read_checkpoint
 from fractatlas.training.fit import train
 
@@ -170,7 +171,10 @@ def test_a_run_writes_one_event_file(finished):
 
 def test_a_checkpoint_contains_the_configuration(finished):
     run, _, config = finished
-    assert read_checkpoint(run / "checkpoints" / "best.ckpt")["config"] == config
+    precision = metrics_of(run)["precision"]
+    used = config | {"trainer": config["trainer"] | {"precision": precision}}
+    assert read_checkpoint(run / "checkpoints" / "best.ckpt")["config"] == used
+    assert precision in ("32-true", "bf16-mixed")
 
 
 @pytest.mark.integration
@@ -256,10 +260,28 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(configuration, tmp_pa
     assert len(events(tmp_path).Scalars("val/auroc")) == 2
 
 
-def test_a_network_can_be_trained_in_half_precision(configuration, tmp_path):
-    value = train(configuration(tmp_path, "trainer.precision=bf16-mixed", "trainer.max_epochs=1", "test=false"))
-    assert 0 <= value <= 1
-    assert pd.read_csv(tmp_path / "predictions.csv")["probability"].notna().all()
+def test_a_network_trained_in_bfloat16_is_scored_in_float32(configuration, tmp_path):
+    train(configuration(tmp_path, "trainer.precision=bf16-mixed", "trainer.max_epochs=1", "test=false"))
+    assert metrics_of(tmp_path)["precision"] == "bf16-mixed"
+    table = pd.read_csv(tmp_path / "predictions.csv").merge(pd.read_csv(tmp_path / "catalogue.csv"), on="image_id")
+    root = Path(read_checkpoint(tmp_path / "checkpoints" / "best.ckpt")["config"]["data"]["root"])
+    model = load_model(tmp_path / "checkpoints" / "best.ckpt")
+    predictions = model.predict([root / path for path in table["path"]], heatmaps=False)
+    assert table["probability"].to_numpy() == pytest.approx([one.probability for one in predictions], abs=1e-6)
+
+
+def test_automatic_precision_without_native_bfloat16_is_float32_and_logged(
+    configuration, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    with caplog.at_level("INFO"):
+        train(configuration(tmp_path, "trainer.precision=auto", "trainer.max_epochs=1", "test=false"))
+    assert "precision 32-true: a processor without AVX512-BF16 or AMX" in caplog.text
+    assert metrics_of(tmp_path)["precision"] == "32-true"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    train(configuration(tmp_path, "trainer.precision=auto", "trainer.max_epochs=2", "test=false", f"resume={tmp_path}"))
+    assert metrics_of(tmp_path)["precision"] == "32-true", "a resumed run keeps its precision"
 
 
 def test_the_best_checkpoint_by_loss_has_the_lowest_loss(configuration, tmp_path):
