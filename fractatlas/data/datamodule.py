@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
-from torchvision.transforms import v2
 
 from fractatlas.data.cache import Decoder, PixelCache, open_cache
 from fractatlas.data.groups import GIVEN, add_given
@@ -78,7 +77,7 @@ class RadiographDataModule(lightning.LightningDataModule):
         root: folder in the published FracAtlas layout.
         split: function from a catalogue to a split; see ``splits``.
         preprocess: geometry and normalisation.
-        augment: transform of one uint8 (1, size, size) image.
+        augment: transform of a batch, uint8 (n, 1, size, size), on the training device.
         batch_size: images per process and step.
         num_workers: decoding processes per training process, without cache.
         pin_memory: as in ``DataLoader``.
@@ -218,8 +217,7 @@ class RadiographDataModule(lightning.LightningDataModule):
         images = batch["image"]
         if self.trainer and self.trainer.training:
             torch.manual_seed(self._step_seed())
-            if not isinstance(self.augment, v2.Identity):
-                images = torch.stack([self.augment(image) for image in images])
+            images = self.augment(images)
         return batch | {"image": self.preprocess.normalise(images)}
 
     def _step_seed(self) -> int:

@@ -1,6 +1,7 @@
 """Preprocess radiographs: geometry of the single image, normalisation of the batch, augmentation."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class Preprocess:
         return float(left), float(top), float(right), float(bottom)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Convert a batch of uint8 (n, 1, h, w) to normalised float32 (n, 3, h, w) on the same device."""
+        """Convert grey levels from 0 to 255, (n, 1, h, w), to normalised float32 (n, 3, h, w) on the same device."""
         grey = pixels.to(torch.float32)
         images = grey.new_empty((len(grey), 3, *grey.shape[2:]))
         for channel in range(3):  # three fused operations are faster on a CPU than one broadcast
@@ -114,8 +115,43 @@ class Letterbox(v2.Transform):
         return f"size={self.size}, fill={self.fill}"
 
 
+class BatchAugmentation(nn.Module):
+    """Apply Kornia's augmentations to a batch of images and to its boxes and masks.
+
+    The random numbers come from torch's global generator of the CPU; every image has its own.
+
+    Args:
+        transforms: augmentations of ``kornia.augmentation``.
+    """
+
+    def __init__(self, *transforms: Any):
+        super().__init__()
+        from kornia.augmentation import AugmentationSequential
+
+        self.transforms = AugmentationSequential(*transforms)
+
+    def forward(self, images: Tensor, boxes: list[Tensor] | None = None, masks: Tensor | None = None) -> Any:
+        """Augment a batch.
+
+        Args:
+            images: uint8 (n, 1, h, w).
+            boxes: for each image, float (m, 4): left, top, right, bottom in pixels. The box of a rotated box is the
+                smallest upright one around it.
+            masks: float (n, c, h, w), sampled with the nearest neighbour.
+
+        Returns:
+            The images, float32 (n, 1, h, w) from 0 to 255, then the boxes and the masks, if they were given.
+        """
+        values: dict[str, Any] = {"input": images / 255, "bbox_xyxy": boxes, "mask": masks}
+        values = {name: value for name, value in values.items() if value is not None}
+        augmented = self.transforms(*values.values(), data_keys=list(values))
+        if len(values) == 1:
+            return augmented * 255
+        return augmented[0] * 255, *augmented[1:]
+
+
 def light_augmentation(flip: float, degrees: float, brightness: float, contrast: float) -> nn.Module:
-    """Return a transform of one uint8 (1, h, w) image that flips, rotates, and changes brightness and contrast.
+    """Return a transform of a batch that flips, rotates, and changes brightness and contrast, each image differently.
 
     Args:
         flip: probability of a horizontal flip.
@@ -123,5 +159,11 @@ def light_augmentation(flip: float, degrees: float, brightness: float, contrast:
         brightness: largest relative change.
         contrast: largest relative change.
     """
-    rotation = v2.RandomRotation(degrees, interpolation=v2.InterpolationMode.BILINEAR)
-    return v2.Compose([v2.RandomHorizontalFlip(flip), rotation, v2.ColorJitter(brightness, contrast)])
+    import kornia.augmentation as augmentation  # takes half a second, and only this function uses it
+
+    return BatchAugmentation(
+        augmentation.RandomHorizontalFlip(p=flip),
+        augmentation.RandomRotation(degrees, p=1.0),
+        # torchvision's formulas; the images of a batch share the order of the two steps, but not their strengths.
+        augmentation.ColorJitter(brightness, contrast, p=1.0),
+    )

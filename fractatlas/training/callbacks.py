@@ -7,7 +7,6 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import callbacks
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from torchvision import tv_tensors
 from torchvision.utils import draw_bounding_boxes, make_grid
 
 from fractatlas.config.validation import metric_mode
@@ -44,23 +43,23 @@ class InputGrid(callbacks.Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         dataset, boxes = data.dataset("train"), data.boxes("train")
         rows = [row for group in dataset.table.groupby("label").groups.values() for row in group[: self.images // 2]]
+        batch = dataset.__getitems__(rows)
         with torch.random.fork_rng(devices=[]):  # augmentation must not change the random numbers of the training
-            tiles = [self._tile(data, dataset[row], boxes[row]) for row in rows]
+            images, boxes = data.augment(batch["image"], [boxes[row] for row in rows])
+        images = data.preprocess.denormalise(data.preprocess.normalise(images))
+        tiles = [_draw_tile(*tile) for tile in zip(images, batch["label"], boxes, strict=True)]
         board: Any = trainer.logger.experiment  # type: ignore[attr-defined]
         board.add_image("x-rays/train_input", make_grid(tiles, nrow=4, padding=4, pad_value=255), 0)
 
-    @staticmethod
-    def _tile(data: Any, item: dict[str, torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
-        image = tv_tensors.Image(item["image"])
-        boxes = tv_tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=item["image"].shape[-2:])
-        image, boxes = data.augment(image, boxes)
-        shown = data.preprocess.denormalise(data.preprocess.normalise(image[None]))[0]
-        boxes = boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
-        name, colour = ("fractured", "red") if item["label"] else ("not fractured", "lime")
-        if len(boxes):
-            shown = draw_bounding_boxes(shown, boxes, colors="yellow")
-        frame = torch.tensor([[0, 0, shown.shape[-1] - 1, shown.shape[-2] - 1]])
-        return draw_bounding_boxes(shown, frame, labels=[name], colors=colour, width=2)
+
+def _draw_tile(image: torch.Tensor, label: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Draw the boxes, and a frame and a word for the label."""
+    boxes = boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+    name, colour = ("fractured", "red") if label else ("not fractured", "lime")
+    if len(boxes):
+        image = draw_bounding_boxes(image, boxes, colors="yellow")
+    frame = torch.tensor([[0, 0, image.shape[-1] - 1, image.shape[-2] - 1]])
+    return draw_bounding_boxes(image, frame, labels=[name], colors=colour, width=2)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

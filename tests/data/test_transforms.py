@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from PIL import Image
 from torchvision import transforms
+from torchvision.transforms import v2
 
 from fractatlas.data.images import decode
 from fractatlas.data.sources.fracatlas import read_boxes
@@ -11,6 +13,7 @@ from fractatlas.errors import InputError
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 IMAGENET = resize_and_crop(resize=256, crop=224, mean=MEAN, std=STD)
+AUGMENT = light_augmentation(flip=0.5, degrees=10, brightness=0.2, contrast=0.2)
 LETTERBOX = letterbox(size=224, fill=0, mean=MEAN, std=STD)
 TORCHVISION = transforms.Compose(
     [
@@ -103,14 +106,64 @@ def test_a_bright_square_is_at_the_position_that_the_view_gives():
 
 
 def test_augmentation_depends_on_the_seed_only():
-    augment = light_augmentation(flip=0.5, degrees=10, brightness=0.2, contrast=0.2)
-    image = torch.randint(0, 256, (1, 64, 64), dtype=torch.uint8)
+    images = torch.randint(0, 256, (3, 1, 64, 64), dtype=torch.uint8)
     torch.manual_seed(1)
-    one = augment(image)
+    one = AUGMENT(images)
     torch.manual_seed(1)
-    assert torch.equal(augment(image), one)
-    assert (one.shape, one.dtype) == (image.shape, torch.uint8)
-    assert not torch.equal(one, image)
+    assert torch.equal(AUGMENT(images), one)
+    assert (one.shape, one.dtype) == (images.shape, torch.float32)
+    assert 0 <= one.min() < one.max() <= 255
+
+
+def test_every_image_of_a_batch_is_augmented_differently():
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (1, 1, 64, 64), dtype=torch.uint8)
+    different = AUGMENT(image.expand(50, -1, -1, -1)).flatten(1).unique(dim=0)
+    assert len(different) == 50
+
+
+def test_augmentation_has_the_distribution_of_torchvisions_transforms():
+    torch.manual_seed(0)
+    image = torch.zeros(1, 64, 64, dtype=torch.uint8)
+    image[:, 20:40, 16:28], image[:, 28:32, 40:52] = 200, 90  # not symmetric, so that a flip and an angle can be seen
+    each = v2.Compose(
+        [v2.RandomHorizontalFlip(0.5), v2.RandomRotation(10, interpolation=v2.InterpolationMode.BILINEAR),
+         v2.ColorJitter(0.2, 0.2)]
+    )  # fmt: skip
+    ours = statistics(AUGMENT(image.expand(600, -1, -1, -1)))
+    theirs = statistics(torch.stack([each(image) for _ in range(600)]).float())
+    for name, values in ours.items():
+        assert scipy.stats.ks_2samp(values, theirs[name]).pvalue > 0.001, name
+        assert values.std() > 0, name
+
+
+def statistics(images):
+    """Return the mean, the brightest value, and the centre and the angle of the bright part of each image."""
+    images = images[:, 0].double()
+    weights = images / images.sum((1, 2), keepdim=True)
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    x, y = ((weights * position).sum((1, 2), keepdim=True) for position in (columns, rows))
+    products = ((columns - x) * (rows - y), (columns - x) ** 2, (rows - y) ** 2)
+    xy, xx, yy = ((weights * product).sum((1, 2)) for product in products)
+    angle = torch.atan2(2 * xy, xx - yy)
+    values = {"mean": images.mean((1, 2)), "maximum": images.amax((1, 2)), "x": x.flatten(), "y": y.flatten()}
+    return {name: value.numpy() for name, value in (values | {"angle": angle}).items()}
+
+
+def test_boxes_and_masks_are_augmented_like_the_images():
+    torch.manual_seed(0)
+    images = torch.zeros(20, 1, 128, 128, dtype=torch.uint8)
+    images[:, :, 30:60, 80:100] = 255
+    boxes = [torch.tensor([[80.0, 30.0, 100.0, 60.0]]) if row else torch.zeros(0, 4) for row in range(20)]
+    augmented, moved, masks = AUGMENT(images, boxes, (images > 0).float())
+    assert moved[0].shape == (0, 4)
+    assert masks.unique().tolist() == [0, 1]
+    for image, box, mask in list(zip(augmented, moved, masks, strict=True))[1:]:
+        rows, columns = torch.nonzero(image[0] > image[0].max() / 2, as_tuple=True)
+        bounds = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
+        assert box[0] == pytest.approx(bounds, abs=2)
+        bright = image > image.max() / 2
+        assert (bright == mask.bool()).float().mean() > 0.99
 
 
 def test_a_crop_larger_than_the_image_is_refused():
