@@ -136,6 +136,7 @@ class Backbone(Strict):
     stage_decay: Annotated[float, Interval(gt=0, le=1)]
     mirror: bool
     channels_last: bool
+    compile: bool
 
 
 class DenseNet(Backbone):

@@ -31,6 +31,7 @@ class Backbone(nn.Module):
             (Howard and Ruder, Universal Language Model Fine-tuning for Text Classification, ACL 2018).
         mirror: in evaluation mode, return the mean logit of an image and its mirror image.
         channels_last: keep weights and images in channels-last memory order, which is faster on most hardware.
+        compile: compile the network with ``torch.compile`` in training mode; evaluation mode never uses compiled code.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Backbone(nn.Module):
         stage_decay: float,
         mirror: bool,
         channels_last: bool,
+        compile: bool,
     ):
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -53,6 +55,8 @@ class Backbone(nn.Module):
         self._frozen = [network.get_submodule(name) for stage in list(stages)[:count] for name in stages[stage]]
         for module in self._frozen:
             module.requires_grad_(False)
+        if compile:
+            self.network.compile()  # in place, so that the names of the weights do not change
         self.train()
 
     @property
@@ -63,9 +67,12 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images, float (n, 3, h, w), to logits of a fracture (n,)."""
         images = images.contiguous(memory_format=self.memory_format)
-        logits = self.network(images)
-        if self.mirror and not self.training:
-            logits = (logits + self.network(images.flip(-1))) / 2
+        if self.training:
+            return self.network(images).squeeze(1)
+        network = self.network.forward  # not compiled: the same results as without compilation, and hooks run
+        logits = network(images)
+        if self.mirror:
+            logits = (logits + network(images.flip(-1))) / 2
         return logits.squeeze(1)
 
     def with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -112,7 +119,7 @@ def densenet(variant: str, weights: str | None, weights_dir: str, dropout: float
         variant: torchvision's name, or ``densenet_tiny``.
         weights, weights_dir: as for ``load_trunk``.
         dropout: probability of dropout before the linear layer of the head.
-        options: ``freeze, stage_decay, mirror, channels_last`` of ``Backbone``.
+        options: ``freeze, stage_decay, mirror, channels_last, compile`` of ``Backbone``.
 
     Raises:
         InputError: the weights are not available or do not fit.

@@ -1,6 +1,8 @@
 """Train one network: build the parts, fit, score the best checkpoint, write the run folder."""
 
 import logging
+import os
+import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -19,6 +21,7 @@ from fractatlas.build import build, build_classifier, build_data, build_trainer,
 from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.data.sources.fracatlas import read_boxes
 from fractatlas.data.splits import recorded_split
+from fractatlas.errors import InputError
 from fractatlas.evaluation import operating_point, provenance, shown_images
 from fractatlas.evaluation.localisation import read_heatmaps
 from fractatlas.evaluation.overlays import draw_radiographs, tile
@@ -76,6 +79,10 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
         else:
             log.info("%s has no checkpoint yet: starting from the beginning", run)
     timer = RunTimer(run / "timing.json", bool(config["resume"]), started)
+    if config["model"]["compile"] and not any(
+        map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
+    ):
+        raise InputError("model.compile=true: there is no C++ compiler; install g++ or use model.compile=false")
     config = config | {"trainer": config["trainer"] | {"precision": _precision(config["trainer"], resumed)}}
     data = build_data(config, split=split)
     data.prepare_data()
@@ -160,8 +167,6 @@ def _precision(settings: dict[str, Any], resumed: ResumePoint | None) -> str:
     precision, reason = choose_precision(settings["accelerator"])
     log.info("precision %s: %s", precision, reason)
     return precision
-
-
 
 
 def _log_scores(record: dict[str, Any], subsets: list[str], config: dict[str, Any]) -> None:

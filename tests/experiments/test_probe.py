@@ -13,7 +13,7 @@ from tests.conftest import SMALL
 def test_pooled_features_are_the_input_of_the_head():
     torch.manual_seed(0)
     backbone = densenet("densenet_tiny", weights=None, weights_dir="", dropout=0.0, freeze="trunk", stage_decay=1.0,
-                        mirror=False, channels_last=True).eval()  # fmt: skip
+                        mirror=False, channels_last=True, compile=False).eval()  # fmt: skip
     images = torch.randn(3, 3, 64, 64)
     features = probe.pooled_features(backbone, images)
     head = backbone.network.get_submodule(backbone.head_name)

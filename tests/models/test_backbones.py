@@ -6,7 +6,15 @@ import torch
 from fractatlas.config import schema
 from fractatlas.models.backbones import densenet, resnet
 
-REST = {"weights": None, "weights_dir": "", "dropout": 0.0, "stage_decay": 1.0, "mirror": False, "channels_last": True}
+REST = {
+    "weights": None,
+    "weights_dir": "",
+    "dropout": 0.0,
+    "stage_decay": 1.0,
+    "mirror": False,
+    "channels_last": True,
+    "compile": False,
+}
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,15 @@ from fractatlas.models.heatmaps import (
     write_heatmaps,
 )
 
-REST = {"weights": None, "weights_dir": "", "dropout": 0.5, "freeze": "none", "stage_decay": 1.0, "mirror": False}
+REST = {
+    "weights": None,
+    "weights_dir": "",
+    "dropout": 0.5,
+    "freeze": "none",
+    "stage_decay": 1.0,
+    "mirror": False,
+    "compile": False,
+}
 PREPROCESS = resize_and_crop(resize=64, crop=64, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 
 

@@ -9,7 +9,15 @@ from fractatlas.errors import InputError
 from fractatlas.models.backbones import densenet, resnet
 from fractatlas.models.checkpoint import read_checkpoint
 
-REST = {"weights_dir": "", "dropout": 0.0, "freeze": "none", "stage_decay": 1.0, "mirror": False, "channels_last": True}
+REST = {
+    "weights_dir": "",
+    "dropout": 0.0,
+    "freeze": "none",
+    "stage_decay": 1.0,
+    "mirror": False,
+    "channels_last": True,
+    "compile": False,
+}
 
 
 def tiny(weights, **changes):

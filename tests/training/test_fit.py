@@ -284,6 +284,12 @@ def test_automatic_precision_without_native_bfloat16_is_float32_and_logged(
     assert metrics_of(tmp_path)["precision"] == "32-true", "a resumed run keeps its precision"
 
 
+def test_compilation_without_a_compiler_is_refused_before_the_data_are_read(configuration, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(InputError, match=r"model.compile=true: there is no C\+\+ compiler; install g\+\+ or use"):
+        train(configuration(tmp_path, "model.compile=true", "data.root=nowhere"))
+
+
 def test_the_best_checkpoint_by_loss_has_the_lowest_loss(configuration, tmp_path):
     changes = ("monitor=val/loss", "trainer.max_epochs=3", "optimizer.lr=0.05", "test=false")
     value = train(configuration(tmp_path, *changes))

@@ -23,7 +23,8 @@ from fractatlas.training.fit import train
 
 # Seven steps per epoch, with every source of randomness and every kind of state that a checkpoint must contain.
 RUN = ("trainer.max_epochs=3", "trainer.log_every_n_steps=1", "augment=light", "model.dropout=0.5", "optimizer.lr=0.01",
-       "scheduler=cosine", "callbacks=averaged", "model.stage_decay=0.5", "callbacks.last.every_n_steps=2")  # fmt: skip
+       "scheduler=cosine", "callbacks=averaged", "model.stage_decay=0.5", "callbacks.last.every_n_steps=2",
+       "trainer.precision=bf16-mixed")  # fmt: skip
 SAME = "the same result as without a stop, bit for bit"
 KILLS = int(os.environ.get("FRACTATLAS_KILLS", 5))
 
@@ -168,6 +169,25 @@ def assert_resumes(configuration, folder: Path, changes: tuple[str, ...], kill: 
     next_second(killed)
     train(configuration(killed, *changes, f"resume={killed}"))
     assert_equal(outcome(killed), outcome(uninterrupted))
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(not shutil.which("c++"), reason="needs a C++ compiler")
+def test_a_compiled_network_resumes_and_its_weights_keep_their_names(configuration, tmp_path):
+    changes = (
+        "model.compile=true",
+        "trainer.max_epochs=2",
+        "callbacks.last.every_n_steps=2",
+        "trainer.precision=32-true",
+    )
+    assert_resumes(configuration, tmp_path, changes, KillAt("on_train_batch_end", 9))
+    names = [
+        sorted(read_checkpoint(tmp_path / run / "checkpoints" / "best.ckpt")["state_dict"])
+        for run in ("killed", "uninterrupted")
+    ]
+    train(configuration(tmp_path / "eager", "trainer.max_epochs=1", "test=false"))
+    eager = read_checkpoint(tmp_path / "eager" / "checkpoints" / "best.ckpt")["state_dict"]
+    assert names[0] == names[1] == sorted(eager)
 
 
 def train_in_process(config: dict) -> None:
