@@ -1,34 +1,37 @@
-"""Measure the speed of reading images and of training, as ratios within one run.
+"""Compare the speed of training: this package, a bare PyTorch loop, and timm's ``train.py``.
 
-Reading: the reference report's pipeline and the cache, in one process with one thread. Training: from the cache and
-from tensors in memory; the loop of ``train.py`` and a bare PyTorch loop; the time from the start of ``train.py`` to its
-first step. The two sides of a ratio run alternately, so that a drift of the machine's speed affects both.
+Every system is a process of its own that trains the same network on the same files, with the same batch size and number
+of threads. The systems run in turns, so that a drift of the machine's speed affects all of them. The first two steps of
+a process are not counted. Of each system, the fastest step and the median step are printed, and ratios of the medians.
+
+timm's ``train.py`` is not part of its package: ``--timm DIR`` is a checkout of its repository,
+https://github.com/huggingface/pytorch-image-models. Without it, the rows of timm are left out.
 """
 
 import argparse
 import itertools
+import json
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 
 from fractatlas.build import build, build_classifier, build_data, build_trainer
 from fractatlas.config.overrides import compose_config
-from fractatlas.data.datamodule import RadiographDataModule
+from fractatlas.data.sources import phantom
 from fractatlas.data.sources.fracatlas import read_catalogue
+from fractatlas.models.precision import choose_precision
 
 REPOSITORY = Path(__file__).parents[1]
+BATCH_SIZE, WARM_UP = 32, 2
+RATES = re.compile(r"Train: .* Time: ([0-9.]+)s")
 
 
 class Clock(Callback):
@@ -42,192 +45,163 @@ class Clock(Callback):
         self.ends.append(time.perf_counter())
 
 
-class ReportPipeline(Dataset):
-    """The preprocessing of the reference report: each image is opened, resized, cropped and normalised every time."""
-
-    def __init__(self, files: list[Path]):
-        self.files = files
-        self.transform = transforms.Compose(
-            [
-                transforms.Resize(256),
-                transforms.CenterCrop(224),
-                transforms.ToTensor(),
-                transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return self.transform(Image.open(self.files[index]).convert("RGB"))
-
-
 def seconds_per_step(ends: list[float]) -> list[float]:
-    """Return the times between steps, without the first two steps, which warm up."""
-    return [after - before for before, after in itertools.pairwise(ends[1:])]
+    """Return the times between steps, without the first steps, which warm up."""
+    return [after - before for before, after in itertools.pairwise(ends[WARM_UP - 1 :])]
 
 
-def training_loop(config: dict, data: RadiographDataModule, run: Path) -> list[float]:
-    """Return the seconds of each step as in ``train.py``, with callbacks, logger and metrics."""
-    clock = Clock()
+def train_with_package(options: list[str], precision: str) -> list[float]:
+    """Return the seconds of each step of ``train.py``, with cache, callbacks, logger and metrics."""
+    config = compose_config([*options, f"trainer.precision={precision}"])
+    if precision == "auto":
+        config["trainer"]["precision"] = choose_precision(config["trainer"]["accelerator"])[0]
+    data, clock = build_data(config), Clock()
+    data.setup()
     callbacks = [build(part) for part in config["callbacks"].values() if part]
-    trainer = build_trainer(config, run, callbacks=[*callbacks, clock], logger=build(config["logger"]))
-    trainer.fit(build_classifier(config), data)
+    with tempfile.TemporaryDirectory() as run:
+        config["callbacks"]["checkpoint"]["dirpath"] = run
+        trainer = build_trainer(config, Path(run), callbacks=[*callbacks, clock], logger=build(config["logger"]))
+        trainer.fit(build_classifier(config), data)
     return seconds_per_step(clock.ends)
 
 
-def bare_loop(config: dict, batches: list[dict[str, torch.Tensor]]) -> list[float]:
-    """Return the seconds of each step of the shortest loop that trains."""
-    network, loss = build(config["model"]), build(config["loss"])
+def train_bare(options: list[str], precision: str) -> list[float]:
+    """Return the seconds of each step of the shortest loop that trains, from normalised tensors in memory."""
+    config = compose_config(options)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    data = build_data(config)
+    data.setup()
+    steps = config["trainer"]["limit_train_batches"]
+    batches = [data.on_after_batch_transfer(batch, 0) for batch in itertools.islice(data.train_dataloader(), steps)]
+    network, loss = build(config["model"]).to(device), build(config["loss"])
     optimizer = build(config["optimizer"])(network.parameters())
     ends = []
     for batch in batches:
+        images, labels = batch["image"].to(device), batch["label"].to(device)
         optimizer.zero_grad()
-        loss(network(batch["image"]), batch["label"]).backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            value = loss(network(images), labels)
+        value.backward()
         optimizer.step()
+        value.item()
         ends.append(time.perf_counter())
     return seconds_per_step(ends)
 
 
-def seconds_to_first_step(options: list[str], folder: Path) -> float:
-    """Return the seconds from the start of ``train.py`` to the end of its first step."""
-    line = [sys.executable, str(REPOSITORY / "train.py"), *options, "debug=one_batch", "test=false"]
-    started = time.perf_counter()
-    with subprocess.Popen(line, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout
-        seconds = next((time.perf_counter() - started for text in process.stdout if "step 1/1" in text), float("nan"))
-        process.communicate()
-    return seconds
+def train_with_timm(checkout: Path, images: Path, variant: str, flags: list[str]) -> list[float]:
+    """Return the seconds of each step that timm's ``train.py`` prints."""
+    with tempfile.TemporaryDirectory() as output:
+        line = [sys.executable, str(checkout / "train.py"), "--data-dir", str(images), "--model", variant,
+                "--num-classes", "2", "--batch-size", str(BATCH_SIZE), "--opt", "adam", "--lr", "2e-4", "--epochs", "1",
+                "--warmup-epochs", "0", "--log-interval", "1", "--output", output,
+                "--device", "cuda" if torch.cuda.is_available() else "cpu", *flags]  # fmt: skip
+        environment = os.environ | {"PYTHONPATH": f"{checkout}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        result = subprocess.run(line, capture_output=True, text=True, env=environment)
+    seconds = [float(number) for number in RATES.findall(result.stdout + result.stderr)]
+    if result.returncode or len(seconds) <= WARM_UP:
+        raise SystemExit(f"timm's train.py failed with status {result.returncode}: {result.stderr[-500:]}")
+    return seconds[WARM_UP:]
 
 
-def images_per_second(batches: Iterable, images: int) -> float:
-    """Iterate over ``batches`` once."""
-    started = time.perf_counter()
-    for _ in batches:
-        pass
-    return images / (time.perf_counter() - started)
+def link_images(root: Path, folder: Path, steps: int) -> None:
+    """Link the images of ``steps`` batches in the folders ``train/<class>`` and ``validation/<class>``."""
+    catalogue = read_catalogue(root, None)
+    usable = catalogue[catalogue["excluded"] == ""]
+    half = steps * BATCH_SIZE // 2
+    for label, rows in usable.groupby("label"):
+        for subset, count in (("train", half), ("validation", BATCH_SIZE // 2)):
+            target = folder / subset / str(label)
+            target.mkdir(parents=True)
+            for number, path in zip(range(count), itertools.cycle(rows["path"]), strict=False):
+                (target / f"{number}{Path(path).suffix}").symlink_to((root / path).absolute())
 
 
-def measure_reading(data: RadiographDataModule, catalogue_seconds: float, cache_seconds: float) -> None:
-    """Print the images per second of both pipelines, and the memory."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    data.split["split"] = "train"  # all images
-    table, count = data.subset("train"), len(data.split)
-    files = [data.root / path for path in table["path"]]
-    report = DataLoader(ReportPipeline(files[:: max(1, count // 600)]), batch_size=32, shuffle=True)
-    loader = data.train_dataloader()
-    rates: dict[str, list[float]] = {"report": [], "uint8": [], "float": []}
-    for _ in range(3):
-        rates["report"].append(images_per_second(report, len(report.dataset)))
-        rates["uint8"].append(images_per_second(loader, count))
-        normalised = (data.on_after_batch_transfer(batch, 0) for batch in loader)
-        rates["float"].append(images_per_second(normalised, count))
-    median = {name: statistics.median(values) for name, values in rates.items()}
-    peaks = []
-    for _ in range(10):
-        images_per_second((data.on_after_batch_transfer(batch, 0) for batch in loader), count)
-        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-    torch.set_num_threads(threads)
-
-    print(f"\nreading {count} images of {data.root.name}, batch 32, 224 px, one process and one thread")
-    print(f"  pipeline of the reference report {median['report']:8.0f} images/s")
-    for name, description in (("uint8", "cache, to the uint8 batch  "), ("float", "cache, and normalised      ")):
-        ratio = median[name] / median["report"]
-        print(f"  {description}      {median[name]:8.0f} images/s, {ratio:.0f} times as fast")
-    for description, seconds in (("reading every image once", catalogue_seconds), ("filling the cache", cache_seconds)):
-        ratio = seconds * median["report"] / count
-        print(f"  {description:30} {seconds:10.1f} s, {ratio:.2f} of one pass of the report's pipeline")
-    print(f"  peak memory after epoch 1 and 10 {peaks[0]:8.0f} and {peaks[-1]:.0f} MiB")
-
-
-def cache_to_memory_ratio(config: dict, data: RadiographDataModule, steps: int) -> float:
-    """Return the median time of a step from the cache, divided by that of a step from normalised tensors in memory."""
-    network, loss = build(config["model"]), build(config["loss"])
-    optimizer = build(config["optimizer"])(network.parameters())
-    loader = itertools.chain.from_iterable(data.train_dataloader() for _ in itertools.count())
-    normalised = (data.on_after_batch_transfer(batch, 0) for batch in loader)
-    images = next(iter(DataLoader(data.dataset("train"), batch_size=2000, collate_fn=lambda batch: batch)))
-    tensors, labels = data.preprocess.normalise(images["image"]), images["label"]
-    rows = torch.arange(config["data"]["batch_size"])
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    for step in range(2 * steps + 4):
-        cached = step % 2 == 0
+def multiplication_peak(dtype: torch.dtype) -> float:
+    """Return the largest number of floating-point operations per second of a matrix product, in 10^9."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 8192 if device == "cuda" else 2048
+    matrix = torch.randn(size, size, device=device).to(dtype)
+    rates = []
+    for _ in range(6):
         started = time.perf_counter()
-        if cached:
-            batch = next(normalised)
-        else:
-            index = (rows + step * len(rows)) % len(labels)
-            batch = {"image": tensors[index], "label": labels[index]}
-        optimizer.zero_grad()
-        loss(network(batch["image"]), batch["label"]).backward()
-        optimizer.step()
-        if step >= 4:
-            seconds[cached].append(time.perf_counter() - started)
-    return statistics.median(seconds[True]) / statistics.median(seconds[False])
+        (matrix @ matrix).sum().item()
+        rates.append(2 * size**3 / (time.perf_counter() - started) / 1e9)
+    return max(rates)
 
 
-def open_data(config: dict) -> RadiographDataModule:
-    """Return the prepared data module of a configuration."""
-    data = build_data(config)
-    data.prepare_data()
-    data.setup()
-    return data
+def measure(variant: str, root: Path, steps: int, turns: int, checkout: Path | None, cache: Path) -> None:
+    """Run every system in turns, and print its rates."""
+    native = choose_precision("auto")[0] == "bf16-mixed"
+    family = "resnet" if variant.startswith("resnet") else "densenet"
+    with tempfile.TemporaryDirectory() as folder:
+        link_images(root, Path(folder), steps + WARM_UP)
+        package = ["--worker", "package", "--variant", variant, "--family", family, "--root", str(root)]
+        bare = ["--worker", "bare", *package[2:]]
+        timm = ["--worker", "timm", *package[2:], "--images", folder, "--timm", str(checkout)]
+        systems = {"fractatlas train": [*package, "--precision", "auto"],
+                   "fractatlas train, trainer.precision=32-true": [*package, "--precision", "32-true"],
+                   "bare loop, float32": [*bare, "--precision", "32-true"]}  # fmt: skip
+        if native:
+            systems["bare loop, bfloat16"] = [*bare, "--precision", "bf16-mixed"]
+        if checkout:
+            systems["timm train.py"] = timm
+            systems["timm train.py --channels-last"] = [*timm, "--flags=--channels-last"]
+            if native:
+                flags = "--channels-last --amp --amp-dtype bfloat16"
+                systems[f"timm train.py {flags}"] = [*timm, f"--flags={flags}"]
+        seconds: dict[str, list[float]] = {name: [] for name in systems}
+        for _ in range(turns):
+            for name, arguments in systems.items():
+                line = [sys.executable, __file__, *arguments, "--steps", str(steps), "--cache", str(cache)]
+                result = subprocess.run(line, stdout=subprocess.PIPE, text=True)
+                if result.returncode:
+                    raise SystemExit(f"{name}: failed with status {result.returncode}")
+                seconds[name] += json.loads(result.stdout.splitlines()[-1])
+    default = statistics.median(seconds["fractatlas train"])
+    print(f"\n{variant}, batch {BATCH_SIZE}, 224 px, {len(seconds['fractatlas train'])} steps of each; images/s of the")
+    print(f"{'':52} fastest   median   fractatlas train is faster by")
+    for name, times in seconds.items():
+        rates = (BATCH_SIZE / value for value in (min(times), statistics.median(times)))
+        print(f"  {name:50} {'  '.join(f'{rate:7.2f}' for rate in rates)}   {statistics.median(times) / default:6.3f}")
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print, or measure one system and print its seconds per step as JSON (``--worker``)."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--model", default="resnet", choices=["resnet", "densenet"])
-    parser.add_argument("--variant", default="resnet18")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=8, help="measured steps of a repetition")
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--variants", nargs="+", default=["densenet169", "resnet50"])
+    parser.add_argument("--steps", type=int, default=6, help="measured steps of a process")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--timm", type=Path, help="a checkout of timm's repository")
+    for option in ("--worker", "--variant", "--family", "--root", "--images", "--precision", "--flags", "--cache"):
+        parser.add_argument(option, default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    real = Path(os.environ.get("FRACATLAS_ROOT", REPOSITORY / "data" / "FracAtlas")).absolute()
-    source = ["data=fracatlas", f"data.root={real}"] if real.is_dir() else ["data=phantom"]
+    if arguments.worker:
+        options = [f"data.root={arguments.root}", f"data.cache_dir={arguments.cache}", f"model={arguments.family}",
+                   f"model.variant={arguments.variant}", "model.weights=null", f"data.batch_size={BATCH_SIZE}",
+                   f"trainer.limit_train_batches={arguments.steps + WARM_UP}", "trainer.limit_val_batches=1",
+                   "trainer.max_epochs=1", "callbacks.last=null"]  # fmt: skip
+        if arguments.worker == "timm":
+            seconds = train_with_timm(
+                arguments.timm, Path(arguments.images), arguments.variant, arguments.flags.split()
+            )
+        else:
+            train = train_with_package if arguments.worker == "package" else train_bare
+            seconds = train(options, arguments.precision)
+        print(json.dumps(seconds))
+        return
+
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; {choose_precision('auto')[1]}")
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        print(f"  matrix product in {name:10} {multiplication_peak(dtype):8.0f} GFLOP/s")
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)  # all paths of a composed configuration are relative
-        run = Path(folder)
-        config = compose_config(source)
-        # Without the cache first, so that phantoms exist and the files are in the page cache.
-        root = open_data(compose_config([*source, "data.cache=false"])).root
-        started = time.perf_counter()
-        read_catalogue(root, Path(config["data"]["cache_dir"]))
-        catalogue_read = time.perf_counter()
-        data = open_data(config)
-        measure_reading(data, catalogue_read - started, time.perf_counter() - catalogue_read)
-
-        network = ["model=resnet", "model.variant=resnet18", "model.weights=null"]
-        small = compose_config([*source, "preprocess.resize=128", "preprocess.crop=128", *network])
-        ratio = cache_to_memory_ratio(small, open_data(small), 2 * arguments.steps * arguments.repetitions)
-        print("\nResNet-18, batch 32, 128 px")
-        print(f"  a step from the cache / from tensors in memory   {ratio:.3f}")
-
-        options = ["data=phantom", "data.prepare.images=600", f"model={arguments.model}", "model.weights=null",
-                   f"model.variant={arguments.variant}", f"data.batch_size={arguments.batch_size}"]  # fmt: skip
-        limits = [f"trainer.limit_train_batches={arguments.steps + 2}", "trainer.limit_val_batches=1",
-                  "trainer.max_epochs=1"]  # fmt: skip
-        config = compose_config([*options, *limits])
-        data = open_data(config)
-        loader = iter(data.train_dataloader())
-        batches = [data.on_after_batch_transfer(next(loader), 0) for _ in range(arguments.steps + 2)]
-        complete: list[float] = []
-        bare: list[float] = []
-        for _ in range(arguments.repetitions):
-            complete += training_loop(config, data, run)
-            bare += bare_loop(config, batches)
-        first = seconds_to_first_step(options, run)
-        os.chdir(REPOSITORY)
-
-    complete_rate, bare_rate = (arguments.batch_size / statistics.median(steps) for steps in (complete, bare))
-    print(f"\n{arguments.variant}, batch {arguments.batch_size}, 224 px, ", end="")
-    print(f"{torch.get_num_threads()} threads, {len(complete)} steps each")
-    print(f"  loop of train.py, from the cache {complete_rate:6.2f} images/s")
-    print(f"  bare loop, tensors in memory     {bare_rate:6.2f} images/s")
-    print(f"  train.py / bare                  {complete_rate / bare_rate:6.3f}")
-    print(f"  start to first optimizer step    {first:6.1f} s, {first / statistics.mean(bare):.1f} bare steps")
+        root = Path(os.environ.get("FRACATLAS_ROOT", REPOSITORY / "data" / "FracAtlas")).absolute()
+        if not root.is_dir():
+            root = Path(folder, "phantoms")
+            phantom.generate(root, images=600, seed=0)
+        for variant in arguments.variants:
+            measure(variant, root, arguments.steps, arguments.turns, arguments.timm, Path(folder, "cache"))
+    if not arguments.timm:
+        print("timm was not measured: give a checkout of its repository with --timm DIR")
 
 
 if __name__ == "__main__":
