@@ -9,7 +9,8 @@ folder with more configuration files, relative to the plan), and at least one of
 
 The runs are in ``logs/plans/<experiment>/<plan>/<name>/seed_<n>``, where ``<experiment>`` is the name of the plan's
 folder; repeat the command to resume them. Tables and figures are in the folder ``<plan>/`` next to the plan's file, and
-are written again after every recipe and step. They keep the rows of recipes and steps that were not requested.
+are written again after every recipe and step. They keep the rows of recipes and steps that were not requested. The
+folder ``<plan>/predictions`` contains the image-level predictions of each run, from which the tables can be computed.
 """
 
 import itertools
@@ -144,6 +145,7 @@ def run_plan(file: Path, out: Path | None = None, logs: Path | None = None, only
         if row["kept"]:
             kept, kept_runs = combine(kept, options), runs
         rows[name] = [row]
+        result_tables.write_predictions(out / "predictions", folder_name(name), runs)
         result_tables.write_steps(out, result_tables.merge(out / "steps.csv", list(plan.steps), rows))
     rows = {}
     for name in [name for name in plan.recipes if name in only or not only]:
@@ -151,6 +153,7 @@ def run_plan(file: Path, out: Path | None = None, logs: Path | None = None, only
         for run in runs:
             score_test(run)
         rows[name] = result_tables.recipe_rows(name, runs)
+        result_tables.write_predictions(out / "predictions", folder_name(name), runs)
         result_tables.write_recipes(out, result_tables.merge(out / "recipes.csv", list(plan.recipes), rows))
     return out
 

@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from sklearn.metrics import roc_auc_score
 
 from fractatlas.config.overrides import compose_config
 from fractatlas.errors import InputError
@@ -82,7 +83,19 @@ def test_test_subset_is_scored_after_all_trainings_of_a_recipe(write_plan, run, 
     assert list(table["recipe"].unique()) == ["A b", "A b, ensemble of 2", "C", "C, ensemble of 2"]
     assert list(table["subset"]) == ["val", "test"] * 4
     assert (table["auroc_low"] <= table["auroc"]).all()
-    assert {file.name for file in out.iterdir()} == {"recipes.csv", "recipes.md", "recipes.png"}
+    assert {file.name for file in out.iterdir()} == {"recipes.csv", "recipes.md", "recipes.png", "predictions"}
+
+
+def test_tables_can_be_computed_from_the_predictions_next_to_them(write_plan, run):
+    out = run(write_plan(seeds=[0, 1], recipes={"A b": ["optimizer.lr=0.1"]}, steps={"S": ["optimizer.lr=0.2"]}))
+    files = {file.name: pd.read_csv(file) for file in (out / "predictions").iterdir()}
+    assert set(files) == {"a_b_seed_0.csv", "a_b_seed_1.csv", "s_seed_0.csv", "s_seed_1.csv"}
+    assert set(files["s_seed_0.csv"]["split"]) == {"val"}
+    scores = pd.read_csv(out / "recipes.csv").set_index(["recipe", "subset"])["auroc"]
+    for subset in ("val", "test"):
+        tables = [files[f"a_b_seed_{seed}.csv"].set_index("split").loc[subset] for seed in (0, 1)]
+        areas = [roc_auc_score(table["label"], table["probability"]) for table in tables]
+        assert scores["A b", subset] == pytest.approx(np.mean(areas))
 
 
 def test_finished_runs_are_kept_and_other_settings_are_refused(write_plan, run, commands, tmp_path):
