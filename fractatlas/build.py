@@ -1,21 +1,33 @@
 """Build the parts of a run from a checked configuration."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 
+from fractatlas.config.schema import listed_targets
 from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.errors import InputError
+from fractatlas.models.backbones import Backbone
 from fractatlas.models.classifier import FractureClassifier
 
 
 def build(part: dict[str, Any], **arguments: Any) -> Any:
     """Instantiate one part of a checked configuration, with ``arguments`` added to its own."""
-    # Safe, because the schema lists every _target_ that reaches this line. Hydra's own list would need the module that
-    # defines a class (torch.optim.adam.Adam) instead of the documented name (torch.optim.Adam).
-    return instantiate(part, _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS, **arguments)
+    # Safe, because the schema or trusted_targets lists every _target_ that reaches this line. Hydra's own list would
+    # need the module that defines a class (torch.optim.adam.Adam) instead of the documented name (torch.optim.Adam).
+    make = partial(instantiate, part, _convert_="all", _execution_whitelist_=UNSAFE_DISABLE_EXECUTION_CHECKS)
+    if (target := part["_target_"]) in listed_targets():
+        return make(**arguments)
+    try:
+        return make(**arguments)
+    except InputError:
+        raise
+    except Exception as error:  # code of another package can raise anything
+        reason = " ".join(str(error).split())
+        raise InputError(f"{target}: {type(error).__name__}: {reason}; correct its arguments or its code") from error
 
 
 def build_data(config: dict[str, Any], split: Any = None) -> RadiographDataModule:
@@ -31,13 +43,23 @@ def build_data(config: dict[str, Any], split: Any = None) -> RadiographDataModul
 
 def build_classifier(config: dict[str, Any], pretrained: bool = True) -> FractureClassifier:
     """Build the classifier of a plain ``TrainConfig``; ``pretrained=False`` does not load the weights that it names."""
+    without = {} if pretrained or "weights" not in config["model"] else {"weights": None}
+    backbone = build(config["model"] | without)
+    if not isinstance(backbone, Backbone):
+        found = f"{config['model']['_target_']}: returns a {type(backbone).__name__}"
+        raise InputError(f"{found}; return a fractatlas.models.backbones.Backbone")
     return FractureClassifier(
-        backbone=build(config["model"] if pretrained else config["model"] | {"weights": None}),
+        backbone=backbone,
         loss=build(config["loss"]),
         optimizer=build(config["optimizer"]),
         scheduler=build(config["scheduler"]),
         config=config,
     )
+
+
+def model_name(config: dict[str, Any]) -> str:
+    """Return the name of the network: the variant, or the name of a function of another package."""
+    return config["model"].get("variant") or config["model"]["_target_"].rpartition(".")[2]
 
 
 def build_trainer(config: dict[str, Any], run: Path, **arguments: Any) -> lightning.Trainer:

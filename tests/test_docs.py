@@ -26,7 +26,8 @@ from tests.conftest import REPOSITORY
 
 DOCS = REPOSITORY / "docs"
 TESTED = [REPOSITORY / "README.md", DOCS / "get_started.md", DOCS / "howto" / "config_dir.md",
-          DOCS / "howto" / "grid.md", *sorted((DOCS / "tutorials").glob("*.md"))]  # fmt: skip
+          DOCS / "howto" / "extension.md", DOCS / "howto" / "grid.md",
+          *sorted((DOCS / "tutorials").glob("*.md"))]  # fmt: skip
 PAGES = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("experiments/**/README.md")),
          *(file for file in sorted(DOCS.rglob("*.md")) if "_build" not in file.parts)]  # fmt: skip
 BLOCK = re.compile(r"(?:^<!-- test: (?P<how>.*?) -->\n)?^```bash\n(?P<commands>.*?)^```$", re.MULTILINE | re.DOTALL)

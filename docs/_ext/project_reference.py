@@ -1,8 +1,8 @@
 """Generate reference pages from the code: directives ``configuration`` and ``command``.
 
 ``configuration GROUP`` lists every choice of a configuration group with its keys. Types and ranges come from
-``fractatlas/config/schema.py``; defaults and meanings come from ``conf/`` and its comments. ``meanings.yaml`` in this
-folder has the meaning of keys that ``conf/`` does not comment.
+``fractatlas/config/schema.py``; defaults and meanings come from ``fractatlas/config/reference.py``, as those of
+``--help`` do.
 """
 
 import dataclasses
@@ -20,21 +20,11 @@ import yaml
 from annotated_types import Ge, Gt, Interval, Le, Len, Lt
 from sphinx.util.docutils import SphinxDirective
 
-from fractatlas.config import schema
+from fractatlas.config import reference, schema
 from fractatlas.config.overrides import CONF
+from fractatlas.config.reference import GLOBAL, Entry, docstring, read_choice, schema_of
 
-GLOBAL = "# @package _global_"
-SCHEMAS = [value for value in vars(schema).values() if dataclasses.is_dataclass(value)]
 COMMANDS = {"train": schema.TrainConfig, "evaluate": schema.EvaluateConfig, "predict": schema.PredictConfig}
-MEANINGS: dict[str, str] = yaml.safe_load((Path(__file__).parent / "meanings.yaml").read_text(encoding="utf-8"))
-
-
-@dataclass
-class Entry:
-    """One key of a YAML file: its value as written, or the keys below it, and the comment beside it."""
-
-    value: "str | dict[str, Entry]"
-    comment: str
 
 
 @dataclass
@@ -45,28 +35,6 @@ class Row:
     kind: str
     default: str
     meaning: str
-
-
-def read_choice(file: Path, extend: bool = True) -> tuple[str, dict[str, Entry]]:
-    """Read a file of ``conf/``: the comment at its top and its keys, with those of the choices that it extends."""
-    text = file.read_text(encoding="utf-8")
-    head = []
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        if line != GLOBAL:
-            head.append(line.lstrip("# "))
-    node = yaml.compose(text)
-    keys = _entries(node, text.splitlines()) if node is not None else {}
-    inherited: dict[str, Entry] = {}
-    for item in yaml.safe_load(text)["defaults"] if "defaults" in keys else ():
-        if isinstance(item, str) and item != "_self_" and extend:
-            inherited = _merge(inherited, read_choice(file.parent / f"{item}.yaml")[1])
-        elif isinstance(item, dict) and not next(iter(item)).startswith("override"):
-            name, choice = next(iter(item.items()))
-            inherited[name] = Entry(str(choice), "group")
-    keys.pop("defaults", None)
-    return " ".join(head), _merge(inherited, keys)
 
 
 def rows(keys: dict[str, Entry], schema_class: type, prefix: str) -> Iterator[Row]:
@@ -84,15 +52,6 @@ def rows(keys: dict[str, Entry], schema_class: type, prefix: str) -> Iterator[Ro
         else:
             value = "{}" if isinstance(entry.value, dict) else entry.value
             yield Row(key, describe(hint), f"`{value}`" if value != '""' else "(empty)", _meaning(key, entry, None))
-
-
-def schema_of(keys: dict[str, Entry]) -> type | None:
-    """Return the dataclass of ``schema.py`` that lists the ``_target_`` of a choice."""
-    target = keys.get("_target_")
-    for schema_class in SCHEMAS:
-        if target and target.value in get_args(get_type_hints(schema_class).get("_target_", Any)):
-            return schema_class
-    return None
 
 
 def describe(hint: Any) -> str:
@@ -145,7 +104,7 @@ def group_markdown(group: str) -> str:
                 table = [row for row in table if f"{row.key}.".startswith(tuple(own))]
                 text = f"The keys of `{group}={extended}`" + (", and:\n\n" if table else ".\n")
             text += _table(table) if table else ""
-        summary = summary or ("" if extended else _docstring(schema_class))
+        summary = summary or ("" if extended else docstring(schema_class))
         title = f"conf/hydra/{file.name}" if group == "hydra" else f"{group}={file.stem}"
         parts.append(f"**`{title}`** {summary}\n\n{text}\n")
     return "\n".join(parts)
@@ -205,44 +164,12 @@ def _extended(file: Path) -> str:
     return next((item for item in defaults if isinstance(item, str) and item != "_self_"), "")
 
 
-def _entries(node: yaml.MappingNode, lines: list[str]) -> dict[str, Entry]:
-    found = {}
-    for key, value in node.value:
-        nested = isinstance(value, yaml.MappingNode) and not value.flow_style
-        end = key.end_mark if nested else value.end_mark
-        line = lines[end.line] if end.line < len(lines) else ""
-        comment = line[end.column :].partition("# ")[2].strip()
-        written = lines[value.start_mark.line][value.start_mark.column : value.end_mark.column]
-        if value.start_mark.line != value.end_mark.line:
-            written = ""
-        found[key.value] = Entry(_entries(value, lines) if nested else written or "null", comment)
-    return found
-
-
-def _merge(first: dict[str, Entry], second: dict[str, Entry]) -> dict[str, Entry]:
-    merged = dict(first)
-    for name, entry in second.items():
-        earlier = merged.get(name)
-        if earlier and isinstance(earlier.value, dict) and isinstance(entry.value, dict):
-            merged[name] = Entry(_merge(earlier.value, entry.value), entry.comment or earlier.comment)
-        else:
-            merged[name] = Entry(entry.value, entry.comment or (earlier.comment if earlier else ""))
-    return merged
-
-
 def _container(group: str) -> type | None:
     return {"callbacks": schema.Callbacks, "paths": schema.Paths}.get(group)
 
 
 def _meaning(key: str, entry: Entry, schema_class: type | None) -> str:
-    text = entry.comment or MEANINGS.get(key, "") or _docstring(schema_class)
-    return re.sub(r"([|*<>])", r"\\\1", text)
-
-
-def _docstring(schema_class: type | None) -> str:
-    if schema_class is None or not schema_class.__doc__:
-        return ""
-    return schema_class.__doc__.strip().splitlines()[0].replace("``", "`")
+    return re.sub(r"([|*<>])", r"\\\1", reference.meaning(key, entry, schema_class))
 
 
 def _table(table: list[Row]) -> str:

@@ -23,30 +23,47 @@ WITH_PREDICTIONS = {
     "subset": "with predictions=..., the column split selects the subsets",
     "split_file": "with predictions=..., the column split selects the subsets",
     "trainer": "with predictions=..., no network is used",
+    "trusted_targets": "with predictions=..., no network is used",
 }
 
 
 def evaluate() -> None:
     """Score a checkpoint or a table of predictions, and write a run folder."""
-    hydra_command.run("evaluate", EvaluateConfig, _evaluate)
+    hydra_command.run("evaluate", EvaluateConfig, _evaluate, _check, hydra_command.TRAINING_KEYS)
 
 
-def _evaluate(config: dict[str, Any]) -> None:
-    quieten()
+def _check(config: dict[str, Any]) -> None:
+    """Check that one thing is scored, that every argument has an effect, and that the files exist."""
     if bool(config["ckpt"]) == bool(config["predictions"]):
         raise InputError("give exactly one of ckpt=<run folder> and predictions=FILE")
     if config["predictions"]:
-        from fractatlas.evaluation.external_predictions import evaluate_predictions, stored_operating_point
+        from fractatlas.evaluation.external_predictions import stored_operating_point
 
         reasons = WITH_PREDICTIONS
         if file := stored_operating_point(Path(config["predictions"])):
             reasons = reasons | {"threshold": f"with predictions=..., {file} stores their threshold"}
         hydra_command.refuse_overrides(reasons)
+        hydra_command.require_files(config, "predictions", "catalogue", "heatmaps")
+    else:
+        from fractatlas.data.sources.fracatlas import require_layout
+
+        hydra_command.refuse_overrides(WITH_CKPT)
+        hydra_command.require_checkpoint(config)
+        hydra_command.require_files(config, "split_file")
+        hydra_command.require_accelerator(config["trainer"])
+        if config["data_root"]:
+            require_layout(Path(config["data_root"]))
+
+
+def _evaluate(config: dict[str, Any]) -> None:
+    quieten()
+    if config["predictions"]:
+        from fractatlas.evaluation.external_predictions import evaluate_predictions
+
         evaluate_predictions(config)
     else:
-        hydra_command.refuse_overrides(WITH_CKPT)
         log.info("run folder: %s", config["paths"]["output_dir"])
-        with waiting("loading PyTorch"):
+        with waiting("loading PyTorch"):  # after the checks, because it is slow to import
             from fractatlas.inference.evaluate import evaluate
 
         if not evaluate(config):

@@ -14,11 +14,20 @@ NO_EFFECT |= {"paths.weights": "here, the checkpoint contains the weights"}
 
 def predict() -> None:
     """Write ``predictions.csv``; exit with status 2 if ``errors.csv`` lists images that could not be read."""
-    hydra_command.run("predict", PredictConfig, _predict)
+    hydra_command.run("predict", PredictConfig, _predict, _check, NO_EFFECT)
+
+
+def _check(config: dict[str, Any]) -> None:
+    """Check that every argument has an effect, and that the input and the checkpoint exist."""
+    from fractatlas.inference.inputs import require_match
+
+    hydra_command.refuse_overrides(NO_EFFECT)
+    require_match(config["input"])
+    hydra_command.require_checkpoint(config)
+    hydra_command.require_accelerator(config["trainer"])
 
 
 def _predict(config: dict[str, Any]) -> None:
-    hydra_command.refuse_overrides(NO_EFFECT)
     from fractatlas.inference.inputs import find_inputs
 
     inputs = find_inputs(config["input"])

@@ -30,7 +30,7 @@ Repeat the command to resume the study. Results are in logs/search/<study>/.
 
 def train() -> None:
     """Fine-tune a network; with ``-m``, train one network for each job."""
-    hydra_command.run("train", TrainConfig, _train)
+    hydra_command.run("train", TrainConfig, _train, _check)
 
 
 def search() -> None:
@@ -40,6 +40,23 @@ def search() -> None:
         return
     sys.argv[1:] = ["-m", "hparams_search=optuna", *(one for one in sys.argv[1:] if one not in ("-m", "--multirun"))]
     train()
+
+
+def _check(config: dict[str, Any]) -> None:
+    """Check the data folder, the table of the split and the file of the weights."""
+    from fractatlas.data.sources.fracatlas import require_layout
+    from fractatlas.data.splits import read_split
+    from fractatlas.models.weight_files import find_weights
+
+    data, model, resume = config["data"], config["model"], config["resume"]
+    if data["prepare"] is None or Path(data["root"]).exists():
+        require_layout(Path(data["root"]))
+    hydra_command.require_accelerator(config["trainer"])
+    table = config["split"].get("path") or config["split"].get("previous")
+    if table and not (resume and (Path(resume) / "split.csv").is_file()):  # a resumed run uses its own split
+        read_split(Path(table))
+    if {"weights", "weights_dir", "variant"} <= model.keys():
+        find_weights(model["variant"], model["weights"], model["weights_dir"])
 
 
 def _train(config: dict[str, Any]) -> float:
@@ -52,7 +69,10 @@ def _train(config: dict[str, Any]) -> float:
         from fractatlas.training import fit
 
     multirun = HydraConfig.get().mode == RunMode.MULTIRUN  # the grid prints how to resume all of its jobs
-    with exit_on_stop_signals("" if multirun else hydra_command.command_line("train", [f"resume={run}"])):
+    resume = [f"resume={run}"]
+    if config["trusted_targets"]:
+        resume.append(f"trusted_targets=[{','.join(config['trusted_targets'])}]")
+    with exit_on_stop_signals("" if multirun else hydra_command.command_line("train", resume)):
         best = fit.train(config)
         if config["report"] and (run / "metrics.json").is_file():
             rank_zero_only(write_page)(run)

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fractatlas.config.schema import TrainConfig
@@ -24,11 +24,13 @@ MULTIRUN = {"-m", "--multirun"}
 # Hydra's options that take a value.
 OPTIONS_WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package",
                       "-p", "--experimental-rerun")  # fmt: skip
+SHORT_OPTIONS = {"-cd": "--config-dir", "-cp": "--config-path", "-cn": "--config-name"}
 FLAGS = ("--help", "-h", "--hydra-help", "--version", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc",
          "--info", "-i", "--resolve")  # fmt: skip
 # What a resumed run may change: how long, where and how fast it trains, but not the model, the data or the recipe.
-RESUMABLE = ("resume", "test", "report", "trainer.max_epochs", "trainer.accelerator", "trainer.devices", "data.root",
-             "data.cache", "data.cache_dir", "data.num_workers", "data.pin_memory")  # fmt: skip
+RESUMABLE = ("resume", "trusted_targets", "test", "report", "trainer.max_epochs", "trainer.accelerator",
+             "trainer.devices", "data.root", "data.cache", "data.cache_dir", "data.num_workers",
+             "data.pin_memory")  # fmt: skip
 # Settings that do not make two runs different: where and how fast they train. A longer training has another result.
 NOT_COMPARED = ("paths.", "logger.save_dir", "callbacks.checkpoint.dirpath", "model.weights_dir",
                 *(key for key in RESUMABLE if key != "trainer.max_epochs"))  # fmt: skip
@@ -103,23 +105,42 @@ def compose_config(options: Sequence[str]) -> dict[str, Any]:
     Raises:
         InputError: an option is invalid.
     """
-    prepared = prepare(options, TrainConfig)
-    folders = [Path(option.partition("=")[2]).absolute() for option in prepared if option.startswith("--config-dir=")]
-    overrides = [option for option in prepared if not option.startswith("--config-dir=")]
-    if folders:
-        overrides.append(f"hydra.searchpath=[{', '.join(_as_string(f'file://{folder}') for folder in folders)}]")
+    prepared = [*prepare(options, TrainConfig), "paths.root=.", "paths.output_dir=."]
     try:
-        with initialize_config_dir(str(CONF)):
-            return validate(compose("train", [*overrides, "paths.root=.", "paths.output_dir=."]), TrainConfig)
+        config = compose_with_hydra("train", prepared)
+        with open_dict(config):
+            del config["hydra"]
+        return validate(config, TrainConfig)
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(explain(error, TrainConfig, CONF)) from None
 
 
+def compose_with_hydra(verb: str, prepared: Sequence[str]) -> DictConfig:
+    """Compose what Hydra composes for the prepared arguments of ``fractatlas VERB``, its own node included.
+
+    Flags such as ``--help`` have no effect.
+
+    Raises:
+        hydra.errors.HydraException: an argument is invalid.
+    """
+    options = dict(argument.split("=", 1) for argument in prepared if argument.startswith("--") and "=" in argument)
+    overrides = [argument for argument in prepared if not argument.startswith("-")]
+    if folder := options.get("--config-dir"):
+        if not Path(folder).is_dir():
+            raise InputError(f"--config-dir={folder}: no such folder; correct the path")
+        overrides.append(f"hydra.searchpath=[{_as_string(f'file://{Path(folder).absolute()}')}]")
+    with initialize_config_dir(str(Path(options.get("--config-path", CONF)).absolute()), job_name=verb):
+        return compose(options.get("--config-name", verb), overrides, return_hydra_config=True)
+
+
 def _joined(arguments: Sequence[str]) -> Iterator[str]:
-    """Yield ``--config-dir DIR`` as ``--config-dir=DIR``, and every other argument unchanged."""
+    """Yield ``--config-dir DIR`` and ``-cd DIR`` as ``--config-dir=DIR``, and every other argument unchanged."""
     rest = iter(arguments)
     for argument in rest:
         value = next(rest, None) if argument in OPTIONS_WITH_VALUE else None
+        option, equals, given = argument.partition("=")
+        if option in SHORT_OPTIONS:
+            argument = f"{SHORT_OPTIONS[option]}{equals}{given}"
         yield argument if value is None else f"{argument}={value}"
 
 
@@ -168,6 +189,7 @@ def _resume(folder: str, arguments: list[str]) -> list[str]:
     return [
         f"--config-path={run / '.hydra'}",
         "--config-name=config",
+        "++trusted_targets=[]",  # a run folder may come from somebody else, so its own list does not count
         _literal("resume", str(run)),
         _literal("paths.root", hydra.runtime.cwd),
         _literal("hydra.run.dir", str(run)),

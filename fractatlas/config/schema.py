@@ -1,15 +1,19 @@
 """Declare the names, types and ranges of every configuration key.
 
-One dataclass for each part that Hydra instantiates; ``_target_`` selects it. A target that no dataclass lists is never
-instantiated, whether it comes from the command line or from a checkpoint. Defaults, and a description of each key, are
-in ``conf/``. ``fractatlas.config.validation`` applies this schema.
+One dataclass for each part that Hydra instantiates; ``_target_`` selects it. A target that no dataclass lists is
+instantiated only in an ``EXTENSIBLE`` part, and only if ``trusted_targets`` contains its package (see
+``fractatlas.config.trusted``). Defaults are in ``conf/``, and a description of each key is in ``conf/`` or in
+``fractatlas/config/meanings.yaml``. ``fractatlas.config.validation`` applies this schema.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, Literal, dataclass_transform
+import functools
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, dataclass_transform, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Interval, Len, Lt
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator
+
+from fractatlas.config.trusted import SWITCH, is_trusted
 
 Count = Annotated[int, Ge(0)]
 Positive = Annotated[int, Ge(1)]
@@ -25,6 +29,16 @@ Pixels = Annotated[int, Interval(ge=8, le=4096)]
 Channels = Annotated[list[float], Len(3, 3)]
 AS_TYPED = "taken from the command line as it was typed"
 TypedPath = Annotated[str, Field(min_length=1), AS_TYPED]
+
+
+def _check_unless_trusted(part: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    target = part.get("_target_") if isinstance(part, dict) else None
+    if is_trusted(target, (info.context or {}).get(SWITCH, ())) and target not in listed_targets():
+        return part
+    return check(part)
+
+
+EXTENSIBLE = WrapValidator(_check_unless_trusted)  # marks a part that may have a trusted target instead of a listed one
 
 
 @dataclass_transform()
@@ -73,6 +87,10 @@ class DrawnSplit(Partial):
     seed: Count
     previous: str | None
 
+    def __post_init__(self):
+        if abs(sum(self.ratios) - 1) > 1e-6:
+            raise ValueError(f"ratios={self.ratios}: the sum is {sum(self.ratios):g}, should be 1")
+
 
 class KFoldSplit(Partial):
     """Cross-validate by group: each fold is the test subset once."""
@@ -81,6 +99,10 @@ class KFoldSplit(Partial):
     folds: Annotated[int, Interval(ge=3, le=100)]
     fold: Count
     seed: Count
+
+    def __post_init__(self):
+        if self.fold >= self.folds:
+            raise ValueError(f"fold={self.fold} should be less than split.folds={self.folds}; the first fold is 0")
 
 
 class ManifestSplit(Partial):
@@ -98,6 +120,10 @@ class ResizeAndCrop(Strict):
     crop: Pixels
     mean: Channels
     std: Annotated[list[Rate], Len(3, 3)]
+
+    def __post_init__(self):
+        if self.crop > self.resize:
+            raise ValueError(f"crop={self.crop} should be at most preprocess.resize={self.resize}")
 
 
 class Letterbox(Strict):
@@ -137,6 +163,13 @@ class Backbone(Strict):
     mirror: bool
     channels_last: bool
     compile: bool
+    variant: str
+
+    def __post_init__(self):
+        if self.weights == "imagenet" and self.variant.endswith("_tiny"):
+            raise ValueError(
+                f"weights=imagenet: there are no ImageNet weights for {self.variant}; use model.weights=null"
+            )
 
 
 class DenseNet(Backbone):
@@ -183,7 +216,7 @@ class SGD(Optimizer):
 
     def __post_init__(self):
         if self.nesterov and not self.momentum:
-            raise ValueError("nesterov=true needs a momentum above 0")
+            raise ValueError("nesterov=true needs a momentum above 0; set optimizer.momentum")
 
 
 class ConstantSchedule(Partial):
@@ -248,7 +281,10 @@ class Trainer(Strict):
 
     def __post_init__(self):
         if self.check_val_every_n_epoch > self.max_epochs:
-            raise ValueError("check_val_every_n_epoch above max_epochs: no epoch would be validated")
+            every, epochs = self.check_val_every_n_epoch, self.max_epochs
+            raise ValueError(f"check_val_every_n_epoch={every}: no epoch would be validated; use at most {epochs}")
+        if self.accelerator == "cpu" and (self.devices == -1 or isinstance(self.devices, list)):
+            raise ValueError(f"devices={self.devices}: should be a number of processes with trainer.accelerator=cpu")
 
 
 class BestCheckpoint(Strict):
@@ -341,10 +377,12 @@ class Paths(Strict):
 _BY_TARGET = Field(discriminator="_target_")
 Split = Annotated[DrawnSplit | KFoldSplit | ManifestSplit, _BY_TARGET]
 Preprocess = Annotated[ResizeAndCrop | Letterbox, _BY_TARGET]
-Augment = Annotated[NoAugmentation | LightAugmentation, _BY_TARGET]
-Model = Annotated[DenseNet | ResNet, _BY_TARGET]
-AnyOptimizer = Annotated[Adam | SGD, _BY_TARGET]
-Scheduler = Annotated[ConstantSchedule | CosineSchedule, _BY_TARGET]
+Augment = Annotated[NoAugmentation | LightAugmentation, _BY_TARGET, EXTENSIBLE]
+Model = Annotated[DenseNet | ResNet, _BY_TARGET, EXTENSIBLE]
+Loss = Annotated[BinaryCrossEntropy, EXTENSIBLE]
+AnyOptimizer = Annotated[Adam | SGD, _BY_TARGET, EXTENSIBLE]
+Scheduler = Annotated[ConstantSchedule | CosineSchedule, _BY_TARGET, EXTENSIBLE]
+Logger = Annotated[TensorBoard, EXTENSIBLE]
 Threshold = Annotated[FixedThreshold | YoudenThreshold | SensitivityThreshold, _BY_TARGET]
 
 
@@ -362,14 +400,15 @@ class TrainConfig(Strict):
     preprocess: Preprocess
     augment: Augment
     model: Model
-    loss: BinaryCrossEntropy
+    loss: Loss
     optimizer: AnyOptimizer
     scheduler: Scheduler
     threshold: Threshold
     trainer: Trainer
     callbacks: Callbacks
-    logger: TensorBoard
+    logger: Logger
     paths: Paths
+    trusted_targets: list[str] = field(default_factory=list)
 
 
 class EvaluateConfig(Strict):
@@ -387,6 +426,7 @@ class EvaluateConfig(Strict):
     threshold: Threshold
     trainer: Trainer
     paths: Paths
+    trusted_targets: list[str] = field(default_factory=list)
 
 
 class PredictConfig(Strict):
@@ -400,6 +440,7 @@ class PredictConfig(Strict):
     threads: Positive | None
     trainer: Trainer
     paths: Paths
+    trusted_targets: list[str] = field(default_factory=list)
 
 
 class Sampler(Strict):
@@ -459,3 +500,15 @@ class GridConfig(Strict):
     _target_: Literal["fractatlas.search.grid.GridSweeper"]
     max_batch_size: Positive | None
     params: dict[str, str] | None
+
+
+@functools.cache
+def parts() -> tuple[type, ...]:
+    """Return the dataclasses of this module."""
+    return tuple(part for part in globals().values() if isinstance(part, type) and issubclass(part, Strict))
+
+
+@functools.cache
+def listed_targets() -> frozenset[str]:
+    """Return every ``_target_`` that a dataclass of this module lists."""
+    return frozenset(target for part in parts() for target in get_args(get_type_hints(part).get("_target_")))

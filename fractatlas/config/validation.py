@@ -6,6 +6,7 @@ import functools
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -14,7 +15,7 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 from pydantic import TypeAdapter, ValidationError
 
-from fractatlas.config import schema
+from fractatlas.config import schema, trusted
 from fractatlas.errors import InputError
 
 _adapter = functools.cache(TypeAdapter)
@@ -27,7 +28,7 @@ AXIS_ERRORS = {
     rf"Could not append to config\. An item is already at '{AXES}([^']+)'(?s:.*?)=(.*?)'?$": "already there",
     rf"Sweeping over Hydra's configuration is not supported : '\+*{AXES}([^=]+)=(.*)'$": "needs double quotes",
 }
-SCHEMA_NAMES = {name for name, value in vars(schema).items() if dataclasses.is_dataclass(value)}
+SCHEMA_NAMES = {part.__name__ for part in schema.parts()}
 
 
 def metric_mode(monitor: str) -> str:
@@ -41,10 +42,15 @@ def runs_on_one_device(trainer: dict[str, Any]) -> bool:
     return trainer["num_nodes"] == 1 and (devices == 1 or (isinstance(devices, list) and len(devices) == 1))
 
 
-def validate(config: DictConfig, schema_class: type) -> dict[str, Any]:
+def validate(config: DictConfig, schema_class: type, trusted_targets: Sequence[str] | None = None) -> dict[str, Any]:
     """Check a configuration against its schema.
 
     Runs after composition, because Hydra's ``+`` and ``++`` add keys even to a structured configuration.
+
+    Args:
+        config: composed.
+        schema_class: of the command.
+        trusted_targets: the module prefixes that replace those of the configuration, because it comes from a file.
 
     Returns:
         The configuration, its interpolations resolved, as plain dicts, lists and scalars, which a checkpoint can store.
@@ -54,11 +60,19 @@ def validate(config: DictConfig, schema_class: type) -> dict[str, Any]:
         omegaconf.errors.OmegaConfBaseException: an interpolation cannot be resolved.
     """
     plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    if trusted_targets is not None:
+        plain[trusted.SWITCH] = list(trusted_targets)
+    prefixes = trusted.check_prefixes(plain.get(trusted.SWITCH, []))
+    if trusted.SWITCH in get_type_hints(schema_class):
+        plain[trusted.SWITCH] = prefixes  # absent from older run folders and checkpoints
     try:
         # Strict, so that "3" is not a number. From JSON, because strict mode accepts dicts only there.
-        _adapter(schema_class).validate_json(json.dumps(plain), strict=True)
+        _adapter(schema_class).validate_json(json.dumps(plain), strict=True, context={trusted.SWITCH: prefixes})
     except ValidationError as error:
         raise InputError("\n".join(_messages(error, schema_class))) from None
+    for key, is_partial in extensible_keys(schema_class).items():
+        if plain[key]["_target_"] not in schema.listed_targets():
+            trusted.check_part(key, plain[key], prefixes, is_partial)
     return plain
 
 
@@ -89,6 +103,17 @@ def known_keys(schema_class: type, prefix: str = "") -> Iterator[str]:
 def group_keys(schema_class: type) -> set[str]:
     """Return the keys whose value is a group of keys (``model``, ``optimizer``)."""
     return {name for name, hint in get_type_hints(schema_class).items() if any(_dataclasses_in(hint))}
+
+
+@functools.cache
+def extensible_keys(schema_class: type) -> dict[str, bool]:
+    """Return the groups that may have a trusted target, and whether each builds a function (``_partial_``)."""
+    hints = get_type_hints(schema_class, include_extras=True)
+    return {
+        name: all(issubclass(part, schema.Partial) for part in _dataclasses_in(hint))
+        for name, hint in hints.items()
+        if schema.EXTENSIBLE in getattr(hint, "__metadata__", ())
+    }
 
 
 def path_keys(schema_class: type) -> set[str]:
@@ -165,18 +190,31 @@ def _messages(error: ValidationError, schema_class: type) -> Iterator[str]:
     for item in error.errors(include_url=False):
         key = ".".join(str(step) for step in item["loc"] if not _is_branch_name(str(step)))
         by_key.setdefault(key, []).append(item)
+    # Without a known target, it is unknown which other keys the part should have.
+    unknown = {key.removesuffix("._target_") for key, items in by_key.items() if _is_unknown_target(key, items[0])}
     seen = set()
     for key, items in by_key.items():
         first = items[0]
         kind, value = first["type"], first["input"]
+        if _is_unknown_target(key, first):
+            part = key.removesuffix("._target_")
+            target, allowed = (
+                first["ctx"].get("tag", value),
+                first["ctx"].get("expected_tags", first["ctx"].get("expected")),
+            )
+            package, remedy = target.rpartition(".")[0], ""
+            if part in extensible_keys(schema_class) and package.partition(".")[0] not in sys.stdlib_module_names:
+                remedy = f"; if you trust the package {package}, add {trusted.SWITCH}=[{package}]"
+            yield f"{part}._target_={target}: should be one of {allowed}{remedy}"
+            continue
+        if key.rpartition(".")[0] in unknown:
+            continue
         if kind in ("unexpected_keyword_argument", "extra_forbidden"):
             yield unknown_key_message(key, schema_class)
         elif kind in ("missing", "string_too_short"):
             yield f"{key} needs a value: {key}=..."
         elif kind == "value_error":
-            yield f"{key}: {first['ctx']['error']}"
-        elif kind == "union_tag_invalid":
-            yield f"{key}._target_={first['ctx']['tag']}: should be one of {first['ctx']['expected_tags']}"
+            yield f"{key}.{first['ctx']['error']}"
         else:
             shown = value if isinstance(value, str) else json.dumps(value)
             allowed = ", or ".join(dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in items))
@@ -184,6 +222,11 @@ def _messages(error: ValidationError, schema_class: type) -> Iterator[str]:
             if problem not in seen:
                 seen.add(problem)
                 yield f"{key}={problem}"
+
+
+def _is_unknown_target(key: str, item: Any) -> bool:
+    literal = item["type"] == "literal_error" and key.endswith("._target_") and isinstance(item["input"], str)
+    return literal or item["type"] == "union_tag_invalid"
 
 
 def _is_branch_name(step: str) -> bool:

@@ -90,7 +90,7 @@ def manifest_split(catalogue: pd.DataFrame, *, path: str) -> pd.DataFrame:
     Raises:
         InputError: the file is not a split, or contains an image that the catalogue does not contain.
     """
-    listed = _read_split(Path(path))
+    listed = read_split(Path(path))
     if unknown := sorted(set(listed["image_id"]) - set(catalogue["image_id"])):
         shown = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
         raise InputError(f"{path}: {len(unknown)} images are not in the data folder ({shown}); remove these rows")
@@ -105,7 +105,7 @@ def recorded_split(catalogue: pd.DataFrame, *, path: str) -> pd.DataFrame:
     Raises:
         InputError: the file is not a split, or a subset has no image of a class.
     """
-    return _listed_split(catalogue, _read_split(Path(path)), path)
+    return _listed_split(catalogue, read_split(Path(path)), path)
 
 
 def _listed_split(catalogue: pd.DataFrame, listed: pd.DataFrame, path: str) -> pd.DataFrame:
@@ -135,7 +135,7 @@ def count_recorded(images: pd.Series, *, path: str) -> dict[str, int]:
     Raises:
         InputError: the file is not a split.
     """
-    recorded = images.map(_read_split(Path(path)).set_index("image_id")["split"]).fillna("none")
+    recorded = images.map(read_split(Path(path)).set_index("image_id")["split"]).fillna("none")
     return {name: int((recorded == name).sum()) for name in (*SUBSETS, "none")}
 
 
@@ -151,7 +151,7 @@ def _draw(
     if abs(sum(ratios) - 1) > 1e-6:
         raise InputError(f"split.ratios={list(ratios)}: the sum is {sum(ratios):g}, should be 1")
     table, key = _included(catalogue), _block if unit == "group" else str
-    earlier = _read_split(Path(previous)).set_index("image_id")["split"] if previous else pd.Series(dtype=object)
+    earlier = read_split(Path(previous)).set_index("image_id")["split"] if previous else pd.Series(dtype=object)
     earlier = table["image_id"].map(earlier).astype(object)
     if previous and earlier.isna().all():
         raise InputError(f"split.previous={previous}: no image is in the data folder; use a split.csv of these images")
@@ -182,7 +182,12 @@ def _block(image_id: str) -> str:
     return str(int(digits) // BLOCK) if digits else image_id
 
 
-def _read_split(path: Path) -> pd.DataFrame:
+def read_split(path: Path) -> pd.DataFrame:
+    """Read a table with the columns ``image_id`` and ``split``.
+
+    Raises:
+        InputError: the file is missing or is not a split.
+    """
     table = read_csv(path, ["image_id", "split"], "a split has the columns image_id,split", dtype=str)
     if not table["split"].isin(SUBSETS).all():
         row = int(np.argmin(table["split"].isin(SUBSETS)))

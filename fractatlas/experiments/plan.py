@@ -149,9 +149,10 @@ def run_plan(file: Path, out: Path | None = None, logs: Path | None = None, only
         result_tables.write_steps(out, result_tables.merge(out / "steps.csv", list(plan.steps), rows))
     rows = {}
     for name in [name for name in plan.recipes if name in only or not only]:
-        runs = _train(plan, logs, name, plan.options(plan.recipes[name]))
+        options = plan.options(plan.recipes[name])
+        runs = _train(plan, logs, name, options)
         for run in runs:
-            score_test(run)
+            score_test(run, options)
         rows[name] = result_tables.recipe_rows(name, runs)
         result_tables.write_predictions(out / "predictions", folder_name(name), runs)
         result_tables.write_recipes(out, result_tables.merge(out / "recipes.csv", list(plan.recipes), rows))

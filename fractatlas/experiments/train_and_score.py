@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fractatlas.config.overrides import NOT_COMPARED, compose_config, recorded_settings
+from fractatlas.config.trusted import SWITCH
 from fractatlas.config.validation import differences, flatten
 from fractatlas.errors import InputError
 from fractatlas.signals import INTERRUPTED, STOPPED, wait_for
@@ -28,13 +29,15 @@ def train(run: Path, options: Sequence[str]) -> None:
     if (run / "metrics.json").is_file():
         return
     if started:
-        run_command(run, "train", f"resume={run}")
+        run_command(run, "train", f"resume={run}", *_trusted(options))
     else:
         run_command(run, "train", *options, "test=false", f"hydra.run.dir={run}")
 
 
-def score_test(run: Path) -> None:
+def score_test(run: Path, options: Sequence[str]) -> None:
     """Score the best checkpoint of a finished run on the test subset, in ``<run>/test``, unless it is scored already.
+
+    ``options`` are those of the training.
 
     Raises:
         InputError: the evaluation failed.
@@ -42,7 +45,8 @@ def score_test(run: Path) -> None:
     """
     if not (run / "test" / "metrics.json").is_file():
         checkpoint = run / "checkpoints" / "best.ckpt"
-        run_command(run, "evaluate", f"ckpt={checkpoint}", "subset=test", f"hydra.run.dir={run / 'test'}")
+        folder = run / "test"
+        run_command(run, "evaluate", f"ckpt={checkpoint}", "subset=test", f"hydra.run.dir={folder}", *_trusted(options))
 
 
 def run_command(run: Path, verb: str, *arguments: str) -> None:
@@ -59,6 +63,10 @@ def run_command(run: Path, verb: str, *arguments: str) -> None:
         raise SystemExit(status)
     if status:
         raise InputError(f"{run}: {verb} failed with status {status}; correct the error printed above")
+
+
+def _trusted(options: Sequence[str]) -> list[str]:
+    return [option for option in options if option.startswith(f"{SWITCH}=")]
 
 
 def _differing_settings(run: Path, options: Sequence[str]) -> list[str]:

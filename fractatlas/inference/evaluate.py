@@ -10,7 +10,7 @@ import lightning
 import pandas as pd
 import yaml
 
-from fractatlas.build import build_data, build_trainer
+from fractatlas.build import build_data, build_trainer, model_name
 from fractatlas.data.splits import ALL, SUBSETS, all_images, count_recorded, recorded_split
 from fractatlas.errors import InputError
 from fractatlas.evaluation import provenance
@@ -45,18 +45,18 @@ def evaluate(config: dict[str, Any]) -> bool:
     started = time.monotonic()
     quieten()
     run, subset = Path(config["paths"]["output_dir"]), config["subset"]
-    model = load_model(config["ckpt"])
+    model = load_model(config["ckpt"], trusted_targets=config["trusted_targets"])
     split = _training_split(config, model.checkpoint)
     trained = model.config
     trained["data"]["cache_dir"] = config["paths"]["cache_dir"]
     if config["data_root"]:
         trained["data"] |= {"root": config["data_root"], "prepare": None}
     lightning.seed_everything(trained["seed"], workers=True, verbose=False)
+    trainer = build_trainer(config, run, callbacks=[TerminalProgressBar()], logger=False)
+    keep_profile(trainer, run)
     data = build_data(trained, split=all_images if subset == ALL else partial(recorded_split, path=str(split)))
     data.prepare_data()
     data.setup()
-    trainer = build_trainer(config, run, callbacks=[TerminalProgressBar()], logger=False)
-    keep_profile(trainer, run)
     predictions = predict_subset(trainer, model.classifier, data, subset)
     profile = summarise_profile(trainer)
     if not trainer.is_global_zero:
@@ -66,7 +66,7 @@ def evaluate(config: dict[str, Any]) -> bool:
     record = {
         "task_name": config["task_name"],
         "checkpoint": str(model.checkpoint),
-        "model": trained["model"]["variant"],
+        "model": model_name(trained),
         "operating_point": model.operating_point or dict(DEFAULT_OPERATING_POINT),
     }
     if subset == ALL:

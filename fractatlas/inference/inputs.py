@@ -50,10 +50,8 @@ def find_inputs(given: str) -> Inputs:
         return Inputs(images=[given])
     inputs, suffix, is_folder = Inputs(), PurePath(given).suffix, os.path.isdir(given)
     any_type = bool(suffix) and not glob.has_magic(suffix)
-    matches = [given] if is_folder else glob.glob(given, recursive=True)
-    if not matches:
-        raise InputError(f"input={given}: no file or folder matches; correct the path or pattern")
-    for match in matches:
+    require_match(given)
+    for match in [given] if is_folder else glob.glob(given, recursive=True):
         if not os.path.isdir(match):
             _add_file(inputs, match, any_type)
         elif is_folder or not match.endswith(os.sep):  # ** also matches its parent folder, with a final separator
@@ -64,6 +62,16 @@ def find_inputs(given: str) -> Inputs:
         count, extensions = inputs.skipped.total(), " ".join(sorted(EXTENSIONS))
         raise InputError(f"input={given}: no image among {count} files (DICOM, {extensions}); use another folder")
     return inputs
+
+
+def require_match(given: str) -> None:
+    """Require that a file or folder has this name or matches this pattern, without a search of folders for images.
+
+    Raises:
+        InputError: nothing matches.
+    """
+    if not os.path.exists(given) and next(glob.iglob(given, recursive=True), None) is None:
+        raise InputError(f"input={given}: no file or folder matches; correct the path or pattern")
 
 
 def _add_file(inputs: Inputs, path: str, any_type: bool) -> None:

@@ -94,10 +94,13 @@ class Model:
 
         Raises:
             UnreadableError: a file is not a complete image.
-            InputError: a PIL image has more than 8 bits or transparent pixels, or a logit is not finite.
+            InputError: an image is neither a path nor a PIL image, a PIL image has more than 8 bits or transparent
+                pixels, or a logit is not finite.
         """
         if isinstance(images, Radiograph):
             return self._predict_batch([images], heatmaps)[0]
+        if isinstance(images, bytes | np.ndarray | Tensor) or not isinstance(images, Iterable):
+            raise _no_radiograph(images)
         images = list(images)
         starts = range(0, len(images), batch_size)
         return [row for start in starts for row in self._predict_batch(images[start : start + batch_size], heatmaps)]
@@ -144,7 +147,9 @@ class Model:
         return probabilities, calibrated, probabilities >= point["threshold"]
 
 
-def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> Model:
+def load_model(
+    checkpoint: str | Path, device: str | torch.device = "cpu", trusted_targets: Sequence[str] = ()
+) -> Model:
     """Load a checkpoint that training wrote.
 
     No pretrained weights are downloaded: the checkpoint contains all weights.
@@ -152,15 +157,21 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> Mo
     Args:
         checkpoint: a run folder, which stands for its best checkpoint, or a checkpoint.
         device: where the network runs, such as ``"cuda"``.
+        trusted_targets: packages outside of fractatlas whose classes the checkpoint may name, such as
+            ``["mypackage"]``. The list that the checkpoint stores does not count, because the file may come from
+            somebody else.
 
     Raises:
-        InputError: the file is not a checkpoint of this project.
+        InputError: the file is not a checkpoint of this project, or names a class that is not trusted.
     """
     file = best_checkpoint(Path(checkpoint))
     content = read_checkpoint(file)
     if "config" not in content or "state_dict" not in content:
         raise InputError(f"{file} is not a checkpoint of fractatlas; give a run folder or a checkpoint in it")
-    config = validate(OmegaConf.create(content["config"]), TrainConfig)
+    try:
+        config = validate(OmegaConf.create(content["config"]), TrainConfig, trusted_targets)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
     classifier = build_classifier(config, pretrained=False)
     try:
         classifier.load_state_dict(content["state_dict"])
@@ -170,8 +181,15 @@ def load_model(checkpoint: str | Path, device: str | torch.device = "cpu") -> Mo
     return Model(file, config, classifier, build(config["preprocess"]), content.get("operating_point"))
 
 
+def _no_radiograph(value: object) -> InputError:
+    remedy = "give a path, a PIL image (PIL.Image.fromarray(array)), or a list of them"
+    return InputError(f"predict got a {type(value).__name__}; {remedy}")
+
+
 def _read(image: Radiograph) -> Image.Image:
     """Return a radiograph of mode ``L``, upright."""
+    if not isinstance(image, Radiograph):
+        raise _no_radiograph(image)
     if isinstance(image, Image.Image):
         # Pillow would clip 16 bits to 8, and ignore transparency.
         if image.mode.startswith(("I", "F")) or image.has_transparency_data:

@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import fractatlas
+from fractatlas.build import model_name
 from fractatlas.data.images import decode
 from fractatlas.errors import InputError
 from fractatlas.inference.model import Model, load_model
@@ -46,10 +47,15 @@ class WithProbability(nn.Module):
         return logits, logits.sigmoid()
 
 
-def export_onnx(checkpoint: Path, output: Path) -> float:
+def export_onnx(checkpoint: Path, output: Path, trusted_targets: Sequence[str] = ()) -> float:
     """Export a checkpoint to one ONNX file, and compare ONNX Runtime's probabilities with PyTorch's.
 
     They are compared on images of the checkpoint's run, if these still exist, and on noise.
+
+    Args:
+        checkpoint: ``<run folder>/checkpoints/best.ckpt``.
+        output: the ONNX file.
+        trusted_targets: as for ``load_model``.
 
     Returns:
         The largest difference between two probabilities.
@@ -58,7 +64,7 @@ def export_onnx(checkpoint: Path, output: Path) -> float:
         InputError: the file is not a checkpoint of this project, or the difference exceeds ``TOLERANCE``; nothing is
             written.
     """
-    model = load_model(checkpoint)
+    model = load_model(checkpoint, trusted_targets=trusted_targets)
     model.backbone.memory_format = torch.contiguous_format  # the only one in ONNX
     network = WithProbability(model.backbone.to(memory_format=torch.contiguous_format)).eval()
     images = _test_images(model, model.checkpoint.absolute().parent.parent / "catalogue.csv")
@@ -66,7 +72,7 @@ def export_onnx(checkpoint: Path, output: Path) -> float:
     geometry = preprocess.pop("_target_").rpartition(".")[2]
     metadata = {
         "preprocess": json.dumps({"geometry": geometry, **preprocess}),
-        "model": model.config["model"]["variant"],
+        "model": model_name(model.config),
         "version": fractatlas.__version__,
         **{name: str(value) for name, value in (model.operating_point or {}).items()},
     }

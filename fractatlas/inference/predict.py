@@ -30,6 +30,7 @@ from fractatlas.training.silence_warnings import quieten
 log = logging.getLogger(__name__)
 
 OVERLAY_SIDE = 512  # pixels of the shorter side
+SHOWN_ERRORS = 10  # in the log; errors.csv lists all
 READ_AHEAD = 2  # batches of preprocessed images that may wait for the network
 
 
@@ -54,7 +55,8 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     quieten()
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # errors.csv states what is wrong with a file
     warnings.filterwarnings("ignore", module="pydicom|PIL")
-    run, model = Path(config["paths"]["output_dir"]), load_model(config["ckpt"])
+    run = Path(config["paths"]["output_dir"])
+    model = load_model(config["ckpt"], trusted_targets=config["trusted_targets"])
     log.info("%d images to read", len(inputs.images))
     if inputs.skipped:
         counts = ", ".join(f"{count} {extension}" for extension, count in inputs.skipped.most_common(6))
@@ -91,6 +93,8 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
         log.warning(UNFINISHED, model.checkpoint)
     columns["prediction"] = fractured.astype(np.int64)
     if errors:
+        for path, reason in list(errors.items())[:SHOWN_ERRORS]:
+            log.warning("%s: %s", path, reason)
         write_csv(run / "errors.csv", pd.DataFrame(list(errors.items()), columns=["path", "error"]))
     write_csv(run / "predictions.csv", pd.DataFrame(columns))
     unreadable = f", {len(errors)} could not be read (errors.csv)" if errors else ""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from fractatlas.errors import InputError
-from fractatlas.evaluation.run_folder import best_checkpoint
 from fractatlas.models.checkpoint import read_checkpoint
+from fractatlas.models.weight_files import find_weights
 from fractatlas.progress_bar import waiting
 from fractatlas.wording import join_names
 
@@ -45,7 +45,7 @@ def load_trunk(
     trunk = {key for names in stages.values() for name in names for key in own if key.startswith(f"{name}.")}
     if weights is None:
         return {"file": None, "loaded": 0, "of": len(trunk), "random": [*stages, "head"]}
-    file = _imagenet_file(variant, Path(weights_dir)) if weights == "imagenet" else best_checkpoint(Path(weights))
+    file = find_weights(variant, weights, weights_dir) or _download(variant, Path(weights_dir))
     with waiting("loading weights", f" from {file}"):
         tensors = {_current_key(key): tensor for key, tensor in _state_dict(file).items()}
     fitting = {key: tensor for key, tensor in tensors.items() if key in trunk}
@@ -79,13 +79,7 @@ def _current_key(key: str) -> str:
     return re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", key)
 
 
-def _imagenet_file(variant: str, folder: Path) -> Path:
-    files = sorted(folder.glob(f"{variant}[-_.]*pth"))
-    if len(files) > 1:
-        names = ", ".join(file.name for file in files)
-        raise InputError(f"{folder} contains several files for {variant} ({names}); choose one: model.weights=FILE")
-    if files:
-        return files[0]
+def _download(variant: str, folder: Path) -> Path:
     try:
         url = get_model_weights(variant).DEFAULT.url
     except ValueError:

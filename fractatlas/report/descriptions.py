@@ -5,6 +5,8 @@ from typing import Any
 
 import pandas as pd
 
+from fractatlas.config.schema import listed_targets
+
 MONITORS = {"auroc": "AUROC", "f1": "F1", "mcc": "MCC"}
 PRECISIONS = {
     "32-true": "32-bit floats",
@@ -18,6 +20,8 @@ def network(config: dict[str, Any] | None, metrics: dict[str, Any]) -> str:
     if config is None:
         return "An unknown system: only its predictions are available."
     model = config["model"]
+    if own := _of_another_package(model):
+        return f"{own}."
     if model["weights"] is None:
         start = "trained from random weights"
     else:
@@ -78,33 +82,46 @@ def training(config: dict[str, Any], metrics: dict[str, Any]) -> str:
     text += f", batch size {config['data']['batch_size']}"
     if trainer["accumulate_grad_batches"] > 1:
         text += f", gradients of {trainer['accumulate_grad_batches']} batches accumulated"
-    sentences = [f"{text}, seed {config['seed']}, {PRECISIONS[trainer['precision']]}"]
+    precision = metrics.get("precision", trainer["precision"])  # the one that auto chose
+    precision = PRECISIONS.get(precision, f"precision {precision}")
+    sentences = [f"{text}, seed {config['seed']}, {precision}"]
     if limit := _limit(trainer):
         sentences.append(f"Each epoch used {limit} of the training subset")
-    details = f"learning rate {optimizer['lr']:g}, weight decay {optimizer['weight_decay']:g}"
-    if "betas" in optimizer:
-        details += f", betas {' and '.join(f'{beta:g}' for beta in optimizer['betas'])}"
+    if own := _of_another_package(optimizer):
+        sentences.append(f"The optimizer is {own}")
     else:
-        details += f", momentum {optimizer['momentum']:g}{' (Nesterov)' if optimizer['nesterov'] else ''}"
-    sentences.append(f"{_target(optimizer)} with {details}")
-    if config["model"]["stage_decay"] < 1:
+        details = f"learning rate {optimizer['lr']:g}, weight decay {optimizer['weight_decay']:g}"
+        if "betas" in optimizer:
+            details += f", betas {' and '.join(f'{beta:g}' for beta in optimizer['betas'])}"
+        else:
+            details += f", momentum {optimizer['momentum']:g}{' (Nesterov)' if optimizer['nesterov'] else ''}"
+        sentences.append(f"{_target(optimizer)} with {details}")
+    if not _of_another_package(config["model"]) and config["model"]["stage_decay"] < 1:
         sentences.append(
             f"Each earlier stage has {config['model']['stage_decay']:g} times the learning rate of the next"
         )
-    if _target(config["scheduler"]) == "cosine":
+    if own := _of_another_package(config["scheduler"]):
+        sentences.append(f"The learning-rate schedule is {own}")
+    elif _target(config["scheduler"]) == "cosine":
         warmup = f"increases linearly during {100 * config['scheduler']['warmup']:g} % of the steps, then "
         warmup = warmup if config["scheduler"]["warmup"] else ""
         sentences.append(f"The learning rate {warmup}decreases to zero along a cosine")
     else:
         sentences.append("The learning rate is constant")
-    weight = "" if loss["pos_weight"] is None else f" with weight {loss['pos_weight']:g} for fractured images"
-    sentences += [f"The loss is binary cross-entropy{weight}", augmentation(config)]
+    if own := _of_another_package(loss):
+        sentences.append(f"The loss is {own}")
+    else:
+        weight = "" if loss["pos_weight"] is None else f" with weight {loss['pos_weight']:g} for fractured images"
+        sentences.append(f"The loss is binary cross-entropy{weight}")
+    sentences.append(augmentation(config))
     return ". ".join(sentences) + "."
 
 
 def augmentation(config: dict[str, Any]) -> str:
     """Return how training images were changed at random."""
     options = config["augment"]
+    if own := _of_another_package(options):
+        return f"Training images are augmented by {own}"
     if _target(options) == "Identity":
         return "Training images are not augmented"
     parts = [
@@ -119,7 +136,7 @@ def augmentation(config: dict[str, Any]) -> str:
 def ensembling(config: dict[str, Any]) -> str:
     """Return what is averaged for a prediction: images, weights, or nothing."""
     parts = []
-    if config["model"]["mirror"]:
+    if config["model"].get("mirror"):
         parts.append("The logits of the image and of its mirror image are averaged (test-time augmentation)")
     if average := config["callbacks"].get("average"):
         decay = f"decay {average['decay']:g} per step"
@@ -130,11 +147,11 @@ def ensembling(config: dict[str, Any]) -> str:
 def initialisation(config: dict[str, Any], metrics: dict[str, Any]) -> str:
     """Return where the first weights came from."""
     weights = metrics.get("weights")
-    if config["model"]["weights"] is None:
+    named = (weights or {}).get("file") if _of_another_package(config["model"]) else config["model"]["weights"]
+    if named is None:
         return "Random."
     if not weights:
-        source = config["model"]["weights"]
-        source = "ImageNet weights" if source == "imagenet" else f"The weights of {Path(source).name}"
+        source = "ImageNet weights" if named == "imagenet" else f"The weights of {Path(named).name}"
         return f"{source}; the head is random."
     return f"{weights['file']}: {weights['loaded']} of {weights['of']} tensors; random: {', '.join(weights['random'])}."
 
@@ -169,6 +186,14 @@ def _limit(trainer: dict[str, Any]) -> str:
 
 def _count(count: int, singular: str, plural: str = "") -> str:
     return f"{count} {singular if count == 1 else plural or singular + 's'}"
+
+
+def _of_another_package(part: dict[str, Any]) -> str:
+    """Return the target of a part and its keys if the target is not one of this package; otherwise an empty text."""
+    if part["_target_"] in listed_targets():
+        return ""
+    keys = ", ".join(f"{name} {value}" for name, value in part.items() if not name.startswith("_"))
+    return f"{part['_target_']} ({keys})" if keys else part["_target_"]
 
 
 def _target(part: dict[str, Any]) -> str:

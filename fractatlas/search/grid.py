@@ -32,6 +32,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fractatlas.config.overrides import CONF, NOT_COMPARED, as_override, recorded_settings, settings_of
 from fractatlas.config.schema import EvaluateConfig, GridConfig, PredictConfig, TrainConfig
+from fractatlas.config.trusted import SWITCH
 from fractatlas.config.validation import differences, explain, runs_on_one_device, validate
 from fractatlas.errors import InputError
 from fractatlas.io import try_lock, write_text
@@ -340,7 +341,7 @@ def _call(function: TaskFunction, config: DictConfig, folder: Path) -> str:
     plain: Any = OmegaConf.to_container(config)
     try:
         if "optimizer" in config and not runs_on_one_device(plain["trainer"]):
-            reason = _run_process(folder)
+            reason = _run_process(folder, plain[SWITCH])
         else:
             function(config)
             reason = ""
@@ -360,12 +361,13 @@ def _call(function: TaskFunction, config: DictConfig, folder: Path) -> str:
     return reason
 
 
-def _run_process(folder: Path) -> str:
+def _run_process(folder: Path, trusted_targets: Sequence[str]) -> str:
     """Train on several devices in a process of its own; return why it failed, or an empty text.
 
     Lightning repeats the command of its process for each further device; here, it would repeat the grid.
     """
     command = [sys.executable, "-m", "fractatlas", "train", f"resume={folder}"]
+    command.append(f"{SWITCH}=[{','.join(trusted_targets)}]")  # a run folder's own list does not count
     with (folder / FAILURE).open("w+", encoding="utf-8") as errors, subprocess.Popen(command, stderr=errors) as child:
         status = wait_for(child)
         errors.seek(0)

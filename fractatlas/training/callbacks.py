@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import callbacks
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torchvision.utils import draw_bounding_boxes, make_grid
 
@@ -38,7 +39,7 @@ class InputGrid(callbacks.Callback):
     @torch.no_grad()
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the grid, except in a resumed run, which has one."""
-        if not trainer.is_global_zero or not trainer.logger or trainer.ckpt_path:
+        if not trainer.is_global_zero or not isinstance(trainer.logger, TensorBoardLogger) or trainer.ckpt_path:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         dataset, boxes = data.dataset("train"), data.boxes("train")
@@ -48,8 +49,7 @@ class InputGrid(callbacks.Callback):
             images, boxes = data.augment(batch["image"], [boxes[row] for row in rows])
         images = data.preprocess.denormalise(data.preprocess.normalise(images))
         tiles = [_draw_tile(*tile) for tile in zip(images, batch["label"], boxes, strict=True)]
-        board: Any = trainer.logger.experiment  # type: ignore[attr-defined]
-        board.add_image("x-rays/train_input", make_grid(tiles, nrow=4, padding=4, pad_value=255), 0)
+        trainer.logger.experiment.add_image("x-rays/train_input", make_grid(tiles, nrow=4, padding=4, pad_value=255), 0)
 
 
 def _draw_tile(image: torch.Tensor, label: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:

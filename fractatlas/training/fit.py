@@ -17,7 +17,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from fractatlas.build import build, build_classifier, build_data, build_trainer, trainer_error
+from fractatlas.build import build, build_classifier, build_data, build_trainer, model_name, trainer_error
+from fractatlas.config.schema import listed_targets
 from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.data.sources.fracatlas import read_boxes
 from fractatlas.data.splits import recorded_split
@@ -31,7 +32,7 @@ from fractatlas.models.precision import choose_precision
 from fractatlas.progress_bar import log_above_bars
 from fractatlas.training.callbacks import AtomicCheckpointIO, BestCheckpoint
 from fractatlas.training.profiling import keep_profile, summarise_profile
-from fractatlas.training.resume import ResumePoint, newest_checkpoint
+from fractatlas.training.resume import ResumePoint, newest_checkpoint, record_changes
 from fractatlas.training.scoring import predict_subset, write_scores
 from fractatlas.training.silence_warnings import quieten
 from fractatlas.training.tensorboard import RunLogger, hyperparameters
@@ -79,19 +80,15 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
         else:
             log.info("%s has no checkpoint yet: starting from the beginning", run)
     timer = RunTimer(run / "timing.json", bool(config["resume"]), started)
-    if config["model"]["compile"] and not any(
+    if config["model"].get("compile") and not any(
         map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++", "cl"))
     ):
         raise InputError("model.compile=true: there is no C++ compiler; install g++ or use model.compile=false")
     config = config | {"trainer": config["trainer"] | {"precision": _precision(config["trainer"], resumed)}}
-    data = build_data(config, split=split)
-    data.prepare_data()
-    data.setup()
-    classifier = build_classifier(config)
-    # The configurations of all runs name Lightning's logger, the base class of this one.
-    target = f"{RunLogger.__module__}.{RunLogger.__name__}"
-    logger = build(config["logger"], _target_=target, default_hp_metric=False, purge_step=purge_step)
-    stack.enter_context(closing(logger))
+    # Everything that can be refused is built before images are read and before a file of the run changes.
+    logger = _build_logger(config, purge_step)
+    if isinstance(logger, RunLogger):
+        stack.enter_context(closing(logger))
     trainer = build_trainer(
         config,
         run,
@@ -100,9 +97,16 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=bool(config["callbacks"]["progress_bar"]),  # otherwise Lightning adds one of its own
     )
+    classifier = build_classifier(config)
+    data = build_data(config, split=split)
+    data.prepare_data()
+    data.setup()
     if trainer.is_global_zero:
+        if config["resume"]:
+            record_changes(run, config, purge_step or 0)
         (run / "metrics.json").unlink(missing_ok=True)  # a resumed run is not finished
-        logger.remove_comparison()
+        if isinstance(logger, RunLogger):
+            logger.remove_comparison()
         write_csv(run / "catalogue.csv", data.catalogue)
         write_csv(run / "split.csv", data.split)
         timer.write()
@@ -128,7 +132,7 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
         epoch = content["epoch"] + 1
         record = {
             "task_name": config["task_name"],
-            "model": config["model"]["variant"],
+            "model": model_name(config),
             "weights": classifier.backbone.loaded_weights,
             "precision": config["trainer"]["precision"],
             "monitor": {"name": config["monitor"], "value": best, "epoch": epoch},
@@ -137,9 +141,14 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
             "seed": config["seed"],
         }
         record = write_scores(run, record, predictions, classifier, data, trainer, config["report"], timer.seconds)
-        if config["report"]:
-            _log_heatmaps(logger, run, data, predictions, trainer.global_step)
-        logger.write_comparison(hyperparameters(config) | _final_scores(record, subsets))
+        if isinstance(logger, RunLogger):
+            if config["report"]:
+                _log_heatmaps(logger, run, data, predictions, trainer.global_step)
+            logger.write_comparison(hyperparameters(config) | _final_scores(record, subsets))
+        else:
+            logger.log_hyperparams(hyperparameters(config))
+            logger.log_metrics(_final_scores(record, subsets), trainer.global_step)
+            logger.save()
         timer.write()
         _log_duration(record["timing"])
         log.info("results in %s", run)
@@ -182,6 +191,15 @@ def _log_training_loss(history: list[dict[str, float]], batches: int) -> None:
     """Log what a run ends with that overfits some batches: its scores on other images have no meaning."""
     ends = ", ".join(f"{row['train/loss']:.4f} in epoch {row['epoch']}" for row in (history[0], history[-1]))
     log.info("training loss of %s, which should approach 0: %s", plural(batches, "batch", "batches"), ends)
+
+
+def _build_logger(config: dict[str, Any], step: int | None) -> Any:
+    """Build the logger; TensorBoard's entries after ``step``, from which a run resumes, are deleted."""
+    if config["logger"]["_target_"] not in listed_targets():
+        return build(config["logger"])
+    # The configurations of all runs name Lightning's logger, the base class of this one.
+    target = f"{RunLogger.__module__}.{RunLogger.__name__}"
+    return build(config["logger"], _target_=target, default_hp_metric=False, purge_step=step)
 
 
 def _final_scores(record: dict[str, Any], subsets: list[str]) -> dict[str, float]:

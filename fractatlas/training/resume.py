@@ -5,6 +5,7 @@ of the images on the seed and the epoch. The checkpoint contains weights, optimi
 entries after the checkpoint are deleted when the run resumes. On a CPU, the results are equal bit for bit.
 """
 
+import copy
 import logging
 import signal
 import time
@@ -13,11 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig, OmegaConf
 
+from fractatlas.config.overrides import RESUMABLE
 from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.errors import InputError
+from fractatlas.io import write_text
 from fractatlas.models.checkpoint import read_checkpoint
 from fractatlas.signals import INTERRUPTED, STOP_SIGNALS, STOPPED, signal_handlers
 from fractatlas.training.callbacks import BestCheckpoint
@@ -74,6 +79,38 @@ def newest_checkpoint(run: Path, max_epochs: int) -> ResumePoint | None:
         )
     step = content.get(RadiographDataModule.__qualname__, {}).get("batches_done", 0)
     return ResumePoint(last, content["global_step"], content["epoch"], step, content["config"]["trainer"]["precision"])
+
+
+def record_changes(run: Path, config: dict[str, Any], step: int) -> None:
+    """Record what a resumed run changes: in ``.hydra/config.yaml``, from which the next resume starts, and as history.
+
+    ``.hydra/resumed.yaml`` gets an entry with the time, the step, and the old and the new value of each changed key.
+    Does nothing without ``.hydra/config.yaml``, because the run was then started from Python.
+
+    Args:
+        run: the run folder.
+        config: the configuration of the resumed run, plain.
+        step: number of finished steps.
+    """
+    file, history_file = run / ".hydra" / "config.yaml", run / ".hydra" / "resumed.yaml"
+    if not file.is_file():
+        return
+    stored = cast(DictConfig, OmegaConf.load(file))
+    resolved = copy.deepcopy(stored)
+    resolved.paths.root, resolved.paths.output_dir = config["paths"]["root"], config["paths"]["output_dir"]
+    now, changes = OmegaConf.create(config), {}
+    for key in RESUMABLE[1:]:
+        old, new = (OmegaConf.select(one, key) for one in (resolved, now))
+        if old != new:
+            old, new = (OmegaConf.to_container(one) if OmegaConf.is_config(one) else one for one in (old, new))
+            changes[key] = {"from": old, "to": new}
+            OmegaConf.update(stored, key, new)
+    entry = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "step": step, "changes": changes}
+    history = yaml.safe_load(history_file.read_text(encoding="utf-8")) if history_file.is_file() else []
+    write_text(history_file, yaml.safe_dump([*history, entry], sort_keys=False, allow_unicode=True))
+    if changes:
+        write_text(file, OmegaConf.to_yaml(stored))
+        log.info("changed: %s", ", ".join(f"{key} from {one['from']} to {one['to']}" for key, one in changes.items()))
 
 
 class LastCheckpoint(Callback):

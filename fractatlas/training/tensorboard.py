@@ -95,7 +95,7 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, float | str]:
     shown["threshold"] = _name(config["threshold"])
     for callback in ("average", "early_stopping"):
         shown |= _values(f"callbacks.{callback}", config["callbacks"][callback] or {})
-    shown["model.weights"] = Path(shown["model.weights"] or "random").name
+    shown["model.weights"] = Path(shown.get("model.weights") or "random").name
     return {
         name: value if isinstance(value, float | str) or type(value) is int else str(value).lower()
         for name, value in shown.items()

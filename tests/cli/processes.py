@@ -22,3 +22,11 @@ def script(name: str, *arguments: str, folder: Path, timeout: int = 300) -> None
     """Run a script of the repository, which must succeed."""
     result = process(str(REPOSITORY / name), *arguments, folder=folder, timeout=timeout)
     assert result.returncode == 0, result.stderr
+
+
+def refused(message: int | str, part: str) -> None:
+    """Check that a command ends with one line about a mistake, and with status 1, as ``sys.exit(str)`` does."""
+    assert isinstance(message, str)
+    assert message.startswith("error: ")
+    assert "\n" not in message
+    assert part in message

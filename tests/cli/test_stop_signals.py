@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from tests.cli.processes import MODULE, PLAIN, process, script
 from tests.conftest import REPOSITORY, SMALL
@@ -43,11 +44,10 @@ def test_a_stopped_run_saves_a_checkpoint_and_prints_how_to_resume(phantoms, tmp
     assert (run / "checkpoints" / "last.ckpt").is_file()
     assert not (run / "metrics.json").exists()
 
-    before = (run / ".hydra" / "config.yaml").read_bytes()
     result = process(*line, f"resume={run}", "trainer.max_epochs=3", folder=tmp_path)
     assert result.returncode == 0, result.stderr
     assert list((tmp_path / "logs" / "train" / "runs").iterdir()) == [run]
-    assert (run / ".hydra" / "config.yaml").read_bytes() == before
+    assert yaml.safe_load((run / ".hydra" / "config.yaml").read_text())["trainer"]["max_epochs"] == 3
     assert "epoch 2/3" in result.stdout
     assert "epoch 1/3" not in result.stdout
     assert (run / "metrics.json").is_file()

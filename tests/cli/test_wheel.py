@@ -65,7 +65,7 @@ def test_the_wheel_contains_every_configuration_template_and_module(wheel):
     files = set(zipfile.ZipFile(wheel).namelist())
     conf = {f"fractatlas/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "conf").rglob("*.yaml")}
     package = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "fractatlas").rglob("*.*")
-               if path.suffix in (".py", ".jinja", ".typed")}  # fmt: skip
+               if path.suffix in (".py", ".jinja", ".typed", ".yaml")}  # fmt: skip
     assert {name for name in files if ".dist-info/" not in name} == conf | package
 
 

@@ -86,6 +86,13 @@ def test_pil_images_that_pillow_would_convert_with_losses_are_rejected(model, mo
         model.predict(Image.new(mode, (80, 80)))
 
 
+@pytest.mark.parametrize("wrong", [3, None, np.zeros((8, 8)), torch.zeros(8, 8), b"image.jpg", [3], [np.zeros((8, 8))]])
+def test_what_is_not_a_radiograph_is_refused_with_a_remedy(model, wrong):
+    name = type(wrong[0] if isinstance(wrong, list) else wrong).__name__
+    with pytest.raises(InputError, match=rf"predict got a {name}; give a path, a PIL image \(PIL.Image.fromarray"):
+        model.predict(wrong)
+
+
 def test_an_unreadable_file_is_named(model, readable, tmp_path):
     (tmp_path / "text.jpg").write_text("no image")
     with pytest.raises(UnreadableError, match="text.jpg: not an image"):

@@ -78,7 +78,7 @@ def test_onnx_runtime_gives_the_probabilities_of_the_checkpoint_on_100_images(ch
 def test_the_command_prints_one_line(checkpoint, tmp_path, monkeypatch, capfd):
     output = tmp_path / "new" / "model.onnx"
 
-    def write(_: Path, file: Path) -> float:
+    def write(_: Path, file: Path, trusted_targets: list[str]) -> float:
         file.parent.mkdir()
         file.write_bytes(bytes(500_000))
         return 1e-7
@@ -92,7 +92,7 @@ def test_the_command_prints_one_line(checkpoint, tmp_path, monkeypatch, capfd):
 def test_a_run_folder_stands_for_its_best_checkpoint(checkpoint, monkeypatch):
     exported = []
 
-    def record(source: Path, output: Path) -> float:
+    def record(source: Path, output: Path, trusted_targets: list[str]) -> float:
         exported.append((source, output))
         output.touch()
         return 0.0

@@ -124,13 +124,23 @@ def read_boxes(root: Path) -> dict[str, np.ndarray]:
     return {name: np.array(rows, dtype=np.float32) for name, rows in boxes.items()}
 
 
-def _read_table(root: Path) -> pd.DataFrame:
+def require_layout(root: Path) -> None:
+    """Require the table and the folder of images.
+
+    Raises:
+        InputError: one of them is missing.
+    """
     file = root / "dataset.csv"
     if not file.is_file() or not (root / "images").is_dir():
         raise InputError(
-            f"no FracAtlas in {root} ({'folder images' if file.is_file() else 'dataset.csv'} is missing)\n"
-            "Download it (make data), set another folder (FRACATLAS_ROOT=DIR), or use generated images (data=phantom)"
+            f"no FracAtlas in {root} ({'folder images' if file.is_file() else 'dataset.csv'} is missing); "
+            "download it (make data), set another folder (FRACATLAS_ROOT=DIR), or use generated images (data=phantom)"
         )
+
+
+def _read_table(root: Path) -> pd.DataFrame:
+    require_layout(root)
+    file = root / "dataset.csv"
     required = ["image_id", *COLUMNS]
     text = dict.fromkeys(("image_id", *GIVEN), str)
     table = read_csv(file, required, "use the table that FracAtlas contains", dtype=text)

@@ -21,6 +21,12 @@ def test_the_same_seed_writes_the_same_bytes(tmp_path):
     assert set(one) != set(other) or one != other
 
 
+def test_the_number_and_the_folder_of_generated_images_are_logged(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        phantom.generate(tmp_path / "here", images=60, seed=0)
+    assert caplog.messages == [f"generating 60 phantoms in {tmp_path / 'here'}"]
+
+
 def test_a_generation_that_fails_leaves_no_files(tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("stopped")
