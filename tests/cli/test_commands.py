@@ -136,7 +136,9 @@ def test_training_begins_at_once_and_ends_with_the_path_of_the_page(fractatlas, 
     arguments = [*SMALL, "report=true", "data.root=phantoms", "trainer.max_epochs=1", f"hydra.run.dir={output}"]
     assert fractatlas("train", *arguments) == 0
     lines = [line.partition(" ")[2] for line in capsys.readouterr().out.splitlines()]
-    assert lines[:3] == [f"run folder: {output}", "loading PyTorch", "reading the data in phantoms"]
+    first, second, precision, reading = lines[:4]
+    assert (first, second, reading) == (f"run folder: {output}", "loading PyTorch", "reading the data in phantoms")
+    assert precision.startswith(("precision bf16-mixed: a ", "precision 32-true: a "))
     assert lines[-1] == f"report: {output}/report.html"
     scores = [line.partition(" 0")[0] for line in lines if line.startswith(("val: AUROC", "test: AUROC"))]
     assert scores == ["val: AUROC", "test: AUROC"]
