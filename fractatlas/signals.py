@@ -42,7 +42,9 @@ def exit_on_stop_signals(resume: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def signal_handlers(handler: Callable[[int, Any], None], numbers: tuple[signal.Signals, ...]) -> Iterator[None]:
+def signal_handlers(
+    handler: Callable[[int, Any], None] | signal.Handlers, numbers: tuple[signal.Signals, ...]
+) -> Iterator[None]:
     """Install a handler for the block; do nothing outside the main thread, where Python does not allow handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield

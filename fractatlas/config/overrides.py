@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,7 +59,9 @@ def prepare(arguments: Sequence[str], schema_class: type) -> list[str]:
             raise InputError(f"{argument}: no such choice; the choices are {', '.join(choices)}")
         if key.lstrip("+") == "resume" and value != "null":
             # In quotes if Lightning starts a second process with the output of this function.
-            folder = str(OverridesParser.create().parse_override(argument).value()) if _in_quotes(value) else value
+            if folder is not None:
+                raise InputError(f"{argument}: resume is given twice; resume one run at a time")
+            folder = _value(argument) if _in_quotes(value) else value
     multirun = is_multirun(arguments)
     paths = set() if multirun else path_keys(schema_class)
     quoted = [_quote(argument, paths) for argument in arguments]
@@ -175,13 +178,20 @@ def _resume(folder: str, arguments: list[str]) -> list[str]:
     """Return the arguments with which Hydra composes the configuration that a run folder stores."""
     run = Path(folder).absolute()
     if not folder or not (run / ".hydra" / "config.yaml").is_file():
-        raise InputError(f"resume={folder}: not a run folder (it has no .hydra/config.yaml); give a folder of logs/")
+        remedy = f"give resume={run.parent.parent}" if run.suffix == ".ckpt" else "give the folder of a run below logs/"
+        raise InputError(f"resume={folder}: not a run folder (it has no .hydra/config.yaml); {remedy}")
     if is_multirun(arguments):
         raise InputError(f"resume={folder} resumes one run: remove -m")
     keys = {argument: argument.lstrip("+").partition("=")[0] for argument in arguments}
     for argument, key in keys.items():
         # Lightning starts further processes of a run with the output of this function and with Hydra's own keys.
+        if key == "data.root" and not Path(_value(argument)).is_dir():
+            raise InputError(f"{argument}: no such folder; give the folder to which the data were moved")
+        if key == "hydra.run.dir" and Path(_value(argument)).absolute() != run:
+            raise InputError(f"{argument}: a resumed run stays in its folder; remove it, or copy the folder {folder}")
         if not key.startswith(("hydra.", "paths.root", "--config-")) and key not in RESUMABLE:
+            if guess := get_close_matches(key, RESUMABLE, cutoff=0.85):
+                raise InputError(f"{argument} cannot change in a resumed run; did you mean {guess[0]!r}?")
             allowed = ", ".join(RESUMABLE[1:])
             raise InputError(f"{argument} cannot change in a resumed run: remove it; only {allowed} can change")
     hydra = OmegaConf.load(run / ".hydra" / "hydra.yaml").hydra
@@ -197,6 +207,11 @@ def _resume(folder: str, arguments: list[str]) -> list[str]:
         *(_literal(f"++hydra.job_logging.formatters.simple.{name}", value) for name, value in formats.items()),
         *(argument for argument, key in keys.items() if key != "resume"),
     ]
+
+
+def _value(argument: str) -> str:
+    """Return the value of ``key=value``, without the quotes of Hydra's grammar."""
+    return str(OverridesParser.create().parse_override(argument).value())
 
 
 def _quote(argument: str, paths: set[str]) -> str:

@@ -208,7 +208,7 @@ def _final_scores(record: dict[str, Any], subsets: list[str]) -> dict[str, float
     scores = {f"Best {monitor['name']}": monitor["value"]}
     for subset in subsets:
         for metric, value in record[subset].items():
-            if metric in ("n", "positives", "threshold") or value is None:
+            if metric in ("n", "n_subset", "positives", "threshold") or value is None:
                 continue
             name = f"{subset}/{metric}"
             if subset == "test" and metric == monitor["name"].partition("/")[2]:

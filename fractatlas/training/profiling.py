@@ -1,6 +1,7 @@
 """Show where a training or a scoring spends its time, with Lightning's profilers."""
 
 import re
+import time
 from pathlib import Path
 
 from lightning import Trainer
@@ -40,14 +41,14 @@ def summarise_profile(trainer: Trainer) -> str:
 
 
 def simple_table(profiler: SimpleProfiler) -> str:
-    """Return a table of the actions with the longest total time; an action can contain others."""
+    """Return a table of the actions with the longest total time; shares are of the time since it was built."""
     durations = sorted(profiler.recorded_durations.items(), key=lambda item: -sum(item[1]))
-    longest = sum(durations[0][1]) if durations else 0.0
-    lines = [f"{'calls':>8}{'total, s':>10}{'share, %':>10}  action (it can contain others)"]
+    total = time.monotonic() - profiler.start_time
+    lines = [f"{'calls':>8}{'total, s':>10}{'share, %':>10}  action (it can contain others) of {total:.2f} s"]
     for action, seconds in durations[:ROWS]:
         name = re.sub(r"\{.*?\}", "", action)  # the state keys of callbacks are long
         name = name if len(name) <= WIDTH else f"{name[: WIDTH - 1]}…"
-        lines.append(f"{len(seconds):8}{sum(seconds):10.2f}{100 * sum(seconds) / longest:10.1f}  {name}")
+        lines.append(f"{len(seconds):8}{sum(seconds):10.2f}{100 * sum(seconds) / total:10.1f}  {name}")
     if len(durations) > ROWS:
         lines.append(f"{'':30}and {len(durations) - ROWS} more")
     return "\n".join(lines)

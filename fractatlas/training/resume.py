@@ -105,12 +105,13 @@ def record_changes(run: Path, config: dict[str, Any], step: int) -> None:
             old, new = (OmegaConf.to_container(one) if OmegaConf.is_config(one) else one for one in (old, new))
             changes[key] = {"from": old, "to": new}
             OmegaConf.update(stored, key, new)
+    if not changes:
+        return
     entry = {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "step": step, "changes": changes}
     history = yaml.safe_load(history_file.read_text(encoding="utf-8")) if history_file.is_file() else []
     write_text(history_file, yaml.safe_dump([*history, entry], sort_keys=False, allow_unicode=True))
-    if changes:
-        write_text(file, OmegaConf.to_yaml(stored))
-        log.info("changed: %s", ", ".join(f"{key} from {one['from']} to {one['to']}" for key, one in changes.items()))
+    write_text(file, OmegaConf.to_yaml(stored))
+    log.info("changed: %s", ", ".join(f"{key} from {one['from']} to {one['to']}" for key, one in changes.items()))
 
 
 class LastCheckpoint(Callback):

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -65,6 +67,31 @@ def test_resuming_with_another_model_or_data_set_is_refused(tmp_path, argument):
     (tmp_path / ".hydra" / "config.yaml").touch()
     with pytest.raises(InputError, match=f"^{argument} cannot change in a resumed run: remove it|remove {argument}"):
         prepare([f"resume={tmp_path}", argument], TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["trainer.max_epoch=3"],
+            "trainer.max_epoch=3 cannot change in a resumed run; did you mean 'trainer.max_epochs'?",
+        ),
+        (["hydra.run.dir=logs/other"], "hydra.run.dir=logs/other: a resumed run stays in its folder; remove it"),
+        (["data.root=nowhere"], "data.root=nowhere: no such folder; give the folder to which the data were moved"),
+        (["resume=logs/b"], "resume=logs/b: resume is given twice; resume one run at a time"),
+    ],
+)
+def test_arguments_that_do_not_fit_a_resumed_run_are_refused_with_a_remedy(tmp_path, arguments, message):
+    (tmp_path / ".hydra").mkdir()
+    (tmp_path / ".hydra" / "config.yaml").touch()
+    with pytest.raises(InputError, match=re.escape(message)):
+        prepare([f"resume={tmp_path}", *arguments], TrainConfig)
+
+
+def test_resuming_a_checkpoint_is_refused_with_its_run_folder(tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    with pytest.raises(InputError, match=f"not a run folder .*; give resume={tmp_path / 'run'}$"):
+        prepare([f"resume={checkpoint}"], TrainConfig)
 
 
 def test_an_option_of_hydra_can_be_followed_by_its_value():

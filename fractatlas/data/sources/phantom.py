@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from scipy.ndimage import gaussian_filter
 
 from fractatlas.data.sources.fracatlas import BODY_PARTS, COCO, COLUMNS, VIEWS
 from fractatlas.progress_bar import track
+from fractatlas.signals import signal_handlers
 from fractatlas.wording import plural
 
 log = logging.getLogger(__name__)
@@ -66,8 +68,14 @@ def generate(root: Path, images: int, seed: int) -> None:
         if workers > 1:
             # "spawn", because a process forked from one with threads can deadlock.
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                written = pool.map(write, numbers, fractured.tolist(), chunksize=25)
-                rows = list(track(written, "generating phantoms", images))
+                # Started with Ctrl-C ignored, which processes inherit: a terminal sends it to all of them.
+                with signal_handlers(signal.SIG_IGN, (signal.SIGINT,)):
+                    written = pool.map(write, numbers, fractured.tolist(), chunksize=25)
+                try:
+                    rows = list(track(written, "generating phantoms", images))
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
         else:
             rows = list(track(map(write, numbers, fractured.tolist()), "generating phantoms", images))
         pd.DataFrame([row for row, _, _ in rows])[["image_id", *COLUMNS]].to_csv(temporary / "dataset.csv", index=False)

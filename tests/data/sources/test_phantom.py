@@ -1,3 +1,9 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -67,3 +73,17 @@ def test_a_linear_model_on_small_images_cannot_classify_phantoms(tmp_path):
         model = LogisticRegression(C=strength, max_iter=100)
         scores = cross_val_predict(model, np.stack(pictures), labels, cv=4, method="decision_function")
         assert roc_auc_score(labels, scores) <= 0.65
+
+
+@pytest.mark.integration
+def test_ctrl_c_during_the_generation_leaves_no_folder_and_no_traceback_of_a_worker(tmp_path):
+    code = f"from fractatlas.data.sources.phantom import generate; generate(Path({str(tmp_path / 'a')!r}), 4000, 0)"
+    line = [sys.executable, "-c", f"from pathlib import Path\nif __name__ == '__main__':\n    {code}"]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True) as child:
+        while not any(tmp_path.glob(".a.*/images/*/*")):
+            assert child.poll() is None
+            time.sleep(0.05)
+        os.killpg(child.pid, signal.SIGINT)  # as a terminal does, to all processes
+        _, errors = child.communicate(timeout=60)
+    assert errors.count("Traceback") == 1, errors  # that of this process, which the command line replaces by a line
+    assert not list(tmp_path.iterdir())
