@@ -132,12 +132,11 @@ def merge(file: Path, names: Sequence[str], rows: dict[str, list[dict[str, Any]]
 def write_predictions(folder: Path, name: str, runs: Sequence[Path]) -> None:
     """Write the predictions of each run, on validation and, if it was scored, on test, to ``<name>_<run>.csv``.
 
-    The columns are those of ``predictions.csv``; probabilities have six digits.
+    The columns are those of ``predictions.csv``.
     """
     for run in runs:
         scored = [RunFolder(path).predictions for path in (run, run / "test") if (path / "predictions.csv").is_file()]
-        table = pd.concat(scored).round({"probability": 6, "probability_calibrated": 6})
-        write_csv(folder / f"{name}_{run.name}.csv", table)
+        write_csv(folder / f"{name}_{run.name}.csv", pd.concat(scored))
 
 
 def write_recipes(out: Path, table: pd.DataFrame) -> None:
