@@ -73,7 +73,7 @@ def describe_leak(kind: str, leak: dict[str, Any] | None) -> str:
     subsets, notes = leak["subsets"], []
     if leak["known"] < leak["of"] and kind in ("patients", "given_groups"):
         notes.append(f"known for {leak['known']} of {leak['of']} images")
-    if "train" not in subsets:
+    if "train" not in subsets and subsets != [ALL]:  # which of all images are training images is stated separately
         notes.append("not checked against the training images, which are not listed")
     if not leak["linked"]:
         found = "none with several images"

@@ -8,6 +8,7 @@ from typing import Any
 from fractatlas.data.leaks import TITLES, describe_groups, describe_leaks
 from fractatlas.data.splits import ALL
 from fractatlas.evaluation.markdown import score_line
+from fractatlas.wording import plural
 
 TRAINED_ON = "The network was trained on these images: the scores do not show how it performs on other images."
 
@@ -61,11 +62,24 @@ def describe_use(name: str, record: dict[str, Any], config: dict[str, Any] | Non
 def _describe_all(facts: dict[str, Any] | None) -> str:
     """Return how many of all images the network was trained on, from the entry ``all_images`` of ``metrics.json``."""
     if not facts or facts["train"] is None:
-        unknown = "It is not known which of these images the network was trained on"
-        return f"{unknown}: scores of training images do not show how it performs on other images."
-    text = f"Of these images, {facts['train']} are in the training subset of the network"
-    text += f" and {facts['val']} in its validation subset"
-    return f"{text}: the scores are optimistic." if facts["train"] or facts["val"] else f"{text}."
+        unknown = "It is not known which of these images the network was trained on."
+        return f"{unknown} Scores of training images are too high."
+    text = f"Of these images, {facts['train']} {'is' if facts['train'] == 1 else 'are'} in the training subset of the "
+    text += f"network and {facts['val']} in its validation subset"
+    text += ": the scores are optimistic." if facts["train"] or facts["val"] else "."
+    if facts.get("found_by") == "content":
+        return text
+    return f"{text} Images were compared by name, not by content, because the catalogue.csv of the training is missing."
+
+
+def content_notices(record: dict[str, Any]) -> list[str]:
+    """Return a sentence for each subset with images that had another content in the training run."""
+    return [
+        f"{changed} of {plural(record[name]['n_subset'], 'image')} of the {name} subset {'has' if changed == 1 else 'have'} another "
+        "content than in the data of the training: names match, images do not."
+        for name, changed in record.get("changed_images", {}).items()
+        if changed and name in record
+    ]
 
 
 def describe_decision(point: dict[str, Any]) -> str:

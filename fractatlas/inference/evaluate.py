@@ -11,7 +11,15 @@ import pandas as pd
 import yaml
 
 from fractatlas.build import build_data, build_trainer, model_name
-from fractatlas.data.splits import ALL, SUBSETS, all_images, count_recorded, recorded_split
+from fractatlas.data.splits import (
+    ALL,
+    SUBSETS,
+    all_images,
+    count_changed,
+    count_recorded,
+    read_hashes,
+    recorded_split,
+)
 from fractatlas.errors import InputError
 from fractatlas.evaluation import provenance
 from fractatlas.evaluation.operating_point import DEFAULT_OPERATING_POINT
@@ -70,7 +78,9 @@ def evaluate(config: dict[str, Any]) -> bool:
         "operating_point": model.operating_point or dict(DEFAULT_OPERATING_POINT),
     }
     if subset == ALL:
-        record["all_images"] = _trained_on(data.split["image_id"], split)
+        record["all_images"] = _trained_on(data.subset(ALL), split)
+    elif split and (hashes := read_hashes(split)) is not None:
+        record["changed_images"] = {subset: count_changed(data.subset(subset), hashes)}
 
     def timing() -> dict[str, float]:
         return {"total_seconds": round(time.monotonic() - started, 1)}
@@ -81,6 +91,8 @@ def evaluate(config: dict[str, Any]) -> bool:
     record = write_scores(run, record, predictions, model.classifier, data, trainer, config["report"], timing)
     log.info("time (h:min:s): %s", format_duration(record["timing"]["total_seconds"]))
     log.info("results in %s", run)
+    for notice in provenance.content_notices(record):
+        log.warning("%s", notice)
     for line in provenance.summarise(subset, record, trained):
         log.info("%s", line)
     if profile:
@@ -103,8 +115,13 @@ def _training_split(config: dict[str, Any], checkpoint: Path) -> Path | None:
     return None
 
 
-def _trained_on(images: pd.Series, split: Path | None) -> dict[str, Any]:
-    """Return ``split`` and the number of images in each of its subsets; ``None`` if they are not known."""
+def _trained_on(images: pd.DataFrame, split: Path | None) -> dict[str, Any]:
+    """Return ``split``, the number of images in each of its subsets, and whether they were found by ``content`` or name.
+
+    Numbers are ``None`` if the split is not known.
+    """
     if split is None:
         return {"split": None} | dict.fromkeys((*SUBSETS, "none"))
-    return {"split": str(split)} | count_recorded(images, path=str(split))
+    hashes = read_hashes(split)
+    found_by = {"found_by": "name" if hashes is None else "content"}
+    return {"split": str(split)} | count_recorded(images, path=str(split), recorded=hashes) | found_by

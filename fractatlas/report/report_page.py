@@ -115,7 +115,12 @@ def _provenance(run: RunFolder) -> dict[str, Any]:
         "uses": uses,
         "counts": counts,
         "partial": partial,
-        "notices": [*filter(None, [uses[names[-1]]]), *partial, *provenance.leak_notices(metrics)],
+        "notices": [
+            *filter(None, [uses[names[-1]]]),
+            *partial,
+            *provenance.content_notices(metrics),
+            *provenance.leak_notices(metrics),
+        ],  # fmt: skip
         "relations": provenance.relations(metrics),
         "resampling": provenance.resampling(metrics),
         "decision": provenance.describe_decision(metrics["operating_point"]),

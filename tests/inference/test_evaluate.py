@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from fractatlas.config.schema import EvaluateConfig
 from fractatlas.config.validation import validate
+from fractatlas.data.sources import phantom
 from fractatlas.errors import InputError
 from fractatlas.inference.evaluate import evaluate
 from fractatlas.inference.model import load_model
@@ -127,13 +128,12 @@ def test_a_lone_checkpoint_is_scored_on_every_usable_image(run, lone, tmp_path, 
     same = predictions.set_index("image_id")["probability"][known.index]
     assert same.to_numpy() == pytest.approx(known.to_numpy(), abs=1e-5)  # in batches of other images
     assert f"all: {len(usable)} images" in caplog.text
-    unknown = "It is not known which of these images the network was trained on"
-    assert any(text.startswith(f"all: {unknown}: ") for text in caplog.messages)
+    unknown = "It is not known which of these images the network was trained on."
+    assert any(text.startswith(f"all: {unknown} Scores of training images are too high.") for text in caplog.messages)
     assert any(text.startswith("all: AUROC ") and "majority rate" in text for text in caplog.messages)
     assert "near-duplicates" in caplog.text
-    checks = [text for text in caplog.messages if text.startswith("leak check") and "not known" not in text]
-    assert checks
-    assert all(text.endswith("not checked against the training images, which are not listed") for text in checks)
+    assert "leak check: exams" in caplog.text
+    assert "training images, which are not listed" not in caplog.text
     assert "nan" not in caplog.text
 
 
@@ -145,7 +145,9 @@ def test_the_pages_of_all_images_state_what_is_known_about_the_training(run, lon
     split = pd.read_csv(run / "split.csv")["split"].value_counts()
     counts = {name: int(split[name]) for name in ("train", "val", "test")}
     if given:
-        assert metrics["all_images"] == {"split": str(run / "split.csv"), **counts, "none": 0}
+        assert metrics["all_images"] == {
+            "split": str(run / "split.csv"), **counts, "none": 0, "found_by": "content"
+        }  # fmt: skip
         expected = (
             f"Of these images, {counts['train']} are in the training subset of the network and {counts['val']} in its "
             "validation subset: the scores are optimistic."
@@ -178,6 +180,48 @@ def test_images_that_a_split_does_not_contain_are_counted(run, lone, tmp_path):
     facts = score(run, tmp_path / "out", "all", ckpt=str(lone), split_file=str(tmp_path / "other.csv"))["all_images"]
     assert facts["val"] == 0
     assert facts["none"] == (split["split"] == "val").sum()
+
+    assert facts["found_by"] == "name"
+
+
+@pytest.fixture
+def other_data(run, phantoms, catalogue, tmp_path) -> Path:
+    """Phantoms with the names of ``phantoms`` and other pixels, except two training images that have other names."""
+    root = tmp_path / "other"
+    phantom.generate(root, images=160, seed=1)
+    split = pd.read_csv(run / "split.csv").merge(catalogue[["image_id", "path"]], on="image_id")
+    training = split[(split["split"] == "train") & (split["label"] == 1)].head(2)
+    theirs = sorted((root / "images" / "Fractured").iterdir())[-2:]
+    for path, file in zip(training["path"], theirs, strict=True):
+        file.write_bytes((phantoms / path).read_bytes())
+    return root
+
+
+def test_training_images_among_all_images_are_found_by_content(run, other_data, tmp_path, caplog):
+    caplog.set_level("INFO")
+    facts = score(run, tmp_path / "out", "all", data_root=str(other_data))["all_images"]
+    assert (facts["train"], facts["val"], facts["found_by"]) == (2, 0, "content")
+    assert "all: Of these images, 2 are in the training subset of the network and 0 in its validation" in caplog.text
+
+
+def test_images_are_found_by_name_without_the_catalogue_of_the_training(run, lone, other_data, tmp_path):
+    split = tmp_path / "split.csv"
+    split.write_bytes((run / "split.csv").read_bytes())
+    out = tmp_path / "out"
+    score(run, out, "all", ckpt=str(lone), data_root=str(other_data), split_file=str(split), report=True)
+    stated = "Images were compared by name, not by content, because the catalogue.csv of the training is missing."
+    assert stated in write_report(out).read_text()
+    assert stated in (out / "model_card.md").read_text()
+
+
+def test_images_of_a_subset_with_another_content_than_in_the_training_are_counted(run, other_data, tmp_path, caplog):
+    metrics = score(run, tmp_path / "out", "test", data_root=str(other_data), report=True)
+    changed, n = metrics["changed_images"]["test"], metrics["test"]["n"]
+    assert n - 2 <= changed <= n
+    stated = f"{changed} of {n} images of the test subset have another content than in the data of the training"
+    assert stated in caplog.text
+    assert stated in write_report(tmp_path / "out").read_text()
+    assert score(run, tmp_path / "same", "test")["changed_images"] == {"test": 0}
 
 
 def test_a_run_folder_stands_for_its_best_checkpoint(run, tmp_path):
