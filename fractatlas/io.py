@@ -106,7 +106,10 @@ def read_csv(path: Path, required: Sequence[str], remedy: str, **options: Any) -
     except ValueError as error:
         raise InputError(f"{path}: cannot be read as CSV: {' '.join(str(error).split())}; {remedy}") from None
     if missing := [name for name in required if name not in table]:
-        raise InputError(f"{path}: column {', '.join(missing)} is missing; {remedy}")
+        if len(table.columns) == 1 and ";" in table.columns[0]:
+            raise InputError(f"{path}: the columns are separated by semicolons, should be by commas; {remedy}")
+        columns = f"column {missing[0]} is" if len(missing) == 1 else f"columns {', '.join(missing)} are"
+        raise InputError(f"{path}: {columns} missing; {remedy}")
     return table
 
 

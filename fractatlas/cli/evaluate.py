@@ -17,6 +17,7 @@ WITH_CKPT = hydra_command.TRAINING_KEYS | {
     "threshold": "with ckpt=..., the checkpoint stores its threshold",
     "catalogue": "with ckpt=..., the catalogue is that of the data folder",
     "heatmaps": "with ckpt=..., the network computes the heatmaps",
+    "trainer.precision": "here, scores are computed in float32",
     "paths.data_root": "with ckpt=..., data_root=DIR sets the data folder",
 }
 WITH_PREDICTIONS = {
@@ -47,7 +48,9 @@ def _check(config: dict[str, Any]) -> None:
     else:
         from fractatlas.data.sources.fracatlas import require_layout
 
-        hydra_command.refuse_overrides(WITH_CKPT)
+        other, used = ("val", "test") if config["subset"] == "test" else ("test", "val")
+        unused = f"with subset={config['subset']}, trainer.limit_{used}_batches applies"
+        hydra_command.refuse_overrides(WITH_CKPT | {f"trainer.limit_{other}_batches": unused})
         hydra_command.require_checkpoint(config)
         hydra_command.require_files(config, "split_file")
         hydra_command.require_accelerator(config["trainer"])

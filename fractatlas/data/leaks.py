@@ -13,6 +13,18 @@ TITLES = {
     "exams": "exams inferred from neighbouring ids",
     "duplicates": "near-duplicates",
 }
+UNKNOWN = {
+    "patients": "there is no column patient",
+    "given_groups": "there is no column group",
+    "exams": "there is no catalogue with exams",
+    "duplicates": "there is no catalogue with near-duplicates",
+}
+NOT_LINKED = {
+    "patients": "no patient has several images",
+    "given_groups": "no group has several images",
+    "exams": "every image is an exam of its own",
+    "duplicates": "no image has one",
+}
 SHOWN = 5  # names of divided groups
 
 
@@ -69,14 +81,16 @@ def describe_leak(kind: str, leak: dict[str, Any] | None) -> str:
     """Return one line about one kind of relation, from ``find_leaks``; ``None`` means that it was not checked."""
     title = TITLES[kind]
     if leak is None:
-        return f"{title}: not checked, because they are not known"
+        return f"{title.removesuffix(' (column patient)')}: not checked: {UNKNOWN[kind]}"
     subsets, notes = leak["subsets"], []
     if leak["known"] < leak["of"] and kind in ("patients", "given_groups"):
         notes.append(f"known for {leak['known']} of {leak['of']} images")
+    if "unmatched" in leak:
+        notes.append(f"not checked for {leak['unmatched']} of {leak['of']} images, which are not in the catalogue")
     if "train" not in subsets and subsets != [ALL]:  # which of all images are training images is stated separately
         notes.append("not checked against the training images, which are not listed")
     if not leak["linked"]:
-        found = "none with several images"
+        found = NOT_LINKED[kind]
     elif subsets == [ALL]:
         found = f"{leak['groups']} in all images"
     elif len(subsets) == 1:

@@ -15,7 +15,7 @@ from fractatlas.evaluation import metrics, operating_point, predictions_table, p
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.io import atomic_path, write_csv, write_json
 from fractatlas.progress_bar import waiting
-from fractatlas.wording import plural
+from fractatlas.wording import join_names, plural
 
 log = logging.getLogger(__name__)
 SCORED = ("val", "test", ALL)  # scores on training images are not an estimate of performance
@@ -36,10 +36,18 @@ def evaluate_predictions(config: dict[str, Any]) -> None:
     """
     out, table_file = Path(config["paths"]["output_dir"]), Path(config["predictions"])
     files = {"predictions.csv": "predictions", "catalogue.csv": "catalogue", "heatmaps.npz": "heatmaps"}
+    without_split = "split" not in pd.read_csv(table_file, nrows=0, encoding="utf-8-sig")
     source = RunFolder(table_file.parent, {name: config[key] for name, key in files.items()})
     table, record, catalogue = source.predictions, source.metrics, source.catalogue
     if catalogue is not None:
+        if not table["image_id"].isin(catalogue["image_id"]).any():
+            examples = f"for example {table['image_id'].iloc[0]}, and there {catalogue['image_id'].iloc[0]}"
+            problem = f"no image_id is in {source.file('catalogue.csv')} ({examples})"
+            raise InputError(f"{table_file}: {problem}; use the same ids in both files, or remove the catalogue")
         table = predictions_table.add_groups(table, catalogue)
+    record.pop("without_split", None)  # of an earlier evaluation
+    if without_split:
+        record["without_split"] = True
     if "leaks" not in record:
         record["leaks"] = predictions_table.find_leaks(_with_training(table, source), catalogue)
     for kind, line in zip(reported_kinds(record["leaks"]), provenance.relations(record), strict=True):
@@ -47,10 +55,12 @@ def evaluate_predictions(config: dict[str, Any]) -> None:
         log.log(logging.WARNING if divided else logging.INFO, "leak check: %s", line)
     log.info("%s", provenance.resampling(record))
     complete, table = table, table[table["split"].isin(SCORED)]
+    others = join_names([repr(name) for name in complete.loc[~complete["split"].isin(SCORED), "split"].unique()])
     if table.empty:
-        raise InputError(f"{table_file}: column split: no row is val or test; correct the values, or remove the column")
+        problem = f"column split: no row is 'val' or 'test' (found {others})"
+        raise InputError(f"{table_file}: {problem}; correct the values, or remove the column")
     if omitted := len(complete) - len(table):
-        log.info("%d rows with another split than val and test are not scored", omitted)
+        log.info("%s with another split than val and test (%s): not scored", plural(omitted, "row"), others)
     if catalogue is not None and (unknown := ~table["image_id"].isin(catalogue["image_id"])).any():
         file, count = source.file("catalogue.csv"), unknown.sum()
         log.warning("%d of %s not in %s: in no stratum", count, plural(len(table), "image"), file)

@@ -19,6 +19,7 @@ from fractatlas.evaluation.bootstrap import (
     proportion_interval,
     without_interval,
 )
+from fractatlas.wording import plural
 
 MIN_GROUPS = 20  # of each class, for a bootstrap interval that no interval for small counts supports
 BINS = 15  # of the calibration error
@@ -112,7 +113,7 @@ def _reasons(table: pd.DataFrame, threshold: float) -> dict[str, str]:
     groups = table.groupby("label")["group"].nunique().reindex([0, 1], fill_value=0)
     if groups.min() < MIN_GROUPS:
         few = "with a fracture" if groups[1] < MIN_GROUPS else "without a fracture"
-        counted = f"{groups.min()} {'group' if groups.min() == 1 else 'groups'} {few}"
+        counted = plural(int(groups.min()), "group" if table["group"].duplicated().any() else "image") + f" {few}"
         unsupported = ("average_precision", "mcc", "brier", "brier_calibrated")
         reasons |= dict.fromkeys(unsupported, f"{counted}, fewer than {MIN_GROUPS}")
     positive, constant = table["probability"] >= threshold, table["probability"].nunique() == 1

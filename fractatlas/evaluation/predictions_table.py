@@ -81,7 +81,11 @@ def find_leaks(predictions: pd.DataFrame, catalogue: pd.DataFrame | None) -> dic
     linked = merge_groups(ids, list(known.values()))
     if predictions["group"].nunique() < linked.nunique():
         known["given_group"] = predictions["group"]
-    return leaks.find_leaks(predictions, pd.DataFrame(known | {"image_id": ids, "group": predictions["group"]}))
+    found = leaks.find_leaks(predictions, pd.DataFrame(known | {"image_id": ids, "group": predictions["group"]}))
+    if catalogue is not None and (unmatched := int((~ids.isin(catalogue["image_id"])).sum())):
+        for kind in {"exams", "duplicates"} & found.keys():
+            found[kind]["unmatched"] = unmatched
+    return found
 
 
 def _catalogue_columns(

@@ -3,11 +3,13 @@
 Log lines, the report page, the model card and tables show these sentences.
 """
 
+import math
 from typing import Any
 
 from fractatlas.data.leaks import TITLES, describe_groups, describe_leaks
 from fractatlas.data.splits import ALL
 from fractatlas.evaluation.markdown import score_line
+from fractatlas.evaluation.operating_point import MAX_TEMPERATURE, MIN_TEMPERATURE
 from fractatlas.wording import plural
 
 TRAINED_ON = "The network was trained on these images: the scores do not show how it performs on other images."
@@ -32,6 +34,8 @@ def count_cell(score: dict[str, Any]) -> str:
 def describe_use(name: str, record: dict[str, Any], config: dict[str, Any] | None) -> str:
     """Return what the images of a subset were used for before they were scored; an empty string for ``test``.
 
+    For a table without the column ``split``, the sentence about ``test`` states this.
+
     Args:
         name: of the subset.
         record: the contents of ``metrics.json``.
@@ -42,7 +46,8 @@ def describe_use(name: str, record: dict[str, Any], config: dict[str, Any] | Non
     if name == ALL:
         return _describe_all(record.get("all_images"))
     if name == "test":
-        return ""
+        stated = "The table of predictions has no column split: all rows are taken as test."
+        return stated if record.get("without_split") else ""
     chosen = []
     if config and "monitor" in config:
         chosen.append("the epoch")
@@ -54,9 +59,9 @@ def describe_use(name: str, record: dict[str, Any], config: dict[str, Any] | Non
     listed = " and ".join(filter(None, [", ".join(chosen[:-1]), *chosen[-1:]]))
     if not listed:
         return ""
-    optimistic = "" if chosen == ["the temperature"] else ": the scores are optimistic"
+    scores = "the calibrated scores" if chosen == ["the temperature"] else "the scores"
     verb = "was" if len(chosen) == 1 else "were"
-    return f"{listed[0].upper()}{listed[1:]} {verb} selected on these images{optimistic}."
+    return f"{listed[0].upper()}{listed[1:]} {verb} selected on these images: {scores} are optimistic."
 
 
 def _describe_all(facts: dict[str, Any] | None) -> str:
@@ -74,11 +79,11 @@ def _describe_all(facts: dict[str, Any] | None) -> str:
 
 def content_notices(record: dict[str, Any]) -> list[str]:
     """Return a sentence for each subset with images that had another content in the training run."""
+    changed = {name: count for name, count in record.get("changed_images", {}).items() if count and name in record}
     return [
-        f"{changed} of {plural(record[name]['n_subset'], 'image')} of the {name} subset {'has' if changed == 1 else 'have'} another "
-        "content than in the data of the training: names match, images do not."
-        for name, changed in record.get("changed_images", {}).items()
-        if changed and name in record
+        f"{count} of {plural(record[name]['n_subset'], 'image')} of the {name} subset "
+        f"{'has' if count == 1 else 'have'} another content than in the data of the training: only the names are equal."
+        for name, count in changed.items()
     ]
 
 
@@ -95,7 +100,10 @@ def describe_decision(point: dict[str, Any]) -> str:
     if point["temperature"] == 1:
         return f"{text} No temperature was chosen."
     temperature = f"{point['temperature']:.3f}, which was chosen on the validation subset"
-    return f"{text} Calibrated probabilities divide the logit by the temperature {temperature}."
+    text = f"{text} Calibrated probabilities divide the logit by the temperature {temperature}."
+    if any(math.isclose(point["temperature"], limit, rel_tol=1e-3) for limit in (MIN_TEMPERATURE, MAX_TEMPERATURE)):
+        text += f" This is the limit of the search range ({MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g})."
+    return text
 
 
 def chooses_threshold(point: dict[str, Any]) -> bool:

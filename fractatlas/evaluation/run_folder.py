@@ -12,6 +12,7 @@ import yaml
 
 from fractatlas.data import leaks
 from fractatlas.data.sources.fracatlas import read_boxes
+from fractatlas.data.sources.phantom import is_generated
 from fractatlas.errors import InputError
 from fractatlas.evaluation.localisation import Heatmaps, read_heatmaps
 from fractatlas.evaluation.predictions_table import read_predictions
@@ -113,6 +114,12 @@ class RunFolder:
         """The data folder, if it still exists."""
         root = self.metrics.get("data_root") or self.metrics.get("data", {}).get("root")
         return Path(root) if root and (Path(root) / "dataset.csv").is_file() else None
+
+    @cached_property
+    def has_phantoms(self) -> bool:
+        """Whether the images are generated phantoms, according to the data folder or the configuration."""
+        generated = self.data_root is not None and is_generated(self.data_root)
+        return generated or bool(self.config and self.config["data"].get("prepare"))
 
     @cached_property
     def boxes(self) -> dict[str, np.ndarray]:

@@ -57,7 +57,7 @@ def evaluate(config: dict[str, Any]) -> bool:
     split = _training_split(config, model.checkpoint)
     trained = model.config
     trained["data"]["cache_dir"] = config["paths"]["cache_dir"]
-    if config["data_root"]:
+    if config["data_root"] and Path(config["data_root"]).resolve() != Path(trained["data"]["root"]).resolve():
         trained["data"] |= {"root": config["data_root"], "prepare": None}
     lightning.seed_everything(trained["seed"], workers=True, verbose=False)
     trainer = build_trainer(config, run, callbacks=[TerminalProgressBar()], logger=False)
@@ -110,15 +110,15 @@ def _training_split(config: dict[str, Any], checkpoint: Path) -> Path | None:
     if split.is_file():
         return split
     if config["subset"] != ALL:
-        remedy = f"give the split of the training: split_file=FILE, or score every image: subset={ALL} data_root=DIR"
-        raise InputError(f"subset={config['subset']}: {split} is missing; {remedy}")
+        remedy = f"give the split of the training (split_file=FILE), or score every image (subset={ALL} data_root=DIR)"
+        raise InputError(f"subset={config['subset']}: {checkpoint} is not in a run folder (no split.csv); {remedy}")
     return None
 
 
 def _trained_on(images: pd.DataFrame, split: Path | None) -> dict[str, Any]:
-    """Return ``split``, the number of images in each of its subsets, and whether they were found by ``content`` or name.
+    """Return ``split``, the number of images in each of its subsets, and ``found_by`` (``content`` or ``name``).
 
-    Numbers are ``None`` if the split is not known.
+    ``split`` and the numbers are ``None`` if the split is not known.
     """
     if split is None:
         return {"split": None} | dict.fromkeys((*SUBSETS, "none"))

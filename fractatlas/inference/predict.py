@@ -26,6 +26,7 @@ from fractatlas.inference.model import UNFINISHED, load_model
 from fractatlas.io import atomic_path, write_csv
 from fractatlas.progress_bar import track
 from fractatlas.training.silence_warnings import quieten
+from fractatlas.wording import plural
 
 log = logging.getLogger(__name__)
 
@@ -57,18 +58,21 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     warnings.filterwarnings("ignore", module="pydicom|PIL")
     run = Path(config["paths"]["output_dir"])
     model = load_model(config["ckpt"], trusted_targets=config["trusted_targets"])
-    log.info("%d images to read", len(inputs.images))
+    log.info("%s to read", plural(len(inputs.images), "image"))
     if inputs.skipped:
         counts = ", ".join(f"{count} {extension}" for extension, count in inputs.skipped.most_common(6))
-        log.info("skipped %d other files (%s)", inputs.skipped.total(), counts)
+        log.info("skipped %s (%s)", plural(inputs.skipped.total(), "other file"), counts)
     trainer = build_trainer(config, run, callbacks=[], logger=False, enable_progress_bar=False)
     if trainer.world_size > 1:
         raise InputError("predict runs on one device: remove trainer.devices, or use trainer=cpu or trainer=gpu")
     model.classifier.to(trainer.strategy.root_device)
     for name in ("predictions.csv", "errors.csv"):
         (run / name).unlink(missing_ok=True)
-    for file in (run / "overlays").glob(f"{'[0-9]' * 5}_*.jpg"):
+    overlays = [*(run / "overlays").glob(f"{'[0-9]' * 5}_*.jpg")]
+    for file in overlays:
         file.unlink()
+    if overlays:
+        log.info("removed %s of an earlier prediction from %s", plural(len(overlays), "overlay"), run / "overlays")
 
     errors = dict(inputs.errors)
     paths: list[str] = []
@@ -98,7 +102,11 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
         write_csv(run / "errors.csv", pd.DataFrame(list(errors.items()), columns=["path", "error"]))
     write_csv(run / "predictions.csv", pd.DataFrame(columns))
     unreadable = f", {len(errors)} could not be read (errors.csv)" if errors else ""
-    log.info("%d images, %d predicted fractured%s; results in %s", len(paths), fractured.sum(), unreadable, run)
+    if len(paths) == 1:
+        decision = "fractured" if fractured[0] else "not fractured"
+        log.info("%s: probability %.4f, %s", paths[0], probabilities[0], decision)
+    counted = plural(len(paths), "image")
+    log.info("%s, %d predicted fractured%s; results in %s", counted, fractured.sum(), unreadable, run)
     return len(errors)
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 from sklearn.metrics import confusion_matrix
 
+from fractatlas.data.splits import ALL
 from fractatlas.evaluation import provenance
 from fractatlas.evaluation.bootstrap import bootstrap_weights
 from fractatlas.evaluation.markdown import METRIC_TITLES, format_fraction, format_percent
@@ -50,6 +51,7 @@ def write_report(folder: Path) -> Path:
     page = render(
         "report.html.jinja",
         metrics=metrics,
+        phantoms=run.has_phantoms,
         subsets=run.subsets,
         last=last,
         titles=METRIC_TITLES,
@@ -89,6 +91,12 @@ def model_card(run: RunFolder) -> str:
         config_file=run.config_file and run.config_file.relative_to(run.path),
         images=len(run.predictions),
         in_split=in_split,
+        every_image=metrics.get("all_images") if last.name == ALL else None,
+        has_phantoms=run.has_phantoms,
+        attributes=[name for name in last.strata["attribute"].unique() if name != "all"],
+        shows_errors=run.data_root is not None
+        and "path" in last.table
+        and len(most_confident_errors(last.table, run.threshold)) > 0,
         unassigned=data["images"] - sum(data["excluded"].values()) - in_split,
         subsets=run.subsets,
         last=last,
@@ -120,7 +128,7 @@ def _provenance(run: RunFolder) -> dict[str, Any]:
             *partial,
             *provenance.content_notices(metrics),
             *provenance.leak_notices(metrics),
-        ],  # fmt: skip
+        ],
         "relations": provenance.relations(metrics),
         "resampling": provenance.resampling(metrics),
         "decision": provenance.describe_decision(metrics["operating_point"]),
@@ -137,7 +145,7 @@ def _missing_intervals(run: RunFolder) -> list[str]:
     titles: dict[tuple[str, str], list[str]] = {}  # by subsets and reason
     for (title, reason), names in subsets.items():
         titles.setdefault((", ".join(names), reason), []).append(title)
-    return [f"{', '.join(listed)} ({names}): {reason}" for (names, reason), listed in titles.items()]
+    return [f"{'; '.join(listed)} ({names}): {reason}" for (names, reason), listed in titles.items()]
 
 
 def _pictures(run: RunFolder, table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -54,9 +54,21 @@ PREDICT = ("predict", "input=phantoms", "hydra.run.dir=refused/run")
             (*EVALUATE, "ckpt=phantoms/dataset.csv", "data_root=nowhere"),
             "no FracAtlas in nowhere (dataset.csv is missing)",
         ),
+        (
+            (*EVALUATE, "ckpt=phantoms/dataset.csv", "trainer.precision=bf16-mixed"),
+            "trainer.precision=bf16-mixed: no effect here, scores are computed in float32; remove it",
+        ),
+        (
+            (*EVALUATE, "ckpt=phantoms/dataset.csv", "trainer.limit_val_batches=1"),
+            "trainer.limit_val_batches=1: no effect with subset=test, trainer.limit_test_batches applies; remove it",
+        ),
+        (
+            (*EVALUATE, "ckpt=phantoms/dataset.csv", "subset=val", "trainer.limit_test_batches=1"),
+            "trainer.limit_test_batches=1: no effect with subset=val, trainer.limit_val_batches applies; remove it",
+        ),
         ((*PREDICT, "ckpt=nowhere.ckpt"), "ckpt=nowhere.ckpt: no such file; correct the path"),
         # These are found after Hydra has made the run folder.
-        ((*EVALUATE, "predictions=phantoms/dataset.csv"), "column label, probability is missing"),
+        ((*EVALUATE, "predictions=phantoms/dataset.csv"), "columns label, probability are missing"),
         ((*EVALUATE, "ckpt=phantoms/dataset.csv"), "dataset.csv is not a PyTorch file"),
         ((*PREDICT, "ckpt=phantoms/dataset.csv"), "dataset.csv is not a PyTorch file"),
         ((*PREDICT, "ckpt=phantoms/dataset.csv", "input=nowhere"), "input=nowhere: no file or folder matches"),
@@ -110,11 +122,11 @@ def test_a_refused_command_removes_nothing_that_existed_before(fractatlas, folde
     (run / ".hydra" / "notes.txt").write_text("mine")
     (run / "notes.txt").write_text("mine")
     arguments = ("evaluate", "predictions=phantoms/dataset.csv", f"hydra.run.dir={run}")
-    refused(fractatlas(*arguments), "column label, probability is missing")
+    refused(fractatlas(*arguments), "columns label, probability are missing")
     assert (run / "notes.txt").read_text() == (run / ".hydra" / "notes.txt").read_text() == "mine"
     assert not (run / "evaluate.log").exists()
     shutil.rmtree(run)
-    refused(fractatlas(*arguments), "column label, probability is missing")
+    refused(fractatlas(*arguments), "columns label, probability are missing")
     assert (folder / "mine").is_dir()
     assert not run.exists()
 

@@ -77,8 +77,8 @@ def test_leaks_of_a_split_are_counted_and_logged(data, configuration, tmp_path, 
     with caplog.at_level("INFO"):
         grouped.setup()
     assert not any(grouped.crossings["groups"].values())
-    assert "leak check: near-duplicates: none with several images" in caplog.text
-    assert "leak check: patients (column patient): not checked, because they are not known" in caplog.text
+    assert "leak check: near-duplicates: no image has one" in caplog.text
+    assert "leak check: patients: not checked: there is no column patient" in caplog.text
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 

@@ -211,9 +211,9 @@ def test_a_relation_that_was_not_checked_is_stated_as_such():
     catalogue = make_catalogue(6)
     split = catalogue[["image_id", "label"]].assign(split=["train", "val", "val", "train", "test", "test"])
     assert describe_leaks(find_leaks(split, catalogue)) == [
-        "patients (column patient): not checked, because they are not known",
-        "exams inferred from neighbouring ids: none with several images",
-        "near-duplicates: none with several images",
+        "patients: not checked: there is no column patient",
+        "exams inferred from neighbouring ids: every image is an exam of its own",
+        "near-duplicates: no image has one",
     ]
     assert "resample single images" in describe_groups(find_leaks(split, catalogue))
     catalogue = add_given(catalogue, split[["image_id"]].assign(patient=["p", "p", "q", "q", "r", ""]))

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from fractatlas.config.overrides import prepare
 from fractatlas.config.schema import EvaluateConfig
 from fractatlas.config.validation import validate
+from fractatlas.errors import InputError
 from fractatlas.evaluation.external_predictions import evaluate_predictions
 from fractatlas.report.report_page import write_report
 from tests.conftest import REPOSITORY
@@ -94,6 +95,64 @@ def test_rows_of_the_training_subset_are_checked_for_leaks_and_not_scored(score,
     split = np.where(np.arange(240) < 122, "train", "test")
     with caplog.at_level("INFO"):
         record = score(table.assign(patient=[f"p{n // 4:02}" for n in range(240)], split=split))
-    assert "122 rows with another split than val and test are not scored" in caplog.text
+    assert "122 rows with another split than val and test ('train'): not scored" in caplog.text
     assert record["leaks"]["patients"]["names"] == ["p30"]
     assert record["test"]["n"] == 118
+
+
+def test_a_catalogue_without_any_image_of_the_table_is_refused(score, table, tmp_path):
+    catalogue = table[["image_id"]].assign(group=table["image_id"], exam=table["image_id"], duplicates="")
+    catalogue.to_csv(tmp_path / "ids.csv", index=False)
+    table["image_id"] = table["image_id"].str.removesuffix(".png")
+    message = r"theirs.csv: no image_id is in .*ids.csv \(for example i000, and there i000.png\); use the same ids"
+    with pytest.raises(InputError, match=message):
+        score(table, f"catalogue={tmp_path}/ids.csv")
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_images_that_the_catalogue_does_not_contain_are_counted_in_the_leak_check(score, table, tmp_path, caplog):
+    catalogue = table[["image_id"]].assign(group=table["image_id"], exam=table["image_id"], duplicates="")
+    catalogue.head(200).to_csv(tmp_path / "ids.csv", index=False)
+    with caplog.at_level("INFO"):
+        score(table, f"catalogue={tmp_path}/ids.csv")
+    for line in ("neighbouring ids: every image is an exam of its own", "near-duplicates: no image has one"):
+        assert f"{line}; not checked for 40 of 240 images, which are not in the catalogue" in caplog.text
+
+
+def test_a_table_without_the_column_split_is_stated_as_such(score, table, tmp_path, caplog):
+    stated = "The table of predictions has no column split: all rows are taken as test."
+    with caplog.at_level("INFO"):
+        score(table)
+    assert caplog.text.count(stated) == 1
+    assert stated in write_report(tmp_path / "out").read_text()
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        score(table.assign(split="test"))
+    assert stated not in caplog.text
+
+
+def test_the_card_promises_no_strata_and_no_images_that_are_not_known(score, table, tmp_path):
+    score(table)
+    write_report(tmp_path / "out")
+    card = (tmp_path / "out" / "model_card.md").read_text()
+    assert "| 30 | Robustness | Not measured: no attribute of the images is known. |" in card
+    assert "report.html shows the most confident errors" not in card
+
+
+def test_another_value_of_the_column_split_is_named(score, table):
+    with pytest.raises(InputError, match=r"column split: no row is 'val' or 'test' \(found 'Testing'\)"):
+        score(table.assign(split="Testing"))
+
+
+def test_a_table_with_semicolons_is_refused_as_such(score, table, tmp_path, monkeypatch):
+    monkeypatch.setattr(pd.DataFrame, "to_csv", lambda self, file, index: file.write_text("image_id;label\na;1\n"))
+    with pytest.raises(InputError, match="the columns are separated by semicolons, should be by commas"):
+        score(table)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_few_images_of_a_class_are_counted_as_images_or_groups(score, table, several):
+    few = table[(table["label"] == 0) | (table["label"].cumsum() <= 8)].reset_index(drop=True)
+    record = score(few.assign(patient=[f"p{n // 2}" for n in range(len(few))]) if several else few)
+    noun = "groups" if several else "images"
+    assert f" {noun} with a fracture, fewer than 20" in record["test"]["mcc"]["reason"]

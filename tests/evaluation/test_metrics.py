@@ -126,7 +126,7 @@ def test_no_interval_has_equal_ends(table):
 def test_metrics_that_need_many_images_of_each_class_have_no_interval_with_few(table):
     few = pd.concat([table[table["label"] == 1].head(3), table[table["label"] == 0].head(30)])
     report = evaluate(few)
-    assert report["average_precision"]["reason"] == "3 groups with a fracture, fewer than 20"
+    assert report["average_precision"]["reason"] == "3 images with a fracture, fewer than 20"
     assert report["auroc"]["high"] - report["auroc"]["low"] > 0.3
 
 

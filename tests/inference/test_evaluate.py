@@ -97,9 +97,7 @@ def lone(run, tmp_path) -> Path:
 
 @pytest.mark.parametrize("subset", ["train", "val", "test"])
 def test_a_subset_of_a_checkpoint_without_its_split_is_refused(run, lone, tmp_path, subset):
-    remedy = (
-        rf"subset={subset}: .*split.csv is missing; give the split of the training: split_file=FILE, or .* subset=all"
-    )
+    remedy = rf"subset={subset}: .*lone.ckpt is not in a run folder .no split.csv.; give .*split_file=FILE.*subset=all"
     with pytest.raises(InputError, match=remedy):
         score(run, tmp_path / "out", subset, ckpt=str(lone))
     with pytest.raises(InputError, match="split_file=nowhere.csv: no such file"):

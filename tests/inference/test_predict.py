@@ -54,6 +54,20 @@ def test_a_run_folder_stands_for_its_best_checkpoint(finished_run, checkpoint, r
     assert one.equals(other)
 
 
+def test_one_image_is_reported_with_its_probability_and_removed_overlays_are_counted(
+    checkpoint, readable, tmp_path, caplog
+):
+    caplog.set_level("INFO")
+    predict_into(tmp_path, f"ckpt={checkpoint}", f"input={readable[0]}", "heatmaps=true")
+    table, _ = predict_into(tmp_path, f"ckpt={checkpoint}", f"input={readable[0]}")
+    decision = "fractured" if table["prediction"].item() else "not fractured"
+    assert f"{readable[0]}: probability {table['probability'].item():.4f}, {decision}" in caplog.messages
+    assert "1 image to read" in caplog.messages
+    assert any(text.startswith("1 image, ") and text.endswith(f"results in {tmp_path}") for text in caplog.messages)
+    assert f"removed 1 overlay of an earlier prediction from {tmp_path / 'overlays'}" in caplog.messages
+    assert not list((tmp_path / "overlays").iterdir())
+
+
 def test_one_overlay_is_drawn_for_each_row(checkpoint, phantoms, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -128,7 +142,7 @@ def test_readable_files_of_a_folder_are_predicted_and_unreadable_ones_listed(
         "in ö/large.png": "11000 x 11000 pixels is above the limit of 100,000,000 pixels",
         "in ö/text.jpg": "not an image",
     }
-    assert "skipped 1 other files (1 .csv)" in caplog.text
+    assert "skipped 1 other file (1 .csv)" in caplog.text
     assert "9 images, " in caplog.text
     assert "4 could not be read" in caplog.text
     probability = table.set_index(table["path"].str.removeprefix("in ö/"))["probability"]

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from fractatlas.config.schema import TrainConfig
 from fractatlas.config.validation import validate
+from fractatlas.data.sources.phantom import is_generated
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.report.report_page import model_card, write_report
 from tests.conftest import REPOSITORY
@@ -126,7 +127,7 @@ def test_the_threshold_is_called_chosen_only_if_it_was(run_with, point, expected
 def test_relations_that_were_not_checked_are_stated_in_card_and_page(run_with):
     run = run_with()
     page = write_report(run.path).read_text()
-    stated = "patients (column patient): not checked, because they are not known"
+    stated = "patients: not checked: there is no column patient"
     assert stated in answer((run.path / "model_card.md").read_text(), 21)
     assert stated in page
     assert "Patients are not known: images of several visits of one patient count as independent." in page
@@ -156,3 +157,39 @@ def test_page_and_card_begin_with_patients_in_several_subsets(run_with):
     assert (run.path / "model_card.md").read_text().splitlines()[2] == f"**{notice}**"
     assert page.index(notice) < page.index('<p class="summary">')
     assert "(p1, p2)" in page
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_card_of_all_images_describes_no_split_of_them(run_with, known):
+    facts = {"split": "split.csv" if known else None, "train": 3, "val": 1, "test": 1, "none": 0}
+    run = run_with(all_images=facts)
+    for name in ("predictions.csv", "strata.csv"):
+        text = (run.path / name).read_text()
+        (run.path / name).write_text(re.sub(r"\b(test)\b", "all", text))
+    metrics = json.loads((run.path / "metrics.json").read_text())
+    metrics["data"]["split"] = {"all": {"n": 50, "positives": 20}}
+    (run.path / "metrics.json").write_text(json.dumps(metrics | {"all": metrics["test"]}))
+    card = model_card(RunFolder(run.path))
+    text = answer(card, 20)
+    assert text.startswith(
+        "No split was made: every image that is not excluded is scored. all: 50 images, 20 fractured."
+    )
+    assert text.endswith("seed 0.") if known else text.endswith("The split of the training is not known.")
+    assert ("Split of the training: Groups of related images" in text) == known
+    assert "50 scored" in answer(card, 7)
+
+
+def test_generated_phantoms_are_recognised_by_the_data(run_with, phantoms):
+    run = run_with()  # the configuration is that of FracAtlas, the data folder contains phantoms
+    assert "The images are generated phantoms" in answer(model_card(run), 14)
+    page = write_report(run.path).read_text()
+    assert "Boxes of the generated fractures" in page
+    assert "radiologists" not in page[: page.index("Configuration")]
+    assert is_generated(phantoms)
+    assert not is_generated(phantoms / "images")
+
+
+@pytest.mark.parametrize(("temperature", "limit"), [(19.9998, True), (0.05, True), (3.0, False)])
+def test_a_temperature_at_the_limit_of_its_search_is_stated_as_such(run_with, temperature, limit):
+    card = model_card(run_with(operating_point={"rule": "fixed", "threshold": 0.5, "temperature": temperature}))
+    assert ("This is the limit of the search range (0.05 to 20)." in card) == limit
