@@ -190,7 +190,7 @@ def _check_one_run(
         return None
     config = compose_with_hydra(verb, arguments)
     if config.hydra.mode == RunMode.MULTIRUN:
-        return None
+        raise InputError("this configuration starts several runs: add -m (or use fractatlas search)")
     before = HydraConfig.instance().cfg
     try:
         HydraConfig.instance().set_config(config)  # for interpolations such as ${hydra:runtime.cwd}

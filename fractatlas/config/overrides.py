@@ -9,13 +9,21 @@ from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fractatlas.config.schema import TrainConfig
-from fractatlas.config.validation import explain, flatten, group_keys, known_keys, path_keys, validate
+from fractatlas.config.validation import (
+    explain,
+    flatten,
+    group_keys,
+    known_keys,
+    path_keys,
+    unknown_key_message,
+    validate,
+)
 from fractatlas.errors import InputError
 
 _PACKAGE = Path(__file__).parents[1]
@@ -25,9 +33,15 @@ MULTIRUN = {"-m", "--multirun"}
 # Hydra's options that take a value.
 OPTIONS_WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--cfg", "-c", "--package",
                       "-p", "--experimental-rerun")  # fmt: skip
-SHORT_OPTIONS = {"-cd": "--config-dir", "-cp": "--config-path", "-cn": "--config-name"}
+SHORT_OPTIONS = {"-cd": "--config-dir", "-cp": "--config-path", "-cn": "--config-name", "-c": "--cfg", "-i": "--info",
+                 "-r": "--run", "-m": "--multirun", "-sc": "--shell-completion"}  # fmt: skip
+OPTION_CHOICES = {"--cfg": ("job", "hydra", "all"),
+                  "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")}  # fmt: skip
+# Hydra raises a ValueError for more than one of them.
+EXCLUSIVE_OPTIONS = ("--run", "--multirun", "--cfg", "--info", "--shell-completion", "--experimental-rerun")
 FLAGS = ("--help", "-h", "--hydra-help", "--version", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc",
          "--info", "-i", "--resolve")  # fmt: skip
+AXIS_SYNTAX = "interval(LOW,HIGH), tag(log,interval(LOW,HIGH)), range(LOW,HIGH,STEP) or choice(A,B)"
 # What a resumed run may change: how long, where and how fast it trains, but not the model, the data or the recipe.
 RESUMABLE = ("resume", "trusted_targets", "test", "report", "trainer.max_epochs", "trainer.accelerator",
              "trainer.devices", "data.root", "data.cache", "data.cache_dir", "data.num_workers",
@@ -48,25 +62,33 @@ def prepare(arguments: Sequence[str], schema_class: type) -> list[str]:
     groups = group_keys(schema_class)
     folder: str | None = None
     arguments = list(_joined(arguments))
+    _check_options(arguments)
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if argument.startswith("-") and key not in FLAGS + OPTIONS_WITH_VALUE:
             raise InputError(f"{argument}: no such option; --help lists the keys, --hydra-help the options of Hydra")
         if not argument.startswith(("-", "~")) and not equals:
             raise InputError(f"{argument}: should be key=value; --help lists the keys")
-        if key in groups and value in ("", "null"):
+        if (CONF / key.replace(".", "/")).is_dir() and key.startswith("hydra.sweeper."):
+            raise InputError(f"{argument}: a group of keys; write {key.replace('.', '/')}={value}")
+        if _is_no_choice(key, value, groups):
+            if key in group_keys(TrainConfig) - groups:
+                raise InputError(unknown_key_message(key, schema_class))
             choices = sorted(file.stem for file in (CONF / key).glob("*.yaml"))
-            raise InputError(f"{argument}: no such choice; the choices are {', '.join(choices)}")
+            remedy = f"; a value is set with {key}.value={value}" if f"{key}.value" in known_keys(schema_class) else ""
+            raise InputError(f"{argument}: no such choice; the choices are {', '.join(choices)}{remedy}")
         if key.lstrip("+") == "resume" and value != "null":
             # In quotes if Lightning starts a second process with the output of this function.
             if folder is not None:
                 raise InputError(f"{argument}: resume is given twice; resume one run at a time")
             folder = _value(argument) if _in_quotes(value) else value
+        if is_multirun(arguments) and re.match(r"(interval|range|tag|choice)\(", value) and not _is_accepted(argument):
+            raise InputError(f"{argument}: no axis; write {AXIS_SYNTAX}")
     multirun = is_multirun(arguments)
     paths = set() if multirun else path_keys(schema_class)
     quoted = [_quote(argument, paths) for argument in arguments]
     if multirun:
-        quoted = list(_left_to_the_jobs(quoted, schema_class))
+        quoted = list(_left_to_the_jobs(_last_of_each_key(quoted), schema_class))
     return quoted if folder is None else _resume(folder, quoted)
 
 
@@ -142,9 +164,68 @@ def _joined(arguments: Sequence[str]) -> Iterator[str]:
     for argument in rest:
         value = next(rest, None) if argument in OPTIONS_WITH_VALUE else None
         option, equals, given = argument.partition("=")
-        if option in SHORT_OPTIONS:
+        if option in SHORT_OPTIONS and option in OPTIONS_WITH_VALUE:
             argument = f"{SHORT_OPTIONS[option]}{equals}{given}"
         yield argument if value is None else f"{argument}={value}"
+
+
+def _check_options(arguments: Sequence[str]) -> None:
+    """Refuse options of Hydra that have a wrong value or exclude each other."""
+    given: dict[str, str] = {}
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        option = SHORT_OPTIONS.get(option, option)
+        given.setdefault(option, argument)
+        choices = OPTION_CHOICES.get(option, ())
+        if choices and value not in choices and (equals or option == "--cfg"):
+            raise InputError(f"{argument}: no such choice; the choices are {', '.join(choices)}")
+    exclusive = [argument for option, argument in given.items() if option in EXCLUSIVE_OPTIONS]
+    if len(exclusive) > 1:
+        raise InputError(f"{' and '.join(exclusive)} exclude each other: keep one of them")
+    if "--resolve" in given and not given.keys() & {"--cfg", "--help", "-h"}:
+        raise InputError("--resolve: no effect without --cfg; add --cfg job")
+
+
+def _is_no_choice(key: str, value: str, groups: set[str]) -> bool:
+    """Return whether a value of a configuration group cannot be the name of a choice, for example a number."""
+    if key in groups and value in ("", "null"):
+        return True
+    if not re.fullmatch(r"[a-z_/]+", key) or not (CONF / key).is_dir():
+        return False
+    if key.startswith("hydra/sweeper/"):  # Hydra's plugin has further choices, which the schema refuses
+        return not (CONF / key / f"{value}.yaml").is_file()
+    try:
+        parsed = OverridesParser.create().parse_override(f"{key}={value}").value()
+    except HydraException:
+        return False
+    values = parsed.list if isinstance(parsed, ChoiceSweep) else [parsed]
+    return any(isinstance(one, int | float) for one in values)
+
+
+def _is_accepted(argument: str) -> bool:
+    """Return whether Hydra's grammar accepts an argument."""
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return False
+    return True
+
+
+def _last_of_each_key(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a multirun without values that a later argument replaces, as in a single run.
+
+    Hydra and Optuna would otherwise give a single value precedence over several values of the same key.
+    """
+    last: dict[str, str] = {}
+    for number, argument in enumerate(arguments):
+        prefix, key, value = re.fullmatch(r"(\+*)([^=]*)(.*)", argument, re.DOTALL).groups()  # type: ignore[union-attr]
+        if not value or argument.startswith(("-", "~")):
+            last[str(number)] = argument
+            continue
+        earlier = last.pop(key, "")
+        added = earlier[: len(earlier) - len(earlier.lstrip("+"))]
+        last[key] = f"{prefix or added}{key}{value}"
+    return list(last.values())
 
 
 def _left_to_the_jobs(arguments: Sequence[str], schema_class: type) -> Iterator[str]:
@@ -161,7 +242,8 @@ def _left_to_the_jobs(arguments: Sequence[str], schema_class: type) -> Iterator[
         group, dot, _ = key.lstrip("+").partition(".")
         late = equals and dot and group in swept - {"paths"} and not argument.startswith(("-", "~"))
         if late and not next(_parsed([argument])).is_sweep_override():
-            yield f"{key}=choice({value or repr('')})"
+            # The grammar has no choice(null).
+            yield f"{key}=null,null" if value == "null" else f"{key}=choice({value or repr('')})"
         else:
             yield argument
 
@@ -178,6 +260,9 @@ def _resume(folder: str, arguments: list[str]) -> list[str]:
     """Return the arguments with which Hydra composes the configuration that a run folder stores."""
     run = Path(folder).absolute()
     if not folder or not (run / ".hydra" / "config.yaml").is_file():
+        if (run / "multirun.yaml").is_file() or (run / "trials.csv").is_file():
+            remedy = "repeat the command with -m to resume it, or give the folder of one of its runs"
+            raise InputError(f"resume={folder}: the folder of a grid or search, not a run folder; {remedy}")
         remedy = f"give resume={run.parent.parent}" if run.suffix == ".ckpt" else "give the folder of a run below logs/"
         raise InputError(f"resume={folder}: not a run folder (it has no .hydra/config.yaml); {remedy}")
     if is_multirun(arguments):

@@ -161,8 +161,10 @@ def axis_error(name: str, value: str, problem: str) -> str:
 
 def unknown_key_message(key: str, schema_class: type) -> str:
     """Return one line for a ``key`` that the schema does not have, with the most similar key that it has."""
-    known = sorted(set(known_keys(schema_class)))
+    known = sorted({*known_keys(schema_class), *known_keys(schema.SearchConfig, "hydra.sweeper.")})
     parent, _, leaf = key.rpartition(".")
+    if key in known and key.startswith("hydra."):
+        return f"unknown key '{key}' of a grid; only a search has it: add hparams_search=optuna"
     if key in known:
         return f"'{key}' does not belong to the chosen '{key.partition('.')[0]}'; --help lists its keys"
     nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.7)

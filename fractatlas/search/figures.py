@@ -79,8 +79,8 @@ def _layout(figure: go.Figure, height: int, legend: bool = False) -> go.Figure:
         font={"size": 12},
         hoverlabel={"align": "left"},
     )
-    figure.update_xaxes(automargin=True, nticks=6)
-    figure.update_yaxes(automargin=True, nticks=6)
+    figure.update_xaxes(automargin=True, nticks=6, exponentformat="none")  # 0.0002 instead of 200µ
+    figure.update_yaxes(automargin=True, nticks=6, exponentformat="none")
     return figure
 
 
@@ -130,7 +130,10 @@ def _history(study: optuna.Study, trials: Sequence[FrozenTrial], score: str, rat
     _add_majority_rate(figure, rate)
     figure.update_xaxes(title="trial", tickformat="d")
     figure.update_yaxes(title=score)
-    return _layout(figure, 420, legend=True)
+    figure = _layout(figure, 420, legend=True)
+    # Whole numbers only: Plotly would label fractions of a few trials as 0 1 1 2 2.
+    last = max(trial.number for trial in trials)
+    return figure.update_xaxes(tick0=0, dtick=max(1, math.ceil(last / 6)))
 
 
 def _importance(importances: Mapping[str, float], names: Mapping[str, str]) -> go.Figure:
@@ -204,6 +207,7 @@ def _parallel(study: optuna.Study, trials: Sequence[FrozenTrial], names: Mapping
             dimension |= {"tickvals": np.log10(ticks), "ticktext": [f"{tick:g}" for tick in ticks]}
         else:
             dimension |= {"values": values, "range": [distribution.low, distribution.high]}
+            dimension |= {"tickformat": ".4~g"}
         dimensions.append(dimension)
     pruned = [int(trial.state == TrialState.PRUNED) for trial in trials]
     if any(pruned):

@@ -162,7 +162,8 @@ class GridSweeper(BasicSweeper):
                 self._compose(job, len(jobs))
             except (InputError, HydraException, OmegaConfBaseException) as error:
                 reason = str(error) if isinstance(error, InputError) else explain(error, self._schema, CONF)
-                mistakes.setdefault(reason, []).append(" ".join(job.axes or job.overrides))
+                for line in reason.splitlines():
+                    mistakes.setdefault(line, []).append(" ".join(job.axes or job.overrides))
             jobs.append(job)
         if mistakes:
             raise InputError("\nerror: ".join(_describe_mistakes(mistakes)))

@@ -1,5 +1,6 @@
 """Write the results of a study: a table, a page of figures, an experiment with the best trial, and a plan for it."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,14 @@ PAGE, REFIT = "search.html", "refit.yaml"
 SEEDS = [0, 1, 2]
 
 
-def write(folder: Path, study: optuna.Study, space: list[str], monitor: str, best: DictConfig | None) -> None:
+def write(
+    folder: Path,
+    study: optuna.Study,
+    space: list[str],
+    monitor: str,
+    best: DictConfig | None,
+    finished: bool = False,
+) -> None:
     """Write ``trials.csv``, ``trials.md`` and ``search.html``; for a new best trial, also its experiment and plan.
 
     The experiment is ``experiment/best.yaml``: ``fractatlas train --config-dir FOLDER experiment=best``. The plan is
@@ -46,7 +54,7 @@ def write(folder: Path, study: optuna.Study, space: list[str], monitor: str, bes
     test subset once. The recipe's name contains the trial's number, so that another best trial has other run folders.
 
     ``space`` has the names of the searched hyperparameters. ``best`` is the configuration of a new best trial, Hydra's
-    node included; ``None`` keeps the earlier files.
+    node included; ``None`` keeps the earlier files. ``finished``: the study has all its trials.
     """
     # A copy in memory: the figures read the trials many times, and other processes change the study meanwhile.
     copy = optuna.create_study(study_name=study.study_name, direction=study.direction)
@@ -54,7 +62,7 @@ def write(folder: Path, study: optuna.Study, space: list[str], monitor: str, bes
     table = trials_table(copy.get_trials(deepcopy=False), space)
     write_csv(folder / "trials.csv", table)
     write_text(folder / "trials.md", to_markdown(_format(table)))
-    write_text(folder / PAGE, page(copy, table, monitor, folder))
+    write_text(folder / PAGE, page(copy, table, monitor, folder, finished))
     if best is not None:
         write_text(folder / "experiment" / "best.yaml", experiment(copy, best, monitor))
         write_text(folder / REFIT, refit_plan(copy.best_trial.number))
@@ -93,7 +101,7 @@ def trials_table(trials: list[FrozenTrial], space: list[str]) -> pd.DataFrame:
     return table.astype({"seed": "Int64"}) if rows else table
 
 
-def page(study: optuna.Study, table: pd.DataFrame, monitor: str, folder: Path) -> str:
+def page(study: optuna.Study, table: pd.DataFrame, monitor: str, folder: Path, finished: bool = False) -> str:
     """Return an HTML page without external files: figures, and a table with links to the run folders in ``folder``."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     best = study.best_trial if complete else None
@@ -108,6 +116,8 @@ def page(study: optuna.Study, table: pd.DataFrame, monitor: str, folder: Path) -
         study=study.study_name,
         monitor=monitor,
         best=best,
+        finished=finished,
+        refit=shlex.quote(str(folder / REFIT)),
         scores=scores(best, monitor) if best else "",
         warning=majority_warning(best) if best else None,
         columns=list(cells.columns),

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from optuna.distributions import CategoricalDistribution as Categorical
 from optuna.trial import FrozenTrial, TrialState
 
+from fractatlas.config.overrides import AXIS_SYNTAX
 from fractatlas.config.schema import Sampler, SearchConfig, TrainConfig
 from fractatlas.config.validation import (
     DOTS_NEED_BACKSLASHES,
@@ -39,6 +40,7 @@ from fractatlas.errors import InputError
 from fractatlas.search import report, storage
 from fractatlas.search.sampler import Distribution, TrialStreamSampler
 from fractatlas.signals import exit_on_stop_signals
+from fractatlas.wording import plural
 
 log = logging.getLogger(__name__)
 STARTUP_SAMPLERS = ("optuna.samplers.TPESampler", "optuna.samplers.GPSampler")  # the others have no start-up trials
@@ -90,7 +92,7 @@ class ResumableSweeper(Sweeper):
         params = [f"{name}={value}" for name, value in self.search["params"].items()]
         space, fixed, deletions = _read_space([*params, *arguments])
         self.space = {name: space[name] for name in space if name not in fixed}
-        self.fixed = [f"{name}={value}" for name, value in fixed.items()] + deletions
+        self.fixed = [f"{name}={_as_argument(value)}" for name, value in fixed.items()] + deletions
         if not self.space:
             raise InputError("nothing to search: all hydra.sweeper.params are fixed; remove a KEY=VALUE argument")
         settings, config = self._compose_settings()
@@ -100,7 +102,8 @@ class ResumableSweeper(Sweeper):
             self._check_settings(settings, config)
             ended = sum(trial.state.is_finished() for trial in storage.counted_trials(self.study))
             total = self.search["n_trials"]
-            log.info("study %s: %d of %d trials done; results in %s", self.study.study_name, ended, total, self.folder)
+            done = f"{ended} of {plural(total, 'trial')}" if ended <= total else f"{plural(ended, 'trial')}"
+            log.info("study %s: %s done; results in %s", self.study.study_name, done, self.folder)
 
             from fractatlas.search.trial import run_trial  # after all checks, because torch is slow to import
 
@@ -114,7 +117,7 @@ class ResumableSweeper(Sweeper):
         self._log_result()
 
     def _overrides(self, params: Mapping[str, Any]) -> list[str]:
-        return [*(f"{name}={value}" for name, value in params.items()), *self.fixed]
+        return [*(f"{name}={_as_argument(value)}" for name, value in params.items()), *self.fixed]
 
     def _compose(self, params: Mapping[str, Any]) -> DictConfig:
         """Compose the configuration of a trial with ``params``, Hydra's own node included."""
@@ -128,16 +131,17 @@ class ResumableSweeper(Sweeper):
         """Return the settings and the search space that all trials share, by key, and one complete configuration.
 
         A searched group such as ``optimizer`` has other keys for each choice, so that every choice is composed.
+
+        Raises:
+            InputError: the configuration with a choice or an end of the range of an axis is invalid.
         """
         groups = self.space.keys() & group_keys(TrainConfig)
         choices = [(name, choice) for name in groups for choice in cast(Categorical, self.space[name]).choices]
         first = {name: one.choices[0] if isinstance(one, Categorical) else one.low for name, one in self.space.items()}
         settings = {f"search space: {name}": _describe(distribution) for name, distribution in self.space.items()}
+        self._check_values(first)
         for group, choice in choices or [("", "")]:
-            composed = self._compose(first | ({group: choice} if group else {}))
-            with open_dict(composed):
-                del composed["hydra"]
-            config = validate(composed, TrainConfig)
+            config = self._compose_and_check(first | ({group: choice} if group else {}))
             for key, value in flatten(config).items():
                 part = key.partition(".")[0]
                 if key not in self.space and not key.startswith(NOT_COMPARED) and part not in groups - {group}:
@@ -146,6 +150,24 @@ class ResumableSweeper(Sweeper):
             raise InputError("remove test=true: a search does not use the test subset")
         self.monitor = config["monitor"]
         return settings, config
+
+    def _compose_and_check(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        composed = self._compose(params)
+        with open_dict(composed):
+            del composed["hydra"]
+        return validate(composed, TrainConfig)
+
+    def _check_values(self, first: Mapping[str, Any]) -> None:
+        """Refuse choices and ends of ranges that are no valid values; the other axes have their ``first`` values."""
+        mistakes: dict[str, None] = {}
+        for name, one in self.space.items():
+            for value in one.choices if isinstance(one, Categorical) else (one.low, one.high):
+                try:
+                    self._compose_and_check(dict(first) | {name: value})
+                except InputError as error:
+                    mistakes |= dict.fromkeys(str(error).splitlines())
+        if mistakes:
+            raise InputError("\nerror: ".join(mistakes))
 
     def _open_study(self) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -288,13 +310,16 @@ class ResumableSweeper(Sweeper):
         complete = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         best = self.study.best_trial if complete else None
         config = self._compose(best.params) if best and best.number != self.reported else None
-        report.write(self.folder, self.study, list(self.space), self.monitor, config)
+        counted = storage.counted_trials(self.study)
+        finished = sum(trial.state.is_finished() for trial in counted) >= self.search["n_trials"]
+        report.write(self.folder, self.study, list(self.space), self.monitor, config, finished)
         self.reported = best.number if best else None
 
     def _log_result(self) -> None:
         states = [trial.state for trial in storage.counted_trials(self.study)]
         complete, pruned, failed = map(states.count, (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
-        log.info("%d trials: %d complete, %d pruned, %d failed", len(states), complete, pruned, failed)
+        count = plural(len(states), "trial")
+        log.info("%s: %d complete, %d pruned, %d failed", count, complete, pruned, failed)
         if not complete:
             raise InputError(f"no trial was completed; {self.folder / 'trials.csv'} lists the reasons")
         best = self.study.best_trial
@@ -303,7 +328,8 @@ class ResumableSweeper(Sweeper):
             log.warning("%s", warning)
         log.info("page: %s", self.folder / report.PAGE)
         seeds = len(report.SEEDS)
-        log.info("to train the best trial with %d seeds: fractatlas plan %s", seeds, self.folder / report.REFIT)
+        refit = shlex.quote(str(self.folder / report.REFIT))
+        log.info("to train the best trial with %d seeds: fractatlas plan %s", seeds, refit)
 
 
 def _typed_command() -> str:
@@ -339,13 +365,22 @@ def _read_space(arguments: list[str]) -> tuple[dict[str, Distribution], dict[str
             create_params_from_overrides([argument])
         except (HydraException, ValueError, NotImplementedError) as error:
             reason = "brackets or commas are wrong" if isinstance(error, HydraException) else str(error).strip(".")
-            syntax = "interval(LOW,HIGH), tag(log,interval(LOW,HIGH)), range(LOW,HIGH,STEP) or choice(A,B)"
-            raise InputError(f"{argument}: not a distribution: {reason}; write {syntax}") from None
+            raise InputError(f"{argument}: not a distribution: {reason}; write {AXIS_SYNTAX}") from None
     space, fixed, deletions = create_params_from_overrides(arguments)
     # The command line turns a value that only some choices of a searched group have into a choice of one value.
-    single = {name: one.choices[0] for name, one in space.items() if isinstance(one, Categorical) and one.single()}
+    # For null, it has two equal choices.
+    single = {
+        name: one.choices[0]
+        for name, one in space.items()
+        if isinstance(one, Categorical) and all(choice is one.choices[0] for choice in one.choices)
+    }
     searched = {name: one for name, one in space.items() if name not in single}
     return cast(dict[str, Distribution], searched), fixed | single, deletions
+
+
+def _as_argument(value: Any) -> str:
+    """Return a value of a hyperparameter as it is written on the command line."""
+    return "null" if value is None else str(value)
 
 
 def _hash_data(config: dict[str, Any]) -> str:

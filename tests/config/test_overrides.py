@@ -37,7 +37,7 @@ def test_a_path_is_taken_as_typed_even_if_hydra_can_parse_it(monkeypatch):
         (["experiment=a,b", "model=resnet"], []),
         (["experiment=a,b", "data.batch_size=16,32", "~data.x"], []),
         (["experiment=a,b", "model.weights=null", "data.cache_dir="],
-         ["model.weights=choice(null)", "data.cache_dir=choice('')"]),
+         ["model.weights=null,null", "data.cache_dir=choice('')"]),
     ],
 )  # fmt: skip
 def test_keys_of_a_swept_choice_are_left_to_the_jobs(arguments, late):
@@ -45,6 +45,53 @@ def test_keys_of_a_swept_choice_are_left_to_the_jobs(arguments, late):
     assert [argument for argument in prepared[1:] if argument not in arguments] == late
     assert len(prepared) == len(arguments) + 1
     assert prepare(arguments, TrainConfig) == arguments  # a single run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"),
+    [
+        (["seed=1", "seed=1,2"], ["seed=1,2"]),
+        (["optimizer.lr=1e-3", "task_name=x", "optimizer.lr=interval(1e-4,1e-3)"],
+         ["task_name=x", "optimizer.lr=interval(1e-4,1e-3)"]),
+        (["optimizer.lr=interval(1e-4,1e-3)", "optimizer.lr=1e-3"], ["optimizer.lr=1e-3"]),
+        (["+optimizer.x=1", "optimizer.x=1,2"], ["+optimizer.x=1,2"]),
+        (["~optimizer.x", "~optimizer.y", "seed=1"], ["~optimizer.x", "~optimizer.y", "seed=1"]),
+    ],
+)  # fmt: skip
+def test_the_last_value_of_a_key_counts_in_a_multirun(arguments, kept):
+    assert prepare(["-m", *arguments], TrainConfig) == ["-m", *kept]
+
+
+@pytest.mark.parametrize("folder", ["multirun.yaml", "trials.csv"])
+def test_resuming_the_folder_of_a_grid_or_search_is_refused_with_the_remedy(tmp_path, folder):
+    (tmp_path / folder).touch()
+    with pytest.raises(InputError, match="grid or search, not a run folder; repeat the command with -m to resume it"):
+        prepare([f"resume={tmp_path}"], TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["threshold=0.4"],
+         "threshold=0.4: no such choice; the choices are fixed, sensitivity, youden; "
+         "a value is set with threshold.value=0.4"),
+        (["optimizer=7"], "optimizer=7: no such choice; the choices are adam, adamw, sgd"),
+        (["-m", "optimizer=7,8"], "optimizer=7,8: no such choice; the choices are adam, adamw, sgd"),
+        (["experiment=7"], "experiment=7: no such choice; the choices are baseline_densenet, "),
+        (["-m", "seed=1,2", "--cfg", "job"], "-m and --cfg=job exclude each other: keep one of them"),
+        (["-c", "foo"], "--cfg=foo: no such choice; the choices are job, hydra, all"),
+        (["--resolve"], "--resolve: no effect without --cfg; add --cfg job"),
+        (["-m", "hydra/sweeper/sampler=cmaes"],
+         "hydra/sweeper/sampler=cmaes: no such choice; the choices are gp, qmc, random, tpe"),
+        (["-m", "hydra.sweeper.sampler=gp"],
+         "hydra.sweeper.sampler=gp: a group of keys; write hydra/sweeper/sampler=gp"),
+        (["-m", "optimizer.lr=interval(1e-3)"], "optimizer.lr=interval(1e-3): no axis; write interval(LOW,HIGH), "),
+    ],
+)  # fmt: skip
+def test_arguments_that_hydra_would_reject_without_a_remedy_are_refused(arguments, message):
+    with pytest.raises(InputError) as refused:
+        prepare(arguments, TrainConfig)
+    assert str(refused.value).startswith(message)
 
 
 @pytest.mark.parametrize("value", ["logs/a", "logs/a b (c)", "a,b", "1", "null", "it's"])
@@ -95,8 +142,8 @@ def test_resuming_a_checkpoint_is_refused_with_its_run_folder(tmp_path):
 
 
 def test_an_option_of_hydra_can_be_followed_by_its_value():
-    assert prepare(["--config-dir", "logs/a b", "experiment=best", "--cfg", "job", "-m"], TrainConfig) == [
-        "--config-dir=logs/a b", "experiment=best", "--cfg=job", "-m"
+    assert prepare(["--config-dir", "logs/a b", "experiment=best", "--cfg", "job", "--resolve"], TrainConfig) == [
+        "--config-dir=logs/a b", "experiment=best", "--cfg=job", "--resolve"
     ]  # fmt: skip
 
 

@@ -116,6 +116,13 @@ def test_every_kind_of_axis_is_expanded(grid, tmp_path, axis, names):
         assert sorted(calls(tmp_path / "g")) == names
 
 
+def test_null_stays_null_in_jobs_of_a_swept_model(grid, tmp_path):
+    assert grid("model=densenet,resnet", "model.weights=null", "seed=3", "seed=1,2", "hydra.sweep.dir=g") == 0
+    runs = sorted((tmp_path / "g").glob("*/.hydra/config.yaml"))
+    configs = [yaml.safe_load(run.read_text()) for run in runs]
+    assert [(config["model"]["weights"], config["seed"]) for config in configs] == 2 * [(None, 1), (None, 2)]
+
+
 def test_jobs_of_experiments_are_valid_if_each_alone_is(grid, tmp_path):
     experiments = tmp_path / "mine" / "experiment"
     experiments.mkdir(parents=True)
@@ -145,6 +152,10 @@ def test_jobs_of_experiments_are_valid_if_each_alone_is(grid, tmp_path):
         (["optimizer=adam,sgd", "optimizer.betas=[0.5,0.9]"],
          ["error: job optimizer=sgd: 'optimizer.betas' does not belong to the chosen 'optimizer'; "
           "--help lists its keys"]),
+        (["seed=1,2", "optimizer.lr=1e-3,abc", "trainer.max_epochs=0"],
+         ["error: job seed=1 optimizer.lr=0.001 (and 3 more jobs): trainer.max_epochs=0: should be greater than or "
+          "equal to 1", "error: job seed=1 optimizer.lr=abc (and 1 more job): optimizer.lr=abc: should be a valid "
+          "number"]),
         (["optimizer.lr=interval(0,1)"],
          ["error: BasicSweeper does not support sweep type : INTERVAL_SWEEP; use hparams_search=optuna for intervals"]),
     ],

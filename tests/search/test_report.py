@@ -172,6 +172,24 @@ def test_outcome_of_a_trial_is_one_line_with_its_numbers(tmp_path):
     assert report.describe(study, 0, "val/auroc") == f"val/auroc {value:.4f}, val/accuracy {value:.4f}, {best}"
 
 
+def test_page_of_a_finished_study_has_the_best_trial_and_the_command_for_it(tmp_path):
+    study = made_up_study(tmp_path, 3)
+    (folder := tmp_path / "a study").mkdir()
+    for finished, text in ((False, "Best trial so far: "), (True, "Best trial: ")):
+        report.write(folder, study, list(SPACE), "val/accuracy", None, finished)
+        page = (folder / "search.html").read_text()
+        assert f"{text}{study.best_trial.number}, val/accuracy" in page
+    assert f"fractatlas plan &#39;{folder}/refit.yaml&#39;</code>" in page
+    assert "<th>trial</th><th>learning rate</th>" in page
+
+
+def test_ticks_are_whole_trials_and_plain_numbers(tmp_path):
+    report.write(tmp_path, made_up_study(tmp_path, 3), list(SPACE), "val/accuracy", None)
+    page = (tmp_path / "search.html").read_text()
+    assert re.search(r'"tickformat":"d"[^}]*"dtick":1\b', page)
+    assert page.count('"exponentformat":"none"') == 2 * len(figures_of(page))
+
+
 def test_page_of_a_study_without_a_complete_trial_has_no_figures(tmp_path):
     study = optuna.create_study()
     study.ask(dict(SPACE)).set_user_attr(storage.SAMPLED, True)

@@ -262,6 +262,10 @@ def test_sweeper_is_imported_without_torch():
             'hydra.sweeper.params.optimizer\\.lr="interval(1,2"',
             "optimizer.lr=interval(1,2: not a distribution: brackets",
         ),
+        ("optimizer.lr=1e-3,fast", "error: optimizer.lr=fast: should be a valid number\n"),
+        ("model.dropout=interval(0.5,3.0)", "error: model.dropout=3.0: should be less than 1\n"),
+        ("model.dropout=range(0.1,1.6,0.5)", "error: model.dropout=1.1: should be less than 1\n"),
+        ("hydra.sweeper.n_trails=3", "unknown key 'hydra.sweeper.n_trails'; did you mean 'hydra.sweeper.n_trials'?"),
         ("hydra.sweeper.storage=sqlite:///nowhere/x.db", "no folder"),
         (
             "hydra/sweeper/sampler=tpo",
@@ -276,6 +280,18 @@ def test_mistakes_are_reported_before_data_are_read(tmp_path, phantoms, override
     assert "images" not in output
     assert "Traceback" not in output
     assert not list(tmp_path.glob("logs/search/*/0"))
+
+
+def test_null_is_a_value_and_a_choice_of_a_search(tmp_path, phantoms):
+    overrides = ["hydra.sweeper.n_trials=1", "model=choice(densenet)"]
+    overrides += ["model.weights=null", "trainer.gradient_clip_val=null,1.0"]
+    overrides += ["trainer.max_epochs=1", "trainer.max_epochs=range(1,3)"]
+    status, output = sweep(tmp_path, phantoms, *overrides, fake=QUICK)
+    assert status == 0, output
+    (table,) = tmp_path.glob("logs/search/*/trials.csv")
+    trials = pd.read_csv(table, keep_default_na=False)
+    assert trials["epochs"][0] in (1, 2)
+    assert "trainer.gradient_clip_val" in trials
 
 
 @pytest.mark.fault("trials that diverge, raise, run out of memory", "stored with the reason, the search continues")
