@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fractatlas.cli.errors import ArgumentParser, one_line_errors
 from fractatlas.progress_bar import waiting
+from fractatlas.wording import plural
 
 log = logging.getLogger(__name__)
 SHOWN_PAIRS = 3  # without an image in common
@@ -33,7 +34,11 @@ def compare() -> None:
         runs, differences = write_comparison(options.out, options.runs)
         disjoint = disjoint_pairs(runs, differences)
     pairs = math.comb(len(runs), 2)
-    counts = f"{len(runs)} runs, {pairs - len(disjoint)} of {pairs} pairs compared, {len(differences)} differences"
+    differ = int(((differences["low"] > 0) | (differences["high"] < 0)).sum())
+    counts = (
+        f"{len(runs)} runs, {pairs - len(disjoint)} of {plural(pairs, 'pair')} compared, "
+        f"{plural(len(differences), 'difference')} computed, {differ} with a 95 % interval that excludes 0"
+    )
     shown = "; ".join(" and ".join(pair) for pair in disjoint[:SHOWN_PAIRS])
     more = f"; {len(disjoint) - SHOWN_PAIRS} more pairs" if len(disjoint) > SHOWN_PAIRS else ""
     print(f"{counts}: {options.out / 'comparison.html'}" + (f"; no image in common: {shown}{more}" if disjoint else ""))

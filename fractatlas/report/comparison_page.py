@@ -140,15 +140,18 @@ def average_seeds(runs: dict[str, RunFolder], scores: dict[str, dict[str, dict[s
         scores: by subset and run, from ``common_scores``.
 
     Returns:
-        For each such set of runs and each subset that all have: ``runs`` (names), ``subset``, and ``spread``, the table
-        of ``comparison.spread``.
+        For each such set of runs and each subset that all have: ``runs`` (names), ``subset``, ``title`` (unique), and
+        ``spread``, the table of ``comparison.spread``.
     """
     averages = []
-    for names in same_but_seed(runs):
-        for subset in SUBSETS if len(names) > 1 else ():
+    sets = [names for names in same_but_seed(runs) if len(names) > 1]
+    for names in sets:
+        title = f"Mean over {len(names)} seeds" + (f" of {names[0]} and runs like it" if len(sets) > 1 else "")
+        for subset in SUBSETS:
             rows = [scores.get(subset, {}).get(name, {}) for name in names]
             if all(rows):
                 values = [{key: (row.get(key) or {}).get("value") for key in METRIC_TITLES} for row in rows]
                 table = pd.DataFrame(values).astype(float).dropna(axis=1)
-                averages.append({"runs": names, "subset": subset, "spread": paired_comparison.spread(table)})
+                spread = paired_comparison.spread(table)
+                averages.append({"runs": names, "subset": subset, "title": f"{title}: {subset}", "spread": spread})
     return averages

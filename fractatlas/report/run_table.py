@@ -67,7 +67,7 @@ def differing_settings(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
 
     Runs without a configuration have none. ``NOT_SHOWN`` are not compared.
     """
-    configs = [flatten(run.config) if run.config else {} for run in runs]
+    configs = [flatten(run.config) | _precision(run) if run.config else {} for run in runs]
     keys = [
         key
         for key in differing_keys([config for config in configs if config])
@@ -87,10 +87,16 @@ def same_but_seed(runs: Mapping[str, RunFolder]) -> list[list[str]]:
     sets: dict[str, list[str]] = {}
     for name, run in runs.items():
         if run.config:
-            flat = flatten(run.config)
+            flat = flatten(run.config) | _precision(run)
             shown = {key: value for key, value in flat.items() if key == "data.root" or not key.startswith(NOT_SHOWN)}
             sets.setdefault(json.dumps(shown | {"seed": None}, sort_keys=True), []).append(name)
     return list(sets.values())
+
+
+def _precision(run: RunFolder) -> dict[str, Any]:
+    """Return the precision that the training chose; the configuration may contain ``auto``."""
+    precision = run.metrics.get("precision")
+    return {"trainer.precision": precision} if precision else {}
 
 
 def format_settings(settings: dict[str, Any]) -> str:

@@ -216,6 +216,7 @@ def write_sweep(sweep: Path) -> str:
             best=best,
             marked=marked,
             monitor=monitor,
+            best_score=_best_score(best) if best else "",
             counts={state: count for state in STATES if (count := sum(job.state == state for job in jobs))},
             settings=list(jobs[0].settings) if jobs else [],
             subsets=_subsets(jobs),
@@ -225,7 +226,7 @@ def write_sweep(sweep: Path) -> str:
             duration=format_duration,
         )
         write_text(sweep / "sweep.html", page)
-    return f"{best.name}, {monitor['name']} {monitor['value']:.4f}" if best else ""
+    return f"{best.name}, {monitor['name']} {_best_score(best)}" if best else ""
 
 
 def format_duration(seconds: float | None) -> str:
@@ -273,6 +274,23 @@ def _subsets(jobs: Sequence[Job]) -> list[str]:
 
 def _monitor(job: Job) -> dict[str, Any]:
     return job.metrics.get("monitor", {})
+
+
+def _best_score(job: Job) -> str:
+    """Return the value of ``monitor``, its interval, and for an accuracy the majority rate.
+
+    The interval is that of the subset's score in ``metrics.json``, and is omitted if that score has another value: an
+    accuracy there has the threshold of the operating point.
+    """
+    monitor = _monitor(job)
+    subset, _, name = monitor["name"].partition("/")
+    scores, text = job.metrics.get(subset, {}), f"{monitor['value']:.4f}"
+    score = scores.get(name) or {}
+    if isinstance(score, dict) and math.isclose(score.get("value", math.nan), monitor["value"], abs_tol=1e-4):
+        text += f" [{score['low']:.4f}, {score['high']:.4f}]"
+    if name == "accuracy" and "majority_rate" in scores:
+        text += f", majority rate {scores['majority_rate']:.4f}"
+    return text
 
 
 def _seed(job: Job) -> int:

@@ -65,6 +65,7 @@ for line in ("--help", *(f"{verb} --help" for verb in sys.argv[1:]), "train trai
         (["optimizer=sgd", "optimizer.betas=[0,0]"], "'optimizer.betas' does not belong to the chosen 'optimizer'"),
         (["data.batch_size=0"], "data.batch_size=0: should be greater than or equal to 1"),
         (["data.batch_size=many"], "data.batch_size=many: should be a valid integer"),
+        (["hparams_search=optuna"], "this configuration starts several runs: add -m (or use fractatlas search)"),
         (["resume=nowhere"], "resume=nowhere: not a run folder"),
         ([*SMALL, "data.root=phantoms", "hydra.run.dir=/sys/run"], "/sys/run"),  # where nobody can write, not even root
         ([*SMALL, "data.root=phantoms", "trainer=gpu"], "trainer.accelerator=gpu: no GPU driver on this machine"),
@@ -250,7 +251,8 @@ def test_compare_prints_what_was_compared(fractatlas, run_folder, folder, capsys
     assert fractatlas("compare", "sweep", "sweep/0", "sweep/1", "--out", "out") == 0
     count = len(pd.read_csv(folder / "out" / "comparison.csv"))
     assert count > 0
-    printed = f"3 runs, 1 of 3 pairs compared, {count} differences: out/comparison.html; no image in common: "
+    counts = f"{count} differences computed, 0 with a 95 % interval that excludes 0"
+    printed = f"3 runs, 1 of 3 pairs compared, {counts}: out/comparison.html; no image in common: "
     assert capsys.readouterr().out == printed + "0 and 2; 1 and 2\n"
 
 

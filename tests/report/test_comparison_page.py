@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import pandas as pd
@@ -48,6 +49,19 @@ def test_every_pair_of_runs_is_compared_and_seeds_are_averaged(runs, tmp_path):
     assert "Mean over 3 seeds: test" in text
     assert '<td class="n">0.600<td class="n">0.100' in text
     assert "http" not in text
+
+
+def test_headings_of_means_over_seeds_are_unique(runs, tmp_path):
+    others = []
+    for run in runs[:2]:
+        other = run.parent.parent.parent / "other" / "runs" / run.name
+        shutil.copytree(run, other)
+        config = {"model": {"dropout": 0.1}, "seed": int(run.name)}
+        (other / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
+        others.append(other)
+    write_comparison(tmp_path / "out", [*runs, *others])
+    headings = re.findall("<h2[^>]*>(Mean over .*?)</h2>", (tmp_path / "out" / "comparison.html").read_text())
+    assert len(headings) == len(set(headings)) > 2
 
 
 def test_fewer_than_two_finished_runs_are_refused(runs, tmp_path):

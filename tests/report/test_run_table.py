@@ -61,6 +61,20 @@ def test_rows_state_the_seed_and_the_settings_in_which_runs_differ(make_run):
     assert two[:4] == ["sweep/1", "resnet50", "1", "optimizer=SGD, optimizer.lr=1"]
 
 
+def test_rows_state_the_precision_that_a_training_chose(make_run):
+    folders = []
+    for job, precision in enumerate(("32-true", "bf16-mixed")):
+        folder = make_run("sweep", "resnet50", [], job)
+        (folder / ".hydra").mkdir()
+        (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump({"model": {}, "trainer": {"precision": "auto"}}))
+        metrics = json.loads((folder / "metrics.json").read_text())
+        (folder / "metrics.json").write_text(json.dumps(metrics | {"precision": precision}))
+        folders.append(folder)
+    text = run_table(folders)
+    assert "| trainer.precision=32-true " in text
+    assert "| trainer.precision=bf16-mixed " in text
+
+
 def test_the_newest_finished_run_of_a_task_is_found(make_run, tmp_path):
     folder = make_run("task", "resnet50", [])
     os.mkdir(folder.parent / "2")  # not finished

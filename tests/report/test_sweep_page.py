@@ -44,7 +44,7 @@ def test_one_row_per_job_with_settings_scores_and_state(add_job, tmp_path):
     add_job({"model": "resnet", "optimizer.lr": "2e-4", "test": "true"}, 0.8)
     add_job({"model": "densenet", "optimizer.lr": "1e-3", "test": "true"}, state="failed", job={"reason": "no | data"})
     best = write_sweep(tmp_path)
-    assert best == "model=resnet,optimizer.lr=1e-3,test=true, val/auroc 0.9000"
+    assert best == "model=resnet,optimizer.lr=1e-3,test=true, val/auroc 0.9000 [0.8000, 1.0000]"
     table = pd.read_csv(tmp_path / "sweep.csv")
     assert list(table.columns[:9]) == [
         "job", "model", "optimizer.lr", "state", "reason", "seconds", "best", "monitor", "monitor_value"
@@ -105,6 +105,22 @@ def test_jobs_with_one_seed_are_not_averaged(add_job, tmp_path):
     add_job({"data.num_workers": 0, "seed": 1}, 0.7)
     add_job({"data.num_workers": 2, "seed": 1}, 0.7)
     assert seed_means(read_jobs(tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("monitor", "score"),
+    [
+        ("val/auroc", "0.9000 [0.8000, 1.0000]"),
+        ("val/accuracy", "0.9000 [0.8000, 1.0000], majority rate 0.8200"),
+        ("val/loss", "0.8000"),
+    ],
+)
+def test_the_best_score_has_its_interval_and_an_accuracy_the_majority_rate(add_job, tmp_path, monitor, score):
+    for seed, value in ((1, 0.8), (2, 0.9)):
+        add_job({"seed": seed}, value, monitor=monitor)
+    best = "seed=1" if monitor == "val/loss" else "seed=2"
+    assert write_sweep(tmp_path) == f"{best}, {monitor} {score}"
+    assert f"{best}</a>, {score}.</p>" in (tmp_path / "sweep.html").read_text()
 
 
 def test_the_smallest_loss_is_the_best(add_job, tmp_path):
