@@ -9,6 +9,7 @@ from tests.conftest import REPOSITORY
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_a_notebook_runs(file, phantoms, tmp_path, monkeypatch):
     monkeypatch.setenv("FRACATLAS_ROOT", str(phantoms))

@@ -107,7 +107,7 @@ def test_a_moved_checkpoint_is_scored_on_all_images_and_on_a_given_split(fractat
     moved = folder / "moved.ckpt"
     moved.write_bytes((run / "checkpoints" / "best.ckpt").read_bytes())
     common = (f"ckpt={moved}", "trainer=cpu", "report=false")
-    refused(fractatlas("evaluate", "task_name=refused", *common), "score every image: subset=all data_root=DIR")
+    refused(fractatlas("evaluate", "task_name=refused", *common), "score every image (subset=all data_root=DIR)")
     assert fractatlas("evaluate", "task_name=everything", "subset=all", *common) == 0
     assert fractatlas("evaluate", "task_name=given", f"split_file={run}/split.csv", *common) == 0
     (everything,), (given,) = (
