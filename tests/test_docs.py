@@ -33,7 +33,7 @@ PAGES = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("experiments/**/READM
 BLOCK = re.compile(r"(?:^<!-- test: (?P<how>.*?) -->\n)?^```bash\n(?P<commands>.*?)^```$", re.MULTILINE | re.DOTALL)
 # Appended to every command that trains.
 SMALL = "data.prepare.images=160 data.batch_size=16 data.num_workers=0 preprocess.resize=64 preprocess.crop=64"
-TRAINS = re.compile(r"^(python train\.py(?! resume=| --help)|fractatlas search).*$", re.MULTILINE)
+TRAINS = re.compile(r"^((python train\.py|fractatlas train)(?! resume=| --help)|fractatlas search).*$", re.MULTILINE)
 
 sys.path.insert(0, str(DOCS / "_ext"))
 

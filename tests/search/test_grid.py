@@ -374,8 +374,11 @@ def test_a_killed_grid_continues(tmp_path, grid):
 def test_jobs_run_in_the_processes_of_the_joblib_launcher(tmp_path):
     launcher = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=g")
     assert start(tmp_path, "seed=1,2,3", *launcher, kill="seed=2").wait(300) == 1
-    assert states(tmp_path / "g") == {"seed=1": "finished", "seed=2": "failed", "seed=3": "finished"}
-    (tmp_path / "g" / "seed=2" / "started").unlink()
+    ended = states(tmp_path / "g")
+    assert ended["seed=2"] == "failed"
+    assert set(ended.values()) <= {"finished", "failed"}  # a killed worker also ends the jobs that run beside it
+    for name in (name for name, state in ended.items() if state == "failed"):
+        (tmp_path / "g" / name / "started").unlink(missing_ok=True)
     assert start(tmp_path, "seed=1,2,3", *launcher).wait(300) == 0
     assert set(states(tmp_path / "g").values()) == {"finished"}
 

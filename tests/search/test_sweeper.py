@@ -34,7 +34,7 @@ def points(trials: pd.DataFrame) -> set[tuple]:
     return set(trials[searched].itertuples(index=False))
 
 
-def wait_for(happened, seconds: float = 60) -> None:
+def wait_for(happened, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline
