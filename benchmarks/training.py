@@ -9,6 +9,7 @@ https://github.com/huggingface/pytorch-image-models. Without it, the rows of tim
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -28,6 +29,7 @@ from fractatlas.config.overrides import compose_config
 from fractatlas.data.sources import phantom
 from fractatlas.data.sources.fracatlas import read_catalogue
 from fractatlas.models.precision import choose_precision
+from fractatlas.training.silence_warnings import quieten
 
 REPOSITORY = Path(__file__).parents[1]
 BATCH_SIZE, WARM_UP = 32, 2
@@ -58,10 +60,8 @@ def train_with_package(options: list[str], precision: str) -> list[float]:
     data, clock = build_data(config), Clock()
     data.setup()
     callbacks = [build(part) for part in config["callbacks"].values() if part]
-    with tempfile.TemporaryDirectory() as run:
-        config["callbacks"]["checkpoint"]["dirpath"] = run
-        trainer = build_trainer(config, Path(run), callbacks=[*callbacks, clock], logger=build(config["logger"]))
-        trainer.fit(build_classifier(config), data)
+    trainer = build_trainer(config, Path(), callbacks=[*callbacks, clock], logger=build(config["logger"]))
+    trainer.fit(build_classifier(config), data)
     return seconds_per_step(clock.ends)
 
 
@@ -185,8 +185,10 @@ def main() -> None:
                 arguments.timm, Path(arguments.images), arguments.variant, arguments.flags.split()
             )
         else:
+            quieten()
             train = train_with_package if arguments.worker == "package" else train_bare
-            seconds = train(options, arguments.precision)
+            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # paths of options are relative
+                seconds = train(options, arguments.precision)
         print(json.dumps(seconds))
         return
 
