@@ -355,7 +355,7 @@ class Callbacks(Strict):
 class TensorBoard(Strict):
     """Write TensorBoard logs."""
 
-    _target_: Literal["lightning.pytorch.loggers.TensorBoardLogger"]
+    _target_: Literal["fractatlas.training.tensorboard.RunLogger"]
     save_dir: str
     name: str
     version: str

@@ -197,9 +197,7 @@ def _build_logger(config: dict[str, Any], step: int | None) -> Any:
     """Build the logger; TensorBoard's entries after ``step``, from which a run resumes, are deleted."""
     if config["logger"]["_target_"] not in listed_targets():
         return build(config["logger"])
-    # The configurations of all runs name Lightning's logger, the base class of this one.
-    target = f"{RunLogger.__module__}.{RunLogger.__name__}"
-    return build(config["logger"], _target_=target, default_hp_metric=False, purge_step=step)
+    return build(config["logger"], default_hp_metric=False, purge_step=step)
 
 
 def _final_scores(record: dict[str, Any], subsets: list[str]) -> dict[str, float]:

@@ -104,17 +104,7 @@ class TerminalProgressBar(callbacks.ProgressBar):
         if batch_idx == 0 and self.is_enabled:
             self._show("scoring test", int(sum(trainer.num_test_batches)))
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count a batch."""
-        self._advance(batch_idx)
+    on_test_batch_end = on_validation_batch_end
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Remove the bar."""
