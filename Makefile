@@ -102,6 +102,7 @@ docs: setup  ## Build the documentation in docs/_build/html
 
 bench: setup  ## Speed, as ratios within one run
 	$(RUN) benchmarks/training.py $(ARGS)
+	$(RUN) benchmarks/cost.py
 	$(RUN) benchmarks/reading.py
 	$(RUN) benchmarks/predict.py
 	$(RUN) benchmarks/search.py
