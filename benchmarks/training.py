@@ -33,6 +33,7 @@ from fractatlas.config.overrides import compose_config
 from fractatlas.data.sources import phantom
 from fractatlas.data.sources.fracatlas import read_catalogue
 from fractatlas.models.precision import choose_precision
+from fractatlas.training.allocator import keep_freed_memory
 from fractatlas.training.silence_warnings import quieten
 
 REPOSITORY = Path(__file__).parents[1]
@@ -79,6 +80,8 @@ def seconds_per_step(ends: list[float]) -> list[float]:
 def train_with_package(options: list[str], precision: str) -> list[float]:
     """Return the seconds of each step of ``train.py``, with cache, callbacks, logger and metrics."""
     config = compose_config([*options, f"trainer.precision={precision}"])
+    if not torch.cuda.is_available():
+        keep_freed_memory()  # as ``training.fit`` does
     if precision == "auto":
         config["trainer"]["precision"] = choose_precision(config["trainer"]["accelerator"])[0]
     data, clock = build_data(config), Clock()

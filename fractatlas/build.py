@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 
 from fractatlas.config.schema import listed_targets
@@ -73,6 +74,8 @@ def build_trainer(config: dict[str, Any], run: Path, **arguments: Any) -> lightn
     settings = config["trainer"]
     if settings["precision"] == "auto":
         settings = settings | {"precision": "32-true"}
+    # With deterministic algorithms, torch would write NaN into each new tensor, a tenth of the time of a training step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         # The data module has its own samplers.
         return build(settings, default_root_dir=str(run), use_distributed_sampler=False, **arguments)

@@ -205,6 +205,7 @@ class Adam(Optimizer):
 
     _target_: Literal["torch.optim.Adam", "torch.optim.AdamW"]
     betas: Annotated[list[Annotated[float, Ge(0), Lt(1)]], Len(2, 2)]
+    fused: bool | None = None
 
 
 class SGD(Optimizer):
@@ -213,6 +214,7 @@ class SGD(Optimizer):
     _target_: Literal["torch.optim.SGD"]
     momentum: Annotated[float, Ge(0), Lt(1)]
     nesterov: bool
+    fused: bool | None = None
 
     def __post_init__(self):
         if self.nesterov and not self.momentum:
@@ -409,6 +411,11 @@ class TrainConfig(Strict):
     logger: Logger
     paths: Paths
     trusted_targets: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        clip, fused = self.trainer.gradient_clip_val, getattr(self.optimizer, "fused", False)
+        if clip and fused and self.trainer.precision == "16-mixed":
+            raise ValueError(f"trainer.gradient_clip_val={clip} with 16-mixed precision needs optimizer.fused=false")
 
 
 class EvaluateConfig(Strict):

@@ -216,7 +216,7 @@ def _messages(error: ValidationError, schema_class: type) -> Iterator[str]:
         elif kind in ("missing", "string_too_short"):
             yield f"{key} needs a value: {key}=..."
         elif kind == "value_error":
-            yield f"{key}.{first['ctx']['error']}"
+            yield f"{key}.{first['ctx']['error']}".removeprefix(".")  # the key of the whole configuration is empty
         else:
             shown = value if isinstance(value, str) else json.dumps(value)
             allowed = ", or ".join(dict.fromkeys(item["msg"].removeprefix("Input should be ") for item in items))

@@ -30,6 +30,7 @@ from fractatlas.io import run_lock, write_csv
 from fractatlas.models.checkpoint import read_checkpoint, write_checkpoint
 from fractatlas.models.precision import choose_precision
 from fractatlas.progress_bar import log_above_bars
+from fractatlas.training.allocator import keep_freed_memory
 from fractatlas.training.callbacks import AtomicCheckpointIO, BestCheckpoint
 from fractatlas.training.profiling import keep_profile, summarise_profile
 from fractatlas.training.resume import ResumePoint, newest_checkpoint, record_changes
@@ -97,6 +98,8 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=bool(config["callbacks"]["progress_bar"]),  # otherwise Lightning adds one of its own
     )
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     classifier = build_classifier(config)
     data = build_data(config, split=split)
     data.prepare_data()

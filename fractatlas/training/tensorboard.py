@@ -65,7 +65,7 @@ class RunLogger(loggers.TensorBoardLogger):
 
 # Groups with several choices, and the values that only have one meaning, or none for a comparison.
 CHOICES = ("optimizer", "scheduler", "split", "preprocess", "augment")
-CONSTANT = ("weights_dir", "channels_last", "mean", "std", "fill", "betas", "monitor")
+CONSTANT = ("weights_dir", "channels_last", "mean", "std", "fill", "betas", "monitor", "fused")
 # The names of the choices on the command line, where they differ from the names of their functions.
 NAMES = {
     "Identity": "none",

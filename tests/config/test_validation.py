@@ -31,11 +31,15 @@ from fractatlas.errors import InputError
         ("trainer.check_val_every_n_epoch=9", "no epoch would be validated"),
         ("~callbacks.checkpoint", "callbacks.checkpoint needs a value"),
         ("~model.dropout", "model.dropout needs a value"),
+        (
+            "trainer.precision=16-mixed trainer.gradient_clip_val=1.0",
+            "trainer.gradient_clip_val=1.0 with 16-mixed precision needs optimizer.fused=false",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line_that_states_what_is_allowed(override, message):
     with pytest.raises(InputError, match=re.escape(message)) as raised:
-        compose_config([override])
+        compose_config(override.split())
     assert "\n" not in str(raised.value)
 
 
