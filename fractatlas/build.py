@@ -39,13 +39,15 @@ def build_data(config: dict[str, Any], split: Any = None) -> RadiographDataModul
         preprocess=build(config["preprocess"]),
         augment=build(config["augment"]),
         seed=config["seed"],
+        masks=config.get("map") is not None,
     )
 
 
 def build_classifier(config: dict[str, Any], pretrained: bool = True) -> FractureClassifier:
     """Build the classifier of a plain ``TrainConfig``; ``pretrained=False`` does not load the weights that it names."""
     without = {} if pretrained or "weights" not in config["model"] else {"weights": None}
-    backbone = build(config["model"] | without)
+    parts = {"map": build(config["map"])} if config.get("map") else {}
+    backbone = build(config["model"] | without, **parts)
     if not isinstance(backbone, Backbone):
         found = f"{config['model']['_target_']}: returns a {type(backbone).__name__}"
         raise InputError(f"{found}; return a fractatlas.models.backbones.Backbone")

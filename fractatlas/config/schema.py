@@ -23,7 +23,7 @@ Rate = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
 Batches = Positive | Annotated[float, Interval(gt=0, le=1)]  # a number of batches, or a fraction of all
 Monitor = Literal["val/loss", "val/accuracy", "val/balanced_accuracy", "val/auroc", "val/average_precision", "val/f1",
-                  "val/mcc", "val/sensitivity", "val/specificity"]  # fmt: skip
+                  "val/mcc", "val/sensitivity", "val/specificity", "val/hit"]  # fmt: skip
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Pixels = Annotated[int, Interval(ge=8, le=4096)]
 Channels = Annotated[list[float], Len(3, 3)]
@@ -186,6 +186,17 @@ class ResNet(Backbone):
     variant: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet_tiny"]
 
 
+class FractureMap(Partial):
+    """A second output: the probability of a fracture for each cell of the image."""
+
+    _target_: Literal["fractatlas.models.fracture_map.FractureMap"]
+    stride: Literal[4, 8]
+    channels: Annotated[int, Interval(ge=8, le=1024)]
+    pooling: Literal["topk", "logsumexp", "none"]
+    loss: Literal["focal", "dice"]
+    weight: Rate
+
+
 class BinaryCrossEntropy(Strict):
     """Binary cross-entropy of the logit."""
 
@@ -326,6 +337,13 @@ class InputGrid(Strict):
     images: Positive
 
 
+class MapGrid(Strict):
+    """Log a grid of fracture maps of validation images after each epoch."""
+
+    _target_: Literal["fractatlas.training.callbacks.MapGrid"]
+    images: Positive
+
+
 class LastCheckpoint(Strict):
     """Write ``last.ckpt`` at the start of each epoch, at these intervals, and when the run stops."""
 
@@ -352,6 +370,7 @@ class Callbacks(Strict):
     input_grid: InputGrid | None
     average: WeightAveraging | None
     early_stopping: EarlyStopping | None
+    map_grid: MapGrid | None = None
 
 
 class TensorBoard(Strict):
@@ -410,12 +429,15 @@ class TrainConfig(Strict):
     callbacks: Callbacks
     logger: Logger
     paths: Paths
+    map: FractureMap | None = None
     trusted_targets: list[str] = field(default_factory=list)
 
     def __post_init__(self):
         clip, fused = self.trainer.gradient_clip_val, getattr(self.optimizer, "fused", False)
         if clip and fused and self.trainer.precision == "16-mixed":
             raise ValueError(f"trainer.gradient_clip_val={clip} with 16-mixed precision needs optimizer.fused=false")
+        if self.monitor == "val/hit" and self.map is None:
+            raise ValueError("monitor=val/hit needs a fracture map; add map=fpn")
 
 
 class EvaluateConfig(Strict):

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from fractatlas.data.cache import Decoder, PixelCache, open_cache
+from fractatlas.data.fracture_masks import FractureMasks
 from fractatlas.data.groups import GIVEN, add_given
 from fractatlas.data.leaks import COLUMNS, crossings, describe_groups, describe_leak, find_leaks, reported_kinds
-from fractatlas.data.sources.fracatlas import read_boxes, read_catalogue
+from fractatlas.data.sources.fracatlas import read_boxes, read_catalogue, read_outlines
 from fractatlas.data.splits import SCORED
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
@@ -32,15 +33,22 @@ Batch = dict[str, Tensor]
 class Radiographs(Dataset):
     """Images of one subset.
 
-    An item contains ``image`` uint8 (1, size, size), ``label`` float32 () and ``index`` int64 (), its row in ``table``.
+    An item contains ``image`` uint8 (1, size, size), ``label`` float32 (), ``index`` int64 (), its row in ``table``,
+    and ``mask`` uint8 (2, size, size), if ``masks`` is given.
 
     Args:
         table: one row per image, with the column ``label``.
         pixels: function from rows of ``table`` to uint8 (n, 1, size, size).
+        masks: function from rows of ``table`` to uint8 (n, 2, size, size): see ``FractureMasks``.
     """
 
-    def __init__(self, table: pd.DataFrame, pixels: Callable[[Sequence[int]], Tensor]):
-        self.table, self.pixels = table, pixels
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        pixels: Callable[[Sequence[int]], Tensor],
+        masks: Callable[[Sequence[int]], Tensor] | None = None,
+    ):
+        self.table, self.pixels, self.masks = table, pixels, masks
         self._labels = torch.tensor(table["label"].to_numpy(), dtype=torch.float32)
 
     def __len__(self) -> int:
@@ -52,7 +60,8 @@ class Radiographs(Dataset):
     def __getitems__(self, rows: Sequence[int]) -> Batch:
         """Return a complete batch, so that the loader does not need to collate items."""
         index = torch.as_tensor(rows)
-        return {"image": self.pixels(rows), "label": self._labels[index], "index": index}
+        batch = {"image": self.pixels(rows), "label": self._labels[index], "index": index}
+        return batch | {"mask": self.masks(rows)} if self.masks else batch
 
 
 class ResumableSampler(DistributedSampler):
@@ -70,14 +79,15 @@ class RadiographDataModule(lightning.LightningDataModule):
     """Provide the radiographs of a FracAtlas folder in batches.
 
     A batch contains ``image`` float32 (n, 3, size, size), normalised, ``label`` float32 (n,) and ``index`` int64 (n,),
-    the row of ``subset(name)``. Images are copied to the device as one channel of 8 bits; augmentation (train only) and
+    the row of ``subset(name)``. With ``masks``, it also contains ``mask`` (n, 2, size, size): the outlines and boxes of
+    the fractures, augmented like the images; it is absent if the data have no boxes. Images are copied to the device as one channel of 8 bits; augmentation (train only) and
     normalisation run on the device. The cache does not change the pixels.
 
     Args:
         root: folder in the published FracAtlas layout.
         split: function from a catalogue to a split; see ``splits``.
         preprocess: geometry and normalisation.
-        augment: transform of a batch, uint8 (n, 1, size, size), on the training device.
+        augment: transform of a batch, uint8 (n, 1, size, size), on the training device, and of its boxes and masks.
         batch_size: images per process and step.
         num_workers: decoding processes per training process, without cache.
         pin_memory: as in ``DataLoader``.
@@ -86,6 +96,7 @@ class RadiographDataModule(lightning.LightningDataModule):
         cache_dir: folder that any number of data sets, settings and processes can share.
         keep_contradictions: whether near-duplicates with opposite labels are kept.
         prepare: function that writes the folder ``root`` if it does not exist.
+        masks: whether batches contain the masks of the fractures.
     """
 
     def __init__(
@@ -102,6 +113,7 @@ class RadiographDataModule(lightning.LightningDataModule):
         cache_dir: str,
         keep_contradictions: bool,
         prepare: Callable[[Path], None] | None = None,
+        masks: bool = False,
     ):
         super().__init__()
         self.root = Path(root)
@@ -111,7 +123,7 @@ class RadiographDataModule(lightning.LightningDataModule):
         self.validation_subset = "val"
         self._make_split, self._prepare, self._seed = split, prepare, seed
         self._cache, self._keep_contradictions = Path(cache_dir) if cache else None, keep_contradictions
-        self._batches_done = 0
+        self._batches_done, self._masks = 0, masks
         # Copying rows from the cache is faster than transferring them between processes.
         workers = 0 if cache else num_workers
         self._loading: dict[str, Any] = {"batch_size": batch_size, "num_workers": workers, "pin_memory": pin_memory}
@@ -165,10 +177,13 @@ class RadiographDataModule(lightning.LightningDataModule):
     def dataset(self, name: str) -> Radiographs:
         """Return the images of one subset."""
         table = self.subset(name)
+        masks = None
+        if self._masks and (boxes := read_boxes(self.root)):
+            masks = FractureMasks(table, read_outlines(self.root), boxes, self.preprocess)
         if not self._cache:
-            return Radiographs(table, Decoder(self.root, table["path"], self.preprocess))
+            return Radiographs(table, Decoder(self.root, table["path"], self.preprocess), masks)
         rows = self._pixels.rows[self.split["split"] == name]
-        return Radiographs(table, PixelCache(self._pixels.pixels, rows))
+        return Radiographs(table, PixelCache(self._pixels.pixels, rows), masks)
 
     def _images(self, split: pd.DataFrame) -> pd.DataFrame:
         """Join rows of the split, in their order, with the catalogue."""
@@ -217,7 +232,11 @@ class RadiographDataModule(lightning.LightningDataModule):
         images = batch["image"]
         if self.trainer and self.trainer.training:
             torch.manual_seed(self._step_seed())
-            images = self.augment(images)
+            if "mask" in batch:
+                images, *_, masks = self.augment(images, None, batch["mask"].float())
+                batch = batch | {"mask": masks}
+            else:
+                images = self.augment(images)
         return batch | {"image": self.preprocess.normalise(images)}
 
     def _step_seed(self) -> int:

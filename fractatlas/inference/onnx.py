@@ -1,7 +1,8 @@
 """Export a checkpoint to ONNX.
 
 The file contains all weights. Its input is ``image``, float32 (n, 3, size, size), preprocessed. Its outputs are
-``logit`` and ``probability`` (the sigmoid of the logit) of a fracture, float32 (n,). Its ``metadata_props`` contain
+``logit`` and ``probability`` (the sigmoid of the logit) of a fracture, float32 (n,), and for a network with a fracture
+map, ``map``: the probability for each of its cells, float32 (n, h, w). Its ``metadata_props`` contain
 ``preprocess`` (JSON: the geometry, then ``(value / 255 - mean) / std``), ``model``, ``version`` and, if the checkpoint
 has an operating point, ``rule``, ``threshold`` and ``temperature``.
 """
@@ -35,16 +36,24 @@ BATCH_SIZES = (1, 3, 16)  # of the comparison
 
 
 class WithProbability(nn.Module):
-    """Add the sigmoid of the logit as a second output."""
+    """Return logits, and probabilities of the images and, with a fracture map, of its cells."""
 
     def __init__(self, backbone: Backbone):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map normalised images, float (n, 3, h, w), to logits and probabilities, both (n,)."""
-        logits = self.backbone(images)
-        return logits, logits.sigmoid()
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Map normalised images, float (n, 3, h, w), to the outputs ``names``."""
+        if self.backbone.map is None:
+            logits = self.backbone(images)
+            return logits, logits.sigmoid()
+        logits, cells = self.backbone.with_map(images)
+        return logits, logits.sigmoid(), cells.sigmoid()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the outputs."""
+        return ["logit", "probability", *(() if self.backbone.map is None else ("map",))]
 
 
 def export_onnx(checkpoint: Path, output: Path, trusted_targets: Sequence[str] = ()) -> float:
@@ -82,7 +91,7 @@ def export_onnx(checkpoint: Path, output: Path, trusted_targets: Sequence[str] =
                 network,
                 (images[:2],),
                 input_names=["image"],
-                output_names=["logit", "probability"],
+                output_names=network.names,
                 dynamic_shapes=({0: torch.export.Dim("n")},),
                 opset_version=OPSET,
                 dynamo=True,
@@ -115,12 +124,14 @@ def _test_images(model: Model, catalogue: Path) -> Tensor:
 
 
 @torch.no_grad()
-def _largest_difference(network: nn.Module, file: Path, images: Tensor) -> float:
+def _largest_difference(network: WithProbability, file: Path, images: Tensor) -> float:
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     differences = []
     for batch in (batch for size in BATCH_SIZES for batch in images.split(size)):
-        (exported,) = session.run(["probability"], {"image": batch.numpy()})
-        differences.append(np.abs(network(batch)[1].numpy() - exported).max())
+        exported = session.run(network.names[1:], {"image": batch.numpy()})
+        differences += [
+            np.abs(own.numpy() - other).max() for own, other in zip(network(batch)[1:], exported, strict=True)
+        ]
     return float(np.max(differences))  # NaN if one is NaN, unlike max()
 
 

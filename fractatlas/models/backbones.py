@@ -1,13 +1,17 @@
 """torchvision's DenseNets and ResNets with an output layer of one logit."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 import torchvision.models as tv
 from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.resnet import BasicBlock
 
+from fractatlas.errors import InputError
+from fractatlas.models.fracture_map import FractureMap
 from fractatlas.models.pretrained import load_trunk
 
 # Variants for tests and for the demo; torchvision has the others.
@@ -32,6 +36,12 @@ class Backbone(nn.Module):
         mirror: in evaluation mode, return the mean logit of an image and its mirror image.
         channels_last: keep weights and images in channels-last memory order, which is faster on most hardware.
         compile: compile the network with ``torch.compile`` in training mode; evaluation mode never uses compiled code.
+        pyramid: the name of the module whose children are the stages, and by stride, the name of the last child of this
+            stride; a map needs it.
+        map: function from ``in_channels`` to a ``FractureMap``; ``None``: the network has no map.
+
+    Attributes:
+        map: the ``FractureMap``, or ``None``.
     """
 
     def __init__(
@@ -45,6 +55,8 @@ class Backbone(nn.Module):
         mirror: bool,
         channels_last: bool,
         compile: bool,
+        pyramid: tuple[str, dict[int, str]] | None = None,
+        map: Callable[..., FractureMap] | None = None,
     ):
         super().__init__()
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -52,12 +64,31 @@ class Backbone(nn.Module):
         self.head_name, self.stages, self.loaded_weights = head, stages, loaded_weights
         self.stage_decay, self.mirror = stage_decay, mirror
         count = {"none": 0, "trunk": len(stages)}[freeze] if isinstance(freeze, str) else freeze
+        self._extractor: tuple[IntermediateLayerGetter, ...] = ()
         self._frozen = [network.get_submodule(name) for stage in list(stages)[:count] for name in stages[stage]]
         for module in self._frozen:
             module.requires_grad_(False)
+        self.map: FractureMap | None = None
+        if map is not None:
+            self._add_map(map, pyramid)
         if compile:
-            self.network.compile()  # in place, so that the names of the weights do not change
+            for module in (self.network, *self._extractor):
+                module.compile()  # in place, so that the names of the weights do not change
         self.train()
+
+    def _add_map(self, make: Callable[..., FractureMap], pyramid: tuple[str, dict[int, str]] | None) -> None:
+        if pyramid is None:
+            raise InputError(f"map: {type(self.network).__name__} names no stages for it; use map=none")
+        name, layers = pyramid
+        stride = make.keywords["stride"]  # type: ignore[attr-defined]
+        extractor = IntermediateLayerGetter(
+            self.network.get_submodule(name), {layer: layer for step, layer in layers.items() if step >= stride}
+        )
+        with torch.no_grad():
+            maps = extractor.eval()(torch.zeros(1, 3, 64, 64).contiguous(memory_format=self.memory_format))
+        self.map = make(in_channels=[features.shape[1] for features in maps.values()])
+        self.map.to(memory_format=self.memory_format)
+        self._extractor = (extractor,)  # in a tuple, because its modules belong to the network
 
     @property
     def head(self) -> nn.Linear:
@@ -66,6 +97,8 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images, float (n, 3, h, w), to logits of a fracture (n,)."""
+        if self.map is not None:
+            return self.with_map(images)[0]
         images = images.contiguous(memory_format=self.memory_format)
         if self.training:
             return self.network(images).squeeze(1)
@@ -74,6 +107,30 @@ class Backbone(nn.Module):
         if self.mirror:
             logits = (logits + network(images.flip(-1))) / 2
         return logits.squeeze(1)
+
+    def with_map(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map normalised images, float (n, 3, h, w), to logits of a fracture, and to the fracture map; needs a map.
+
+        Returns:
+            The logits of the images (n,), and those of the cells, float32 (n, h / stride, w / stride). Both are averages
+            with the mirror image if ``forward`` averages them.
+        """
+        images = images.contiguous(memory_format=self.memory_format)
+        if self.training:
+            return self._classify_and_locate(images, self._extractor[0])
+        extract = self._extractor[0].forward  # not compiled, as in ``forward``
+        logits, cells = self._classify_and_locate(images, extract)
+        if self.mirror:
+            mirrored_logits, mirrored_cells = self._classify_and_locate(images.flip(-1), extract)
+            logits, cells = (logits + mirrored_logits) / 2, (cells + mirrored_cells.flip(-1)) / 2
+        return logits, cells
+
+    def _classify_and_locate(self, images: Tensor, extract: Callable[[Tensor], dict]) -> tuple[Tensor, Tensor]:
+        assert self.map is not None
+        features = list(extract(images).values())
+        logits = self.network.get_submodule(self.head_name)(features[-1].relu().mean(dim=(2, 3))).squeeze(1)
+        cells = self.map(features)
+        return logits + self.map.pool(cells), cells
 
     def with_features(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Map normalised images, float (n, 3, h, w), to logits (n,) and the feature maps from which they are computed.
@@ -102,6 +159,8 @@ class Backbone(nn.Module):
             parameters = [p for module in modules for p in self.network.get_submodule(module).parameters()]
             if trainable := [p for p in parameters if p.requires_grad]:
                 groups.append({"params": trainable, "scale": self.stage_decay**depth, "name": name})
+        if self.map is not None:
+            groups.append({"params": list(self.map.parameters()), "scale": 1.0, "name": "map"})
         return groups
 
     def train(self, mode: bool = True) -> "Backbone":
@@ -119,7 +178,7 @@ def densenet(variant: str, weights: str | None, weights_dir: str, dropout: float
         variant: torchvision's name, or ``densenet_tiny``.
         weights, weights_dir: as for ``load_trunk``.
         dropout: probability of dropout before the linear layer of the head.
-        options: ``freeze, stage_decay, mirror, channels_last, compile`` of ``Backbone``.
+        options: ``freeze, stage_decay, mirror, channels_last, compile, map`` of ``Backbone``.
 
     Raises:
         InputError: the weights are not available or do not fit.
@@ -130,7 +189,8 @@ def densenet(variant: str, weights: str | None, weights_dir: str, dropout: float
     stages |= {f"block{n}": [f"features.denseblock{n}", f"features.transition{n}"] for n in (1, 2, 3)}
     stages["block4"] = ["features.denseblock4", "features.norm5"]
     loaded = load_trunk(network, variant, stages, weights, weights_dir)
-    return Backbone(network, "classifier", stages, loaded, **options)
+    layers = {4: "denseblock1", 8: "denseblock2", 16: "denseblock3", 32: "norm5"}
+    return Backbone(network, "classifier", stages, loaded, pyramid=("features", layers), **options)
 
 
 def resnet(variant: str, weights: str | None, weights_dir: str, dropout: float, **options: Any) -> Backbone:
@@ -142,7 +202,8 @@ def resnet(variant: str, weights: str | None, weights_dir: str, dropout: float, 
     network.fc = nn.Sequential(nn.Dropout(dropout), nn.Linear(network.fc.in_features, 1))
     stages = {"stem": ["conv1", "bn1"]} | {f"layer{n}": [f"layer{n}"] for n in (1, 2, 3, 4)}
     loaded = load_trunk(network, variant, stages, weights, weights_dir)
-    return Backbone(network, "fc", stages, loaded, **options)
+    layers = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
+    return Backbone(network, "fc", stages, loaded, pyramid=("", layers), **options)
 
 
 def _build_network(variant: str) -> Any:

@@ -1,6 +1,7 @@
 """The ``LightningModule``: trains a backbone and computes its metrics."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import lightning
@@ -24,7 +25,9 @@ from torchmetrics.classification import (
 
 from fractatlas.data.splits import SUBSETS
 from fractatlas.errors import InputError
+from fractatlas.data.fracture_masks import BOXES, OUTLINES
 from fractatlas.models.backbones import Backbone
+from fractatlas.models.fracture_map import hottest_cell_is_in_box
 
 
 def binary_cross_entropy(pos_weight: float | None) -> nn.BCEWithLogitsLoss:
@@ -33,9 +36,13 @@ def binary_cross_entropy(pos_weight: float | None) -> nn.BCEWithLogitsLoss:
 
 
 class EpochMetrics(nn.Module):
-    """The metrics of one subset over an epoch, synchronised over all processes by torchmetrics."""
+    """The metrics of one subset over an epoch, synchronised over all processes by torchmetrics.
 
-    def __init__(self):
+    Args:
+        with_map: whether the network has a fracture map, whose loss and hits are metrics.
+    """
+
+    def __init__(self, with_map: bool):
         super().__init__()
         self.by_probability = MetricCollection(
             {
@@ -50,15 +57,22 @@ class EpochMetrics(nn.Module):
         )
         self.loss, self.prevalence = MeanMetric(nan_strategy="ignore"), MeanMetric()
         self.logits = CatMetric(nan_strategy="disable")
+        self.of_map = nn.ModuleDict(
+            {name: MeanMetric(nan_strategy="ignore") for name in ("map_loss", "hit")} if with_map else {}
+        )
 
-    def update(self, batch: dict[str, Tensor], logits: Tensor, loss: Tensor) -> None:
-        """Add a batch with its float32 logits (n,) and its mean loss."""
-        labels = batch["label"]
+    def update(self, batch: dict[str, Tensor], outputs: "Outputs") -> None:
+        """Add a batch."""
+        labels, logits, loss = batch["label"], outputs.logits.detach().float(), outputs.loss.detach()
         # Probabilities, because torchmetrics interprets logits as probabilities if all are between 0 and 1.
         self.by_probability.update(logits.sigmoid(), labels.int())
         self.loss.update(loss, weight=len(labels))
         self.prevalence.update(labels)
         self.logits.update(torch.stack([batch["index"].float(), logits], dim=1))
+        if outputs.map_loss is not None and outputs.hits is not None:
+            cast(Metric, self.of_map["map_loss"]).update(outputs.map_loss.detach(), weight=len(labels))
+            # Without a fracture, the mean of no hits is not a number, which has no weight.
+            cast(Metric, self.of_map["hit"]).update(outputs.hits.mean(), weight=len(outputs.hits))
 
     def compute(self) -> dict[str, Tensor]:
         """Return every metric by name."""
@@ -69,7 +83,9 @@ class EpochMetrics(nn.Module):
         values["loss"] = self.loss.compute()
         prevalence = self.prevalence.compute()
         values["majority_rate"] = torch.maximum(prevalence, 1 - prevalence)
-        return values
+        # Not a number, if no image has a box.
+        of_map = {name: cast(MeanMetric, metric).compute() for name, metric in self.of_map.items()}
+        return values | {name: value for name, value in of_map.items() if value.isfinite()}
 
     def predictions(self) -> Tensor:
         """Return ``index`` and logit of every image, ordered by index: float32 (n, 2) on the CPU."""
@@ -99,14 +115,35 @@ class EpochMetrics(nn.Module):
 
     def _metrics(self) -> dict[str, Metric]:
         metrics: dict[str, Metric] = dict(self.by_probability.items())
-        return metrics | {"loss": self.loss, "prevalence": self.prevalence, "logits": self.logits}
+        metrics |= {"loss": self.loss, "prevalence": self.prevalence, "logits": self.logits}
+        return metrics | cast(dict[str, Metric], dict(self.of_map.items()))
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a batch of n images gives.
+
+    Attributes:
+        logits: of the images (n,).
+        loss: the scalar that is minimised.
+        map_loss: the loss of the fracture map, a scalar that ``loss`` contains with its weight; ``None`` without a map
+            or without masks.
+        hits: float32 (k,), for each fractured image with a box, 1 if the map's hottest cell is in a box, else 0.
+    """
+
+    logits: Tensor
+    loss: Tensor
+    map_loss: Tensor | None = None
+    hits: Tensor | None = None
 
 
 class FractureClassifier(lightning.LightningModule):
     """A binary classifier, fractured or not, with one logit.
 
     Logs for each subset ``loss, accuracy, balanced_accuracy, auroc, average_precision, f1, mcc, sensitivity,
-    specificity`` (at threshold 0.5) and ``majority_rate``, the accuracy of always giving the more frequent answer.
+    specificity`` (at threshold 0.5) and ``majority_rate``, the accuracy of always giving the more frequent answer. With
+    a fracture map also ``map_loss``, the part of ``loss`` without its weight, and ``hit``, the share of the fractured
+    images whose highest cell is in a box.
 
     Args:
         backbone: from images to logits.
@@ -132,7 +169,8 @@ class FractureClassifier(lightning.LightningModule):
         self.backbone, self.loss, self.config = backbone, loss, config
         self._make_optimizer, self._make_scheduler = optimizer, scheduler
         # A ModuleDict cannot have the key "train", which is a method of modules.
-        self.metrics = nn.ModuleDict({f"{subset}_metrics": EpochMetrics() for subset in SUBSETS})
+        with_map = backbone.map is not None
+        self.metrics = nn.ModuleDict({f"{subset}_metrics": EpochMetrics(with_map) for subset in SUBSETS})
         self.predictions: dict[str, Tensor] = {}
         self.history: list[dict[str, float]] = []
 
@@ -154,11 +192,10 @@ class FractureClassifier(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """Return the loss of one batch."""
-        logits = self(batch["image"])
-        loss = self.loss(logits, batch["label"])
-        self.log("train/loss_step", loss.detach(), prog_bar=True)
-        self._metrics_of("train").update(batch, logits.detach().float(), loss.detach())
-        return loss
+        outputs = self._compute(batch)
+        self.log("train/loss_step", outputs.loss.detach(), prog_bar=True)
+        self._metrics_of("train").update(batch, outputs)
+        return outputs.loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """Add one batch to the validation metrics."""
@@ -203,9 +240,20 @@ class FractureClassifier(lightning.LightningModule):
     def _score(self, subset: str, batch: dict[str, Tensor]) -> None:
         # In float32 in every precision of the training, so that validation, test, evaluate, predict and ONNX agree.
         with torch.autocast(self.device.type, enabled=False):
+            outputs = self._compute(batch)
+        self._metrics_of(subset).update(batch, outputs)
+
+    def _compute(self, batch: dict[str, Tensor]) -> Outputs:
+        labels, fracture_map = batch["label"], self.backbone.map
+        if fracture_map is None or "mask" not in batch:
             logits = self(batch["image"])
-            loss = self.loss(logits, batch["label"])
-        self._metrics_of(subset).update(batch, logits, loss)
+            return Outputs(logits, self.loss(logits, labels))
+        logits, cells = self.backbone.with_map(batch["image"])
+        outlines, boxes = batch["mask"][:, OUTLINES], batch["mask"][:, BOXES]
+        map_loss = fracture_map.loss(cells, outlines, labels)
+        located = boxes.flatten(1).amax(dim=1) > 0
+        hits = hottest_cell_is_in_box(cells.detach()[located], boxes[located]).float()
+        return Outputs(logits, self.loss(logits, labels) + fracture_map.weight * map_loss, map_loss, hits)
 
     def _log_epoch(self, subset: str) -> None:
         metrics = self._metrics_of(subset)

@@ -25,9 +25,13 @@ def with_heatmaps(backbone: Backbone, images: Tensor) -> tuple[Tensor, Tensor]:
     """Map normalised images, float (n, 3, size, size), to logits (n,) and heatmaps.
 
     Returns:
-        The logits, and heatmaps as ``tile_input`` returns them. If the backbone averages the logits of the image and
+        The logits, and heatmaps: the probabilities of the fracture map, float32 (n, h, w), whose cells tile the input,
+        or without a map, Grad-CAM as ``tile_input`` returns it. If the backbone averages the logits of the image and
         its mirror image, the heatmap is the average of both, too.
     """
+    if backbone.map is not None:
+        logits, cells = backbone.with_map(images)
+        return logits, cells.sigmoid()
     logits, maps = activation_maps(backbone, images)
     tiled = [tile_input(one, backbone, images.shape[-1]) for one in maps]
     return logits, tiled[0] if len(tiled) == 1 else (tiled[0] + tiled[1].flip(-1)) / 2

@@ -3,14 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch import callbacks
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.nn.functional import interpolate
+from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import draw_bounding_boxes, make_grid
 
 from fractatlas.config.validation import metric_mode
+from fractatlas.evaluation.overlays import overlay
 from fractatlas.models.checkpoint import write_checkpoint
 
 
@@ -50,6 +55,37 @@ class InputGrid(callbacks.Callback):
         images = data.preprocess.denormalise(data.preprocess.normalise(images))
         tiles = [_draw_tile(*tile) for tile in zip(images, batch["label"], boxes, strict=True)]
         trainer.logger.experiment.add_image("x-rays/train_input", make_grid(tiles, nrow=4, padding=4, pad_value=255), 0)
+
+
+class MapGrid(callbacks.Callback):
+    """Show fracture maps of fractured validation images in TensorBoard after each epoch, with the boxes."""
+
+    def __init__(self, images: int):
+        self.images = images
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the grid, if the network has a map."""
+        network: Any = pl_module
+        if network.backbone.map is None or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if not trainer.is_global_zero or not isinstance(trainer.logger, TensorBoardLogger):
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        dataset, boxes = data.dataset("val"), data.boxes("val")
+        rows = [row for row, label in enumerate(dataset.table["label"]) if label and len(boxes[row])][: self.images]
+        if not rows:
+            return
+        pixels = dataset.__getitems__(rows)["image"]
+        with torch.autocast(pl_module.device.type, enabled=False):  # as the scores
+            _, cells = network.backbone.with_map(data.preprocess.normalise(pixels.to(pl_module.device)))
+        heat = interpolate(cells.sigmoid()[:, None], pixels.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        tiles = [
+            np.asarray(overlay(to_pil_image(image), one.cpu().numpy(), boxes[row].numpy()))
+            for image, one, row in zip(pixels, heat, rows, strict=True)
+        ]
+        grid = make_grid(torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2), nrow=4, padding=4, pad_value=255)
+        trainer.logger.experiment.add_image("x-rays/val_fracture_map", grid, trainer.global_step)
 
 
 def _draw_tile(image: torch.Tensor, label: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:

@@ -104,6 +104,8 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
     data = build_data(config, split=split)
     data.prepare_data()
     data.setup()
+    if config["monitor"] == "val/hit" and not any(map(len, data.boxes("val"))):
+        raise InputError(f"monitor=val/hit: no image of the validation subset in {data.root} has a box; use val/auroc")
     if trainer.is_global_zero:
         if config["resume"]:
             record_changes(run, config, purge_step or 0)

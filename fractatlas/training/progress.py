@@ -178,4 +178,6 @@ class ProgressLines(callbacks.Callback):
         monitor = (getattr(trainer.checkpoint_callback, "monitor", None) or "").removeprefix("val/")
         if monitor not in ("", "loss", "auroc", "accuracy"):
             line += f", {monitor} {values[monitor]:.4f}"
+        if "hit" in values and monitor != "hit":
+            line += f", hit {values['hit']:.4f}"
         log.info("epoch %d/%d: %s", trainer.current_epoch + 1, trainer.max_epochs, line)

@@ -92,6 +92,7 @@ def hyperparameters(config: Mapping[str, Any]) -> dict[str, float | str]:
         if group in CHOICES:
             shown[group] = _name(config[group])
         shown |= _values(group, config[group])
+    shown |= _values("map", config.get("map") or {})
     shown["threshold"] = _name(config["threshold"])
     for callback in ("average", "early_stopping"):
         shown |= _values(f"callbacks.{callback}", config["callbacks"][callback] or {})

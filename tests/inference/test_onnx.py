@@ -27,11 +27,16 @@ def export(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     export_command.export()
 
 
-@pytest.fixture(scope="module", params=["densenet", pytest.param("resnet", marks=pytest.mark.integration)])
+@pytest.fixture(
+    scope="module",
+    params=["densenet", *(pytest.param(name, marks=pytest.mark.integration) for name in ("resnet", "map"))],
+)
 def checkpoint(request, configuration, catalogue, readable, tmp_path_factory) -> Path:
     """The checkpoint of an untrained network, in a run folder."""
     run = tmp_path_factory.mktemp("run") / "Lauf (1)=ö"
-    config = configuration(run.parent, f"model={request.param}", f"model.variant={request.param}_tiny")
+    family = "densenet" if request.param == "map" else request.param
+    with_map = ["map=fpn", "map.channels=8"] if request.param == "map" else []
+    config = configuration(run.parent, f"model={family}", f"model.variant={family}_tiny", *with_map)
     torch.manual_seed(0)
     classifier = build_classifier(config).eval()
     with torch.no_grad():  # an untrained network returns nearly the same logit for every image: spread them
@@ -73,6 +78,10 @@ def test_onnx_runtime_gives_the_probabilities_of_the_checkpoint_on_100_images(ch
             logit, probability = session.run(["logit", "probability"], {"image": images[rows].numpy()})
             np.testing.assert_allclose(logit, expected[rows].numpy(), atol=1e-3)
             np.testing.assert_allclose(probability, expected[rows].sigmoid().numpy(), atol=1e-4)
+    if model.backbone.map is not None:
+        with torch.no_grad():
+            cells = model.backbone.with_map(images[:8])[1].sigmoid().numpy()
+        np.testing.assert_allclose(session.run(["map"], {"image": images[:8].numpy()})[0], cells, atol=1e-4)
 
 
 def test_the_command_prints_one_line(checkpoint, tmp_path, monkeypatch, capfd):

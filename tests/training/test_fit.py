@@ -1,8 +1,10 @@
 import json
 import math
+import shutil
 import socket
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -318,3 +320,39 @@ def test_a_run_needs_no_network(configuration, tmp_path, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     train(configuration(tmp_path, "trainer.max_epochs=1", "report=true"))
     assert (tmp_path / "heatmaps.npz").is_file()
+
+
+def test_a_run_with_a_fracture_map_logs_its_hits_and_selects_the_best_epoch_by_them(configuration, tmp_path):
+    changes = ("map=fpn", "map.channels=8", "monitor=val/hit", "trainer.max_epochs=2", "augment=light", "report=true",
+               "callbacks=averaged", "optimizer.lr=0.01")  # fmt: skip
+    value = train(configuration(tmp_path, *changes))
+    logs = events(tmp_path)
+    hits = [event.value for event in logs.Scalars("val/hit")]
+    assert len(hits) == 2
+    assert value == pytest.approx(max(hits))
+    assert [event.value for event in logs.Scalars("train/map_loss")][0] > 0
+    assert len(logs.Images("x-rays/val_fracture_map")) == 2
+    with np.load(tmp_path / "heatmaps.npz") as file:
+        heat = file["heat"]
+    assert heat.shape[1:] == (8, 8)
+    assert (heat >= 0).all()
+    assert (heat <= 1).all()
+
+
+def test_hits_of_the_training_are_those_of_the_heatmaps(configuration, tmp_path):
+    train(configuration(tmp_path, "map=fpn", "map.channels=8", "trainer.max_epochs=1", "report=true", "test=false"))
+    scored = metrics_of(tmp_path)["localisation"]["val"]["all"]["hit"]["value"]
+    logged = events(tmp_path).Scalars("val/hit")[0].value
+    # The heatmap is scored at another size, where a centre can be on the other side of the edge of a box.
+    assert scored == pytest.approx(logged, abs=0.15)
+
+
+def test_a_fracture_map_without_boxes_trains_with_the_image_loss_alone(configuration, phantoms, tmp_path):
+    root = tmp_path / "data"
+    shutil.copytree(phantoms, root)
+    shutil.rmtree(root / "Annotations")
+    options = ("map=fpn", "map.channels=8", "trainer.max_epochs=1", f"data.root={root}", "data.prepare=null")
+    train(configuration(tmp_path / "run", *options, "test=false"))
+    assert not {tag for tag in events(tmp_path / "run").Tags()["scalars"] if "map_loss" in tag or "hit" in tag}
+    with pytest.raises(InputError, match="monitor=val/hit: no image of the validation subset in .* has a box"):
+        train(configuration(tmp_path / "other", *options, "monitor=val/hit"))

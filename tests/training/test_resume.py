@@ -24,7 +24,7 @@ from fractatlas.training.fit import train
 # Seven steps per epoch, with every source of randomness and every kind of state that a checkpoint must contain.
 RUN = ("trainer.max_epochs=3", "trainer.log_every_n_steps=1", "augment=light", "model.dropout=0.5", "optimizer.lr=0.01",
        "scheduler=cosine", "callbacks=averaged", "model.stage_decay=0.5", "callbacks.last.every_n_steps=2",
-       "trainer.precision=bf16-mixed")  # fmt: skip
+       "trainer.precision=bf16-mixed", "map=fpn", "map.channels=8")  # fmt: skip
 SAME = "the same result as without a stop, bit for bit"
 KILLS = int(os.environ.get("FRACTATLAS_KILLS", 5))
 

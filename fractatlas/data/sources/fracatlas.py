@@ -107,21 +107,57 @@ def read_boxes(root: Path) -> dict[str, np.ndarray]:
     Raises:
         InputError: the file is not COCO JSON.
     """
+    boxes: dict[str, list] = {}
+    for name, box, _ in _read_annotations(root):
+        boxes.setdefault(name, []).append(box)
+    return {name: np.array(rows, dtype=np.float32) for name, rows in boxes.items()}
+
+
+def read_outlines(root: Path) -> dict[str, list[np.ndarray]]:
+    """Read the outlines of the fractures: the polygons of the COCO annotations, or the box where there is none.
+
+    Returns:
+        Polygons by image id, only for images that have one: float32 (k, 2), x and y in pixels of the upright image.
+        Empty if there is no annotation file.
+
+    Raises:
+        InputError: the file is not COCO JSON.
+    """
+    outlines: dict[str, list[np.ndarray]] = {}
+    for name, (left, top, right, bottom), polygons in _read_annotations(root):
+        corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], dtype=np.float32)
+        outlines.setdefault(name, []).extend(polygons or [corners])
+    return outlines
+
+
+def _read_annotations(root: Path) -> list[tuple[str, list[float], list[np.ndarray]]]:
+    """Return image id, box (left, top, right, bottom) and polygons (k, 2) of each annotation."""
     file = root / COCO
     if not file.is_file():
-        return {}
+        return []
+    annotations = []
     try:
         coco = json.loads(file.read_text(encoding="utf-8"))
         names = {image["id"]: image["file_name"] for image in coco["images"]}
-        boxes: dict[str, list] = {}
         for annotation in coco["annotations"]:
             left, top, width, height = box = [float(value) for value in annotation["bbox"]]
             if not all(abs(value) < MAX_COORDINATE for value in box) or min(width, height) < 0:
                 raise ValueError(f"bbox {annotation['bbox']}")
-            boxes.setdefault(str(names[annotation["image_id"]]), []).append([left, top, left + width, top + height])
+            shapes = annotation.get("segmentation") or []
+            # A run-length encoded mask is a dict; its box is used.
+            polygons = [_polygon(shape) for shape in shapes] if isinstance(shapes, list) else []
+            name = str(names[annotation["image_id"]])
+            annotations.append((name, [left, top, left + width, top + height], polygons))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{file} is not COCO JSON ({error!r}); download the data set again") from None
-    return {name: np.array(rows, dtype=np.float32) for name, rows in boxes.items()}
+    return annotations
+
+
+def _polygon(shape: list[float]) -> np.ndarray:
+    points = np.array(shape, dtype=np.float32).reshape(-1, 2)
+    if len(points) < 3 or not (np.abs(points) < MAX_COORDINATE).all():  # false for NaN, too
+        raise ValueError(f"segmentation of {len(points)} points")
+    return points
 
 
 def require_layout(root: Path) -> None:
