@@ -16,11 +16,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fractatlas.data.sources.fracatlas import BODY_PARTS
 from fractatlas.errors import InputError
 from fractatlas.evaluation.bootstrap import bootstrap_weights, interval, proportion_interval
 
 SHORTER_SIDE = 256  # pixels of the shorter side of a radiograph when it is scored and when box sizes are measured
 BOX_SIZES = {"below 16 px": (0, 16), "16 to 32 px": (16, 32), "32 px and more": (32, np.inf)}
+SCORES = ("hit", "hit_centre", "hit_chance", "share", "share_chance")
+FRACTURE_MAP, GRADCAM = "fracture map", "Grad-CAM"  # kinds of heatmaps
 DIFFERENCES = (("hit", "hit_centre"), ("hit", "hit_chance"), ("share", "share_chance"))
 
 
@@ -137,8 +140,7 @@ def localise(heatmaps: Heatmaps, boxes: Mapping[str, np.ndarray], sizes: Mapping
         {"image_id": name, **_score(heatmaps.heat[rows[name]], heatmaps.view[rows[name]], boxes[name], *sizes[name])}
         for name in wanted
     ]
-    columns = ("image_id", "hit", "hit_centre", "hit_chance", "share", "share_chance", "box_size")
-    return pd.DataFrame(scores, columns=columns)
+    return pd.DataFrame(scores, columns=["image_id", *SCORES, "box_size"])
 
 
 def _score(heat: np.ndarray, view: np.ndarray, boxes: np.ndarray, width: int, height: int) -> dict[str, float]:
@@ -172,25 +174,27 @@ def _maximum(heat: np.ndarray) -> tuple[int, int]:
 
 
 def summarise(table: pd.DataFrame, groups: Mapping[str, Any], seed: int = 0) -> dict[str, dict[str, Any]]:
-    """Average the columns of ``localise`` over all images and by the size of the largest box.
+    """Average the columns of ``localise`` over all images, by the size of the largest box and by body part.
 
     Args:
-        table: from ``localise``.
+        table: from ``localise``, with any of the columns ``BODY_PARTS`` (0 or 1) of a catalogue.
         groups: the group of each image id; images of one group are drawn together.
         seed: of the bootstrap.
 
     Returns:
-        For ``all`` and each of ``BOX_SIZES``: ``n``, and for each column and each paired difference
-        (``hit_minus_centre, hit_minus_chance, share_minus_chance``) ``value, low, high``: the mean and its 95 %
-        interval, as from ``bootstrap.interval``; ``None`` if there is no image.
+        For ``all``, each of ``BOX_SIZES`` and each body part in the table: ``n``, and for each column and each paired
+        difference (``hit_minus_centre, hit_minus_chance, share_minus_chance``) ``value, low, high``: the mean and its
+        95 % interval, as from ``bootstrap.interval``; ``None`` if there is no image. An image that shows several body
+        parts counts in each.
     """
-    columns = {name: table[name].to_numpy(np.float64) for name in table if name not in ("image_id", "box_size")}
+    columns = {name: table[name].to_numpy(np.float64) for name in SCORES}
     for one, other in DIFFERENCES:
         columns[f"{one}_minus_{other.partition('_')[2]}"] = columns[one] - columns[other]
     group = np.array([groups[name] for name in table["image_id"]], dtype=object)
     weights = bootstrap_weights(group, seed=seed) if len(table) else np.ones((1, 0))
     size = table["box_size"].to_numpy(np.float64)
     kept = {"all": size >= 0} | {name: (size >= low) & (size < high) for name, (low, high) in BOX_SIZES.items()}
+    kept |= {name: table[name].to_numpy() == 1 for name in BODY_PARTS if name in table}
     summary: dict[str, dict[str, Any]] = {}
     for name, rows in kept.items():
         summary[name], groups_of_size = {"n": int(rows.sum())}, len(set(group[rows]))

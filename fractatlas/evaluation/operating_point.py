@@ -28,13 +28,13 @@ def youden(labels: np.ndarray, probabilities: np.ndarray) -> float:
     Youden, Index for rating diagnostic tests, Cancer 3:32, 1950.
     """
     scores, sensitivity, specificity = _curve(labels, probabilities)
-    return _midpoint_below(scores, int(np.argmax(sensitivity + specificity)))
+    return midpoint_below(scores, int(np.argmax(sensitivity + specificity)))
 
 
 def target_sensitivity(labels: np.ndarray, probabilities: np.ndarray, *, sensitivity: float) -> float:
     """Return the highest threshold whose sensitivity is at least ``sensitivity``."""
     scores, reached, _ = _curve(labels, probabilities)
-    return _midpoint_below(scores, int(np.argmax(reached >= sensitivity - 1e-9)))
+    return midpoint_below(scores, int(np.argmax(reached >= sensitivity - 1e-9)))
 
 
 def choose_operating_point(validation: pd.DataFrame, rule: Rule, name: str) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _curve(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, n
     return scores, np.cumsum(positives) / positives.sum(), 1 - np.cumsum(negatives) / negatives.sum()
 
 
-def _midpoint_below(scores: np.ndarray, index: int) -> float:
+def midpoint_below(scores: np.ndarray, index: int) -> float:
     """Return the midpoint between a score and the next lower one, so that rounding changes no decision."""
     lower = scores[index + 1] if index + 1 < len(scores) else 0.0
     return float((scores[index] + lower) / 2)

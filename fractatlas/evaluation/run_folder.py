@@ -14,6 +14,7 @@ from fractatlas.data import leaks
 from fractatlas.data.sources.fracatlas import read_boxes
 from fractatlas.data.sources.phantom import is_generated
 from fractatlas.errors import InputError
+from fractatlas.evaluation.candidates import COLUMNS
 from fractatlas.evaluation.localisation import Heatmaps, read_heatmaps
 from fractatlas.evaluation.predictions_table import read_predictions
 from fractatlas.evaluation.subset_assessment import SubsetAssessment, subset_table
@@ -142,8 +143,11 @@ class RunFolder:
         if not (file := self.file("strata.csv")):
             raise InputError(f"{self.path} has no strata.csv: the run had report=false; run it again with report=true")
         strata, rows = pd.read_csv(file), pd.DataFrame({"split": []})
+        candidates = pd.DataFrame(columns=[*COLUMNS, "in_box", "split"])
         if file := self.file("localisation.csv"):
             rows = pd.read_csv(file, dtype={"image_id": str})
+        if file := self.file("candidates.csv"):
+            candidates = pd.read_csv(file, dtype={"image_id": str})
         return [
             SubsetAssessment(
                 name,
@@ -152,6 +156,8 @@ class RunFolder:
                 self.metrics.get("shortcuts", {}).get(name, {}),
                 rows[rows["split"] == name].drop(columns="split"),
                 self.metrics.get("localisation", {}).get(name, {}),
+                candidates[candidates["split"] == name].drop(columns="split"),
+                self.metrics.get("detection", {}).get(name, {}),
             )
             for name in strata["subset"].unique()
         ]
