@@ -23,6 +23,7 @@ WITH_CKPT = hydra_command.TRAINING_KEYS | {
 WITH_PREDICTIONS = {
     "subset": "with predictions=..., the column split selects the subsets",
     "split_file": "with predictions=..., the column split selects the subsets",
+    "gradcam": "with predictions=..., no network is used",
     "trainer": "with predictions=..., no network is used",
     "trusted_targets": "with predictions=..., no network is used",
 }
@@ -50,7 +51,8 @@ def _check(config: dict[str, Any]) -> None:
 
         other, used = ("val", "test") if config["subset"] == "test" else ("test", "val")
         unused = f"with subset={config['subset']}, trainer.limit_{used}_batches applies"
-        hydra_command.refuse_overrides(WITH_CKPT | {f"trainer.limit_{other}_batches": unused})
+        without_report = {} if config["report"] else {"gradcam": "with report=false, no heatmaps are computed"}
+        hydra_command.refuse_overrides(WITH_CKPT | {f"trainer.limit_{other}_batches": unused} | without_report)
         hydra_command.require_checkpoint(config)
         hydra_command.require_files(config, "split_file")
         hydra_command.require_accelerator(config["trainer"])

@@ -21,7 +21,8 @@ def _check(config: dict[str, Any]) -> None:
     """Check that every argument has an effect, and that the input and the checkpoint exist."""
     from fractatlas.inference.inputs import require_match
 
-    hydra_command.refuse_overrides(NO_EFFECT)
+    without_boxes = {"box_threshold": "with gradcam=true, which gives no boxes"} if config["gradcam"] else {}
+    hydra_command.refuse_overrides(NO_EFFECT | without_boxes)
     require_match(config["input"])
     hydra_command.require_checkpoint(config)
     hydra_command.require_accelerator(config["trainer"])

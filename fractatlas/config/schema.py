@@ -450,6 +450,7 @@ class EvaluateConfig(Strict):
     predictions: TypedPath | None
     catalogue: TypedPath | None
     heatmaps: TypedPath | None
+    gradcam: bool
     data_root: TypedPath | None
     report: bool
     threshold: Threshold
@@ -465,6 +466,8 @@ class PredictConfig(Strict):
     ckpt: TypedPath
     input: TypedPath
     heatmaps: bool
+    gradcam: bool
+    box_threshold: Proportion | None
     batch_size: Positive
     threads: Positive | None
     trainer: Trainer

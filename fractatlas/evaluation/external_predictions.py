@@ -26,7 +26,8 @@ def evaluate_predictions(config: dict[str, Any]) -> None:
     """Score a table of predictions, and write a run folder to ``paths.output_dir``.
 
     The threshold and the temperature are those of ``metrics.json`` in the table's folder, if it exists. Otherwise they
-    are chosen on the rows of the validation subset; without such rows, a fixed threshold is used.
+    are chosen on the rows of the validation subset; without such rows, a fixed threshold is used. The threshold of
+    candidate boxes is stored or chosen likewise; for given heatmaps it is always chosen.
 
     Args:
         config: a checked ``EvaluateConfig`` with ``predictions``, plain.
@@ -80,7 +81,15 @@ def evaluate_predictions(config: dict[str, Any]) -> None:
             if len(subset := table[table["split"] == name]):
                 record[name] = metrics.evaluate(subset, source.threshold) | {"n_subset": len(subset)}
         train = source.training_labels if catalogue is not None else None
-        assessed = subset_assessment.assess(table, source.threshold, catalogue, train, source.boxes, source.heatmaps)
+        point = record["operating_point"]
+        if config["heatmaps"]:  # not those that the stored threshold was chosen for
+            record.pop("heatmaps", None)
+            point.pop("box_threshold", None)
+        if "box_threshold" not in point:
+            point |= subset_assessment.choose_box_threshold(table, catalogue, source.boxes, source.heatmaps)
+        assessed = subset_assessment.assess(
+            table, source.threshold, catalogue, train, source.boxes, source.heatmaps, point.get("box_threshold")
+        )
     record |= subset_assessment.write(out, assessed)
     if source.data_root:
         record["data_root"] = str(source.data_root)

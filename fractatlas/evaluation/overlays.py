@@ -1,6 +1,6 @@
 """Draw heatmaps and boxes over radiographs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +9,25 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from fractatlas.data.images import decode
+from fractatlas.evaluation.candidates import CORNERS
 from fractatlas.evaluation.localisation import Heatmaps, place
 
 SIDE = 256  # pixels of the shorter side of a drawn radiograph
 OPACITY = 0.55  # at the highest heat, so that the bone stays visible
 BOX_COLOUR = (64, 224, 255)
+CANDIDATE_COLOUR = (255, 80, 255)  # not a colour of the palette
 FRAME_COLOUR = (176, 176, 176)
 PALETTE = "turbo"
 
 
 def overlay(
-    image: Image.Image, heat: np.ndarray | None, boxes: np.ndarray | None = None, view: np.ndarray | None = None
+    image: Image.Image,
+    heat: np.ndarray | None,
+    boxes: np.ndarray | None = None,
+    view: np.ndarray | None = None,
+    candidates: np.ndarray | None = None,
 ) -> Image.Image:
-    """Draw heat and boxes over a radiograph; higher heat is more opaque.
+    """Draw heat, boxes and candidate boxes over a radiograph; higher heat is more opaque.
 
     Args:
         image: of mode ``L``, upright.
@@ -30,6 +36,8 @@ def overlay(
         boxes: (n, 4), left, top, right, bottom in the image's pixels.
         view: the rectangle that the network receives, in the image's pixels. If it is a crop, it is drawn as a frame,
             because the heat ends at its edges.
+        candidates: (n, 5), left, top, right, bottom in the image's pixels, and the score, which is written above or
+            below the box.
 
     Returns:
         An image of mode ``RGB`` and the same size.
@@ -48,7 +56,20 @@ def overlay(
         _rectangle(pen, view, FRAME_COLOUR, thickness)
     for box in () if boxes is None else boxes:
         _rectangle(pen, box, BOX_COLOUR, thickness)
+    font = ImageFont.load_default(max(9, round(min(image.size) / 20)))
+    for *box, score in () if candidates is None else np.asarray(candidates)[::-1]:  # the highest score on top
+        _rectangle(pen, np.array(box), CANDIDATE_COLOUR, thickness)
+        _write_score(pen, box, f"{score:.2f}", font, drawn.size)
     return drawn
+
+
+def _write_score(pen: ImageDraw.ImageDraw, box: Sequence[float], text: str, font: Any, size: tuple[int, int]) -> None:
+    """Write the score above a box, or below it at the upper edge of the image."""
+    left, top, _, bottom = box
+    width, height = pen.textlength(text, font), 1.2 * font.size
+    y = top - height if top >= height else min(bottom, size[1] - height)
+    x = min(left, size[0] - width)
+    pen.text((x, y), text, fill=CANDIDATE_COLOUR, font=font, stroke_width=1, stroke_fill="black")
 
 
 def is_crop(view: np.ndarray, size: tuple[int, int]) -> bool:
@@ -69,24 +90,27 @@ def colour_key(width: int, height: int, highest: float = 1.0) -> Image.Image:
     return overlay(grey, np.tile(np.linspace(0, highest, width), (height, 1)))
 
 
-def annotate(image: Image.Image, probability: float, highest: float | None) -> Image.Image:
+def annotate(image: Image.Image, probability: float, highest: float | None, note: str = "") -> Image.Image:
     """Add a strip below a drawn radiograph with the probability and the key of the heatmap's colours.
 
     Args:
         image: of mode ``RGB``.
         probability: of a fracture.
         highest: the largest heat in the image, 0 to 1, as ``overlay`` draws it; ``None`` if it has no heatmap.
+        note: a line below, in the colour of candidate boxes.
     """
     width, size = image.width, max(9, round(min(image.size) / 18))
     font, line = ImageFont.load_default(size), round(1.5 * size)
     lines = [f"probability of a fracture {probability:.3f}"]
     if highest is not None:
         lines.append("heat 0" if highest > 0 else "heatmap is zero everywhere")
-    drawn = Image.new("RGB", (width, image.height + line * len(lines) + size // 2))
+    texts = [*lines, *([note] if note else [])]
+    drawn = Image.new("RGB", (width, image.height + line * len(texts) + size // 2))
     drawn.paste(image)
     pen = ImageDraw.Draw(drawn)
-    for row, text in enumerate(lines):
-        pen.text((size // 2, image.height + row * line + size // 4), text, fill="white", font=font)
+    for row, text in enumerate(texts):
+        colour = CANDIDATE_COLOUR if row == len(lines) else (255, 255, 255)
+        pen.text((size // 2, image.height + row * line + size // 4), text, fill=colour, font=font)
     if highest:
         left, top = round(size + pen.textlength(lines[1], font)), image.height + line + size // 2
         right = round(width - 1.5 * size - pen.textlength("maximum", font))
@@ -97,7 +121,12 @@ def annotate(image: Image.Image, probability: float, highest: float | None) -> I
 
 
 def draw_radiographs(
-    table: pd.DataFrame, root: Path, boxes: Mapping[str, np.ndarray], heatmaps: Heatmaps | None
+    table: pd.DataFrame,
+    root: Path,
+    boxes: Mapping[str, np.ndarray],
+    heatmaps: Heatmaps | None,
+    candidates: pd.DataFrame | None = None,
+    absolute: bool = False,
 ) -> list[dict[str, Any]]:
     """Draw every radiograph of a table with the boxes of its fractures and, if it has one, its heatmap.
 
@@ -105,12 +134,14 @@ def draw_radiographs(
         table: ``image_id, path, label, probability``, one row per radiograph.
         root: the data folder; radiographs without a file in it are skipped.
         boxes: for each fractured image id, (n, 4) left, top, right, bottom in pixels.
-        heatmaps: each is scaled to its own maximum.
+        heatmaps: each is scaled to its own maximum, unless ``absolute``.
+        candidates: ``image_id, left, top, right, bottom, score`` of the candidate boxes to draw.
+        absolute: whether heat is drawn as it is, 0 to 1, for heatmaps that are probabilities.
 
     Returns:
         For each drawn radiograph ``image_id, label, probability``, ``image``: PIL, RGB, ``SIDE`` pixels on the
-        shorter side, ``highest``: the largest heat, 1, or 0 if the heatmap is zero everywhere, or ``None`` without a
-        heatmap, and ``cropped``: whether the heatmap covers a part of the radiograph only.
+        shorter side, ``highest``: the largest heat as drawn, or ``None`` without a heatmap, and ``cropped``: whether
+        the heatmap covers a part of the radiograph only.
     """
     rows = {} if heatmaps is None else {name: row for row, name in enumerate(heatmaps.image_id.tolist())}
     drawn = []
@@ -125,10 +156,13 @@ def draw_radiographs(
             row = rows[item.image_id]
             view = heatmaps.view[row] * scale
             heat = place(heatmaps.heat[row], view, *small.size)
-            highest = 1.0 if heat.max() > 0 else 0.0
-            heat = heat / max(heat.max(), 1e-9)
-        corners = boxes.get(item.image_id)
-        picture = overlay(small, heat, None if corners is None else corners * scale, view)
+            heat = heat if absolute else heat / max(heat.max(), 1e-9)
+            highest = float(heat.max())
+        corners, found = boxes.get(item.image_id), None
+        if candidates is not None:
+            found = candidates.loc[candidates["image_id"] == item.image_id, [*CORNERS, "score"]].to_numpy()
+            found = found * [scale, scale, scale, scale, 1]
+        picture = overlay(small, heat, None if corners is None else corners * scale, view, found)
         fields = {"image_id": item.image_id, "label": item.label, "probability": item.probability}
         cropped = view is not None and is_crop(view, small.size)
         drawn.append(fields | {"image": picture, "highest": highest, "cropped": cropped})

@@ -54,6 +54,8 @@ def describe_use(name: str, record: dict[str, Any], config: dict[str, Any] | Non
     point = record["operating_point"]
     if chooses_threshold(point):
         chosen.append("the threshold")
+    if "box_threshold" in point:
+        chosen.append("the box threshold")
     if point["temperature"] != 1:
         chosen.append("the temperature")
     listed = " and ".join(filter(None, [", ".join(chosen[:-1]), *chosen[-1:]]))
@@ -97,6 +99,9 @@ def describe_decision(point: dict[str, Any]) -> str:
         "target_sensitivity": "the highest that reaches the wanted sensitivity on the validation subset",
     }.get(point["rule"], point["rule"])
     text = f"An image is classified as fractured if its {threshold} ({rule})."
+    if "box_threshold" in point:
+        chosen = "the highest F1 against the boxes of the validation subset"
+        text += f" A candidate box counts if its score is at least {point['box_threshold']:.4f} ({chosen})."
     if point["temperature"] == 1:
         return f"{text} No temperature was chosen."
     temperature = f"{point['temperature']:.3f}, which was chosen on the validation subset"

@@ -25,9 +25,10 @@ from fractatlas.evaluation import provenance
 from fractatlas.evaluation.operating_point import DEFAULT_OPERATING_POINT
 from fractatlas.inference.model import UNFINISHED, load_model
 from fractatlas.io import write_csv, write_text
+from fractatlas.models.heatmaps import heatmap_kind
 from fractatlas.training.profiling import keep_profile, summarise_profile
 from fractatlas.training.progress import TerminalProgressBar
-from fractatlas.training.scoring import predict_subset, write_scores
+from fractatlas.training.scoring import predict_subset, score_heatmaps, write_scores
 from fractatlas.training.silence_warnings import quieten
 from fractatlas.wording import format_duration
 
@@ -75,8 +76,14 @@ def evaluate(config: dict[str, Any]) -> bool:
         "task_name": config["task_name"],
         "checkpoint": str(model.checkpoint),
         "model": model_name(trained),
-        "operating_point": model.operating_point or dict(DEFAULT_OPERATING_POINT),
+        "operating_point": dict(model.operating_point or DEFAULT_OPERATING_POINT),
     }
+    heatmaps = None
+    if config["report"]:
+        heatmaps = score_heatmaps(predictions, model.classifier, data, trainer, config["gradcam"])
+        record["heatmaps"] = heatmap_kind(model.backbone, config["gradcam"])
+        if record["heatmaps"] != heatmap_kind(model.backbone):
+            record["operating_point"].pop("box_threshold", None)  # it is a probability of the fracture map
     if subset == ALL:
         record["all_images"] = _trained_on(data.subset(ALL), split)
     elif split and (hashes := read_hashes(split)) is not None:
@@ -88,7 +95,7 @@ def evaluate(config: dict[str, Any]) -> bool:
     write_csv(run / "catalogue.csv", data.catalogue)
     write_csv(run / "split.csv", data.split)
     write_text(run / "training_config.yaml", yaml.safe_dump(trained, sort_keys=False, allow_unicode=True))
-    record = write_scores(run, record, predictions, model.classifier, data, trainer, config["report"], timing)
+    record = write_scores(run, record, predictions, data, trainer, heatmaps, timing)
     log.info("time (h:min:s): %s", format_duration(record["timing"]["total_seconds"]))
     log.info("results in %s", run)
     for notice in provenance.content_notices(record):

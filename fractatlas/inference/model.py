@@ -18,14 +18,16 @@ from fractatlas.data.images import UnreadableError, read_radiograph
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
 from fractatlas.evaluation import operating_point
+from fractatlas.evaluation.candidates import find_image_candidates
 from fractatlas.evaluation.localisation import place
 from fractatlas.evaluation.run_folder import best_checkpoint
 from fractatlas.models.backbones import Backbone
 from fractatlas.models.checkpoint import read_checkpoint
 from fractatlas.models.classifier import FractureClassifier
-from fractatlas.models.heatmaps import with_heatmaps
+from fractatlas.models.heatmaps import has_map, with_heatmaps
 
 Radiograph = str | Path | Image.Image
+BOX_THRESHOLD = 0.5  # of a checkpoint that does not store one
 UNFINISHED = "%s: training is not finished, so threshold 0.5 is used without calibration; finish it with resume=RUN"
 
 
@@ -37,14 +39,19 @@ class Prediction:
         probability: of a fracture, 0 to 1.
         probability_calibrated: the same after temperature scaling on the validation subset.
         fractured: the decision: whether ``probability`` reaches the checkpoint's threshold.
-        heatmap: Grad-CAM, float32 (height, width) in pixels of the upright radiograph, 0 and above: by how much each
-            place raises the logit; 0 outside the part that the network receives. ``None`` if not requested.
+        heatmap: float32 (height, width) in pixels of the upright radiograph, 0 outside the part that the network
+            receives. The fracture map of a network that has one: the probability of a fracture at each place, 0 to 1.
+            Otherwise Grad-CAM: by how much each place raises the logit, 0 and above. ``None`` if not requested.
+        boxes: float64 (n, 5), one row for each place where the fracture map shows a fracture, by decreasing score:
+            left, top, right, bottom in pixels of the upright radiograph, and the score, which is the highest
+            probability of the map in the box. ``None`` for a network without a fracture map.
     """
 
     probability: float
     probability_calibrated: float
     fractured: bool
     heatmap: np.ndarray | None
+    boxes: np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,8 +63,8 @@ class Model:
         config: the configuration that it was trained with.
         classifier: in evaluation mode.
         preprocess: from an image to the network's input.
-        operating_point: ``rule, threshold, temperature``, chosen on the validation subset; ``None`` if the run that
-            wrote the checkpoint did not finish.
+        operating_point: ``rule, threshold, temperature`` and, if the run scored its heatmaps, ``box_threshold``,
+            chosen on the validation subset; ``None`` if the run that wrote the checkpoint did not finish.
     """
 
     checkpoint: Path
@@ -70,6 +77,16 @@ class Model:
     def backbone(self) -> Backbone:
         """The network without the training code."""
         return self.classifier.backbone
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the network has a fracture map, which gives boxes."""
+        return has_map(self.backbone)
+
+    @property
+    def box_threshold(self) -> float:
+        """The smallest score of a box, chosen on the validation subset; ``BOX_THRESHOLD`` if none was chosen."""
+        return (self.operating_point or {}).get("box_threshold", BOX_THRESHOLD)
 
     @overload  # a str is one path here, although mypy also sees an iterable of str
     def predict(  # type: ignore[overload-overlap]
@@ -107,29 +124,48 @@ class Model:
 
     def _predict_batch(self, images: Sequence[Radiograph], heatmaps: bool) -> list[Prediction]:
         radiographs = [_read(image) for image in images]
-        logits, heat = self.forward(torch.stack([self.preprocess(image) for image in radiographs]), heatmaps)
+        pixels = torch.stack([self.preprocess(image) for image in radiographs])
+        logits, heat = self.forward(pixels, heatmaps or self.has_map)
         placed: list[np.ndarray | None] = [None] * len(images)
+        boxes: list[np.ndarray | None] = [None] * len(images)
         if heat is not None:
-            placed = [self._place(cells, image.size) for cells, image in zip(heat.cpu(), radiographs, strict=True)]
-        rows = zip(*(values.tolist() for values in self.decide(logits)), placed, strict=True)
+            located = list(zip(heat.cpu(), (image.size for image in radiographs), strict=True))
+            placed = [self._place(cells, size) for cells, size in located] if heatmaps else placed
+            boxes = [self.find_boxes(cells.numpy(), size) for cells, size in located] if self.has_map else boxes
+        rows = zip(*(values.tolist() for values in self.decide(logits)), placed, boxes, strict=True)
         return [Prediction(*row) for row in rows]
+
+    def find_boxes(self, heat: np.ndarray, size: tuple[int, int], threshold: float | None = None) -> np.ndarray:
+        """Find the boxes in a fracture map.
+
+        Args:
+            heat: (h, w), one of the heatmaps of ``forward``.
+            size: width and height of the upright radiograph in pixels.
+            threshold: the smallest score of a box; ``None``: ``box_threshold``.
+
+        Returns:
+            float64 (n, 5), as ``Prediction.boxes``.
+        """
+        candidates = find_image_candidates(heat, np.array(self.preprocess.view(*size)), *size)[:, :5]
+        return candidates[candidates[:, 4] >= (self.box_threshold if threshold is None else threshold)]
 
     def _place(self, heat: Tensor, size: tuple[int, int]) -> np.ndarray:
         return place(heat.numpy(), np.array(self.preprocess.view(*size)), *size).astype(np.float32)
 
     @torch.inference_mode()
-    def forward(self, pixels: Tensor, heatmaps: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(self, pixels: Tensor, heatmaps: bool = False, gradcam: bool = False) -> tuple[Tensor, Tensor | None]:
         """Run the network on a batch.
 
         Args:
             pixels: outputs of ``preprocess``, uint8 (n, 1, size, size); moved to the network's device.
             heatmaps: whether to compute heatmaps.
+            gradcam: whether they are Grad-CAM also for a network that has a fracture map.
 
         Returns:
             Logits (n,), and the heatmaps of ``with_heatmaps``, float32 (n, h, w), or ``None``.
         """
         images = self.preprocess.normalise(pixels.to(self.classifier.device))
-        return with_heatmaps(self.backbone, images) if heatmaps else (self.backbone(images), None)
+        return with_heatmaps(self.backbone, images, gradcam) if heatmaps else (self.backbone(images), None)
 
     def decide(self, logits: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Turn logits (n,) into probabilities, calibrated probabilities and decisions: float64, float64 and bool (n,).

@@ -5,20 +5,22 @@ import os
 import re
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fractatlas.build import build_trainer
 from fractatlas.data.images import UnreadableError, read_radiograph
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
+from fractatlas.evaluation.candidates import CORNERS
 from fractatlas.evaluation.localisation import place
 from fractatlas.evaluation.overlays import annotate, overlay
 from fractatlas.inference.inputs import Inputs
@@ -32,7 +34,10 @@ log = logging.getLogger(__name__)
 
 OVERLAY_SIDE = 512  # pixels of the shorter side
 SHOWN_ERRORS = 10  # in the log; errors.csv lists all
+BOX_COLUMNS = [*CORNERS, "score"]
 READ_AHEAD = 2  # batches of preprocessed images that may wait for the network
+T = TypeVar("T")
+Sized = tuple[Tensor, tuple[int, int]]  # pixels, and width and height of the upright image
 
 
 def predict(config: dict[str, Any], inputs: Inputs) -> int:
@@ -40,8 +45,10 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
 
     ``predictions.csv`` has one row per readable image, in the order of ``inputs``: ``path``, ``probability`` (of a
     fracture), ``probability_calibrated`` (if the checkpoint has an operating point) and ``prediction`` (1 if the
-    probability reaches the threshold). ``errors.csv`` has ``path, error`` for each unreadable file or folder. With
-    ``heatmaps``, each readable image is drawn with its heatmap in ``overlays/``.
+    probability reaches the threshold). ``errors.csv`` has ``path, error`` for each unreadable file or folder. If the
+    network has a fracture map, ``boxes.csv`` has ``path, left, top, right, bottom, score`` for each box of
+    ``Prediction.boxes``. With ``heatmaps``, each readable image is drawn with its heatmap and these boxes in
+    ``overlays/``.
 
     Args:
         config: a checked ``PredictConfig``, plain.
@@ -51,13 +58,19 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
         The number of inputs that could not be read.
 
     Raises:
-        InputError: the file is not a checkpoint of this project, or this machine does not have the accelerator.
+        InputError: the file is not a checkpoint of this project, this machine does not have the accelerator, or
+            ``box_threshold`` is given for a network without a fracture map.
     """
     quieten()
     logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # errors.csv states what is wrong with a file
     warnings.filterwarnings("ignore", module="pydicom|PIL")
     run = Path(config["paths"]["output_dir"])
     model = load_model(config["ckpt"], trusted_targets=config["trusted_targets"])
+    finds_boxes = model.has_map and not config["gradcam"]
+    if config["box_threshold"] is not None and not finds_boxes:
+        raise InputError(
+            f"box_threshold={config['box_threshold']}: the network has no fracture map, which gives boxes; remove it"
+        )
     log.info("%s to read", plural(len(inputs.images), "image"))
     if inputs.skipped:
         counts = ", ".join(f"{count} {extension}" for extension, count in inputs.skipped.most_common(6))
@@ -66,7 +79,7 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     if trainer.world_size > 1:
         raise InputError("predict runs on one device: remove trainer.devices, or use trainer=cpu or trainer=gpu")
     model.classifier.to(trainer.strategy.root_device)
-    for name in ("predictions.csv", "errors.csv"):
+    for name in ("predictions.csv", "errors.csv", "boxes.csv"):
         (run / name).unlink(missing_ok=True)
     overlays = [*(run / "overlays").glob(f"{'[0-9]' * 5}_*.jpg")]
     for file in overlays:
@@ -77,16 +90,25 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     errors = dict(inputs.errors)
     paths: list[str] = []
     logits: list[Tensor] = []
+    boxes = [pd.DataFrame(columns=["path", *BOX_COLUMNS])]
     threads, ahead = config["threads"] or os.cpu_count() or 1, READ_AHEAD * config["batch_size"]
-    images = track(read_ahead(inputs.images, model.preprocess, threads, ahead), "predicting", len(inputs.images))
-    for batch_paths, pixels in batches(images, config["batch_size"], errors):
+
+    def prepare(image: Image.Image) -> Sized:
+        return model.preprocess(image), image.size
+
+    images = track(read_ahead(inputs.images, prepare, threads, ahead), "predicting", len(inputs.images))
+    for batch_paths, pixels, sizes in batches(images, config["batch_size"], errors):
         with trainer.precision_plugin.forward_context():
-            batch_logits, heat = model.forward(pixels, config["heatmaps"])
-        if heat is not None:
-            for row, path in enumerate(batch_paths):
+            batch_logits, heat = model.forward(pixels, config["heatmaps"] or finds_boxes, config["gradcam"])
+        for row, path in enumerate(batch_paths if heat is not None else ()):
+            assert heat is not None
+            cells, found = heat[row].float().cpu().numpy(), None
+            if finds_boxes:
+                found = model.find_boxes(cells, sizes[row], config["box_threshold"])
+                boxes.append(pd.DataFrame(found, columns=BOX_COLUMNS).assign(path=path))
+            if config["heatmaps"]:
                 file = run / "overlays" / f"{len(paths) + row + 1:05d}_{_safe_name(path)}.jpg"
-                probability = batch_logits[row].sigmoid().item()
-                write_overlay(file, path, heat[row].cpu().numpy(), model.preprocess, probability)
+                write_overlay(file, path, cells, model.preprocess, batch_logits[row].sigmoid().item(), found)
         paths += batch_paths
         logits.append(batch_logits.double().cpu())
     probabilities, calibrated, fractured = model.decide(torch.cat(logits) if logits else torch.zeros(0))
@@ -100,6 +122,13 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
         for path, reason in list(errors.items())[:SHOWN_ERRORS]:
             log.warning("%s: %s", path, reason)
         write_csv(run / "errors.csv", pd.DataFrame(list(errors.items()), columns=["path", "error"]))
+    if finds_boxes:
+        if config["box_threshold"] is None and "box_threshold" not in (model.operating_point or {}):
+            log.warning("%s stores no box_threshold, so %g is used", model.checkpoint, model.box_threshold)
+        found_boxes = pd.concat(boxes)[["path", *BOX_COLUMNS]]
+        write_csv(run / "boxes.csv", found_boxes)
+        count, images_with = len(found_boxes), found_boxes["path"].nunique()
+        log.info("%s in %s (boxes.csv)", plural(count, "box", "boxes"), plural(images_with, "image"))
     write_csv(run / "predictions.csv", pd.DataFrame(columns))
     unreadable = f", {len(errors)} could not be read (errors.csv)" if errors else ""
     if len(paths) == 1:
@@ -110,41 +139,60 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     return len(errors)
 
 
-def write_overlay(file: Path, path: str, heat: np.ndarray, preprocess: Preprocess, probability: float) -> None:
-    """Draw the radiograph in ``path`` with its heatmap (h, w), whose maximum is drawn as the probability of a fracture.
+def write_overlay(
+    file: Path,
+    path: str,
+    heat: np.ndarray,
+    preprocess: Preprocess,
+    probability: float,
+    boxes: np.ndarray | None = None,
+) -> None:
+    """Draw the radiograph in ``path`` with its heatmap and boxes.
 
-    ``file`` is a JPEG. The radiograph has ``OVERLAY_SIDE`` pixels on its shorter side; below it are the probability and
-    the key of the colours.
+    Args:
+        file: a JPEG. The radiograph has ``OVERLAY_SIDE`` pixels on its shorter side; below it are the probability, the
+            key of the colours, and how many boxes there are.
+        path: of the radiograph.
+        heat: (h, w), Grad-CAM, whose maximum is drawn as ``probability``; a fracture map if ``boxes`` is given, which
+            is drawn as it is.
+        preprocess: that gave the network's input.
+        probability: of a fracture.
+        boxes: float (n, 5), as ``Prediction.boxes``.
     """
     image = read_radiograph(Path(path))
     scale = OVERLAY_SIDE / min(image.size)
     view = np.array(preprocess.view(*image.size)) * scale
     width, height = (max(1, round(side * scale)) for side in image.size)
-    placed = place(heat, view, width, height)
-    heat = probability * placed / max(placed.max(), 1e-9)
-    drawn = annotate(overlay(image.resize((width, height)), heat, view=view), probability, heat.max())
+    heat, note = place(heat, view, width, height), ""
+    if boxes is None:
+        heat = probability * heat / max(heat.max(), 1e-9)
+    else:
+        boxes = boxes * [scale, scale, scale, scale, 1]
+        note = f"{plural(len(boxes), 'box', 'boxes')} of the fracture map" if len(boxes) else "no box"
+    drawn = overlay(image.resize((width, height)), heat, view=view, candidates=boxes)
+    drawn = annotate(drawn, probability, heat.max(), note)
     with atomic_path(file) as temporary:
         drawn.save(temporary, "JPEG", quality=90)
 
 
 def read_ahead(
-    paths: Iterable[str], preprocess: Preprocess, threads: int, ahead: int
-) -> Iterator[tuple[str, Tensor | UnreadableError]]:
+    paths: Iterable[str], preprocess: Callable[[Image.Image], T], threads: int, ahead: int
+) -> Iterator[tuple[str, T | UnreadableError]]:
     """Read and preprocess images in threads, at most ``ahead`` of them before they are used.
 
     Yields:
-        In the order of ``paths``, each path with its pixels, uint8 (1, size, size), or with the reason why it cannot be
-        read.
+        In the order of ``paths``, each path with the result of ``preprocess``, or with the reason why the file cannot
+        be read.
     """
 
-    def read(path: str) -> Tensor | UnreadableError:
+    def read(path: str) -> T | UnreadableError:
         try:
             return preprocess(read_radiograph(Path(path)))
         except UnreadableError as error:
             return error
 
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[tuple[str, Future[Tensor | UnreadableError]]] = deque()
+        waiting: deque[tuple[str, Future[T | UnreadableError]]] = deque()
         try:
             for next_path in paths:
                 waiting.append((next_path, pool.submit(read, next_path)))
@@ -158,24 +206,29 @@ def read_ahead(
 
 
 def batches(
-    images: Iterable[tuple[str, Tensor | UnreadableError]], size: int, errors: dict[str, str]
-) -> Iterator[tuple[list[str], Tensor]]:
+    images: Iterable[tuple[str, Sized | UnreadableError]], size: int, errors: dict[str, str]
+) -> Iterator[tuple[list[str], Tensor, list[tuple[int, int]]]]:
     """Group readable images into batches; add the others to ``errors``, reason by path.
 
     Yields:
-        Up to ``size`` paths, and their pixels, uint8 (n, 1, height, width).
+        Up to ``size`` paths, their pixels, uint8 (n, 1, height, width), and width and height of the upright images.
     """
-    readable: dict[str, Tensor] = {}
+    readable: dict[str, Sized] = {}
+
+    def batch() -> tuple[list[str], Tensor, list[tuple[int, int]]]:
+        pixels, sizes = zip(*readable.values(), strict=True)
+        return list(readable), torch.stack(pixels), list(sizes)
+
     for path, image in images:
         if isinstance(image, UnreadableError):
             errors[path] = str(image)
         else:
             readable[path] = image
         if len(readable) == size:
-            yield list(readable), torch.stack([*readable.values()])
+            yield batch()
             readable = {}
     if readable:
-        yield list(readable), torch.stack([*readable.values()])
+        yield batch()
 
 
 def _safe_name(path: str) -> str:

@@ -14,15 +14,30 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fractatlas.evaluation.localisation import Heatmaps
+from fractatlas.evaluation.localisation import FRACTURE_MAP, GRADCAM, Heatmaps
 from fractatlas.io import atomic_path
 from fractatlas.models.backbones import Backbone
 
 CELL = 4  # side of a heatmap's cell in pixels of the network's input
 
 
-def with_heatmaps(backbone: Backbone, images: Tensor) -> tuple[Tensor, Tensor]:
+def has_map(backbone: Backbone) -> bool:
+    """Return whether the heatmaps of a network are its fracture map, which consists of probabilities."""
+    return getattr(backbone, "map", None) is not None
+
+
+def heatmap_kind(backbone: Backbone, gradcam: bool = False) -> str:
+    """Return what ``with_heatmaps`` computes: ``FRACTURE_MAP`` or ``GRADCAM``."""
+    return FRACTURE_MAP if has_map(backbone) and not gradcam else GRADCAM
+
+
+def with_heatmaps(backbone: Backbone, images: Tensor, gradcam: bool = False) -> tuple[Tensor, Tensor]:
     """Map normalised images, float (n, 3, size, size), to logits (n,) and heatmaps.
+
+    Args:
+        backbone: the network.
+        images: the batch.
+        gradcam: whether to compute Grad-CAM also for a network that has a fracture map.
 
     Returns:
         The logits, and heatmaps: the probabilities of the fracture map, float32 (n, h, w), whose cells tile the input,
@@ -88,6 +103,7 @@ def compute_heatmaps(
     batches: Iterable[dict[str, Tensor]],
     normalise: Callable[[Tensor], Tensor],
     device: torch.device | str,
+    gradcam: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute the heatmaps of batches in evaluation mode.
 
@@ -97,6 +113,7 @@ def compute_heatmaps(
             yield them.
         normalise: ``Preprocess.normalise``.
         device: where to compute.
+        gradcam: as in ``with_heatmaps``.
 
     Returns:
         ``index`` int64 (n,) and heatmaps float32 (n, size / CELL, size / CELL), in the order of the batches.
@@ -106,7 +123,7 @@ def compute_heatmaps(
     indices, heatmaps = [], []
     for batch in batches:
         indices.append(batch["index"].cpu())
-        heatmaps.append(with_heatmaps(backbone, normalise(batch["image"].to(device)))[1].cpu())
+        heatmaps.append(with_heatmaps(backbone, normalise(batch["image"].to(device)), gradcam)[1].cpu())
     backbone.train(mode)
     return torch.cat(indices).numpy(), torch.cat(heatmaps).numpy()
 

@@ -23,18 +23,19 @@ from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.data.sources.fracatlas import read_boxes
 from fractatlas.data.splits import recorded_split
 from fractatlas.errors import InputError
-from fractatlas.evaluation import operating_point, provenance, shown_images
-from fractatlas.evaluation.localisation import read_heatmaps
+from fractatlas.evaluation import operating_point, provenance, shown_images, subset_assessment
+from fractatlas.evaluation.localisation import FRACTURE_MAP, Heatmaps
 from fractatlas.evaluation.overlays import draw_radiographs, tile
 from fractatlas.io import run_lock, write_csv
 from fractatlas.models.checkpoint import read_checkpoint, write_checkpoint
+from fractatlas.models.heatmaps import heatmap_kind
 from fractatlas.models.precision import choose_precision
 from fractatlas.progress_bar import log_above_bars
 from fractatlas.training.allocator import keep_freed_memory
 from fractatlas.training.callbacks import AtomicCheckpointIO, BestCheckpoint
 from fractatlas.training.profiling import keep_profile, summarise_profile
 from fractatlas.training.resume import ResumePoint, newest_checkpoint, record_changes
-from fractatlas.training.scoring import predict_subset, write_scores
+from fractatlas.training.scoring import predict_subset, score_heatmaps, write_scores
 from fractatlas.training.silence_warnings import quieten
 from fractatlas.training.tensorboard import RunLogger, hyperparameters
 from fractatlas.training.timing import RunTimer
@@ -132,6 +133,8 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
         rule = config["threshold"]
         validation = predictions[predictions["split"] == "val"]
         point = operating_point.choose_operating_point(validation, build(rule), rule["_target_"].rpartition(".")[2])
+        heatmaps = score_heatmaps(predictions, classifier, data, trainer) if config["report"] else None
+        point |= subset_assessment.choose_box_threshold(predictions, data.catalogue, read_boxes(data.root), heatmaps)
         content = read_checkpoint(checkpoint)
         write_checkpoint(checkpoint, content | {"operating_point": point})
         epoch = content["epoch"] + 1
@@ -142,13 +145,15 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
             "precision": config["trainer"]["precision"],
             "monitor": {"name": config["monitor"], "value": best, "epoch": epoch},
             "operating_point": point,
+            **({"heatmaps": heatmap_kind(classifier.backbone)} if heatmaps else {}),
             "history": classifier.history,
             "seed": config["seed"],
         }
-        record = write_scores(run, record, predictions, classifier, data, trainer, config["report"], timer.seconds)
+        record = write_scores(run, record, predictions, data, trainer, heatmaps, timer.seconds)
         if isinstance(logger, RunLogger):
-            if config["report"]:
-                _log_heatmaps(logger, run, data, predictions, trainer.global_step)
+            if heatmaps:
+                absolute = record["heatmaps"] == FRACTURE_MAP
+                _log_heatmaps(logger, heatmaps, data, predictions, absolute, trainer.global_step)
             logger.write_comparison(hyperparameters(config) | _final_scores(record, subsets))
         else:
             logger.log_hyperparams(hyperparameters(config))
@@ -222,15 +227,20 @@ def _final_scores(record: dict[str, Any], subsets: list[str]) -> dict[str, float
     return scores
 
 
-def _log_heatmaps(logger: Any, run: Path, data: RadiographDataModule, predictions: pd.DataFrame, step: int) -> None:
+def _log_heatmaps(
+    logger: Any,
+    heatmaps: Heatmaps,
+    data: RadiographDataModule,
+    predictions: pd.DataFrame,
+    absolute: bool,
+    step: int,
+) -> None:
     """Log radiographs of fractures with their heatmaps as TensorBoard images, one grid per subset.
 
     TensorBoard sorts by name, and opens the first two groups, which are the curves of ``train/`` and ``val/``.
     """
-    if not (run / "heatmaps.npz").is_file():
-        return
-    heatmaps, boxes = read_heatmaps(run / "heatmaps.npz"), read_boxes(data.root)
+    boxes = read_boxes(data.root)
     for subset, table in predictions.groupby("split"):
         table = shown_images.spread_by_probability(table.merge(data.catalogue[["image_id", "path"]], on="image_id"))
-        if drawn := draw_radiographs(table, data.root, boxes, heatmaps):
+        if drawn := draw_radiographs(table, data.root, boxes, heatmaps, absolute=absolute):
             logger.experiment.add_image(f"x-rays/{subset}_heatmaps", tile(drawn), step, dataformats="HWC")

@@ -18,7 +18,7 @@ from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.data.sources.fracatlas import read_boxes
 from fractatlas.data.splits import SCORED
 from fractatlas.errors import InputError
-from fractatlas.evaluation import metrics, operating_point, provenance, shown_images, subset_assessment
+from fractatlas.evaluation import metrics, operating_point, provenance, subset_assessment
 from fractatlas.evaluation.localisation import Heatmaps
 from fractatlas.io import write_csv, write_json
 from fractatlas.models.classifier import FractureClassifier
@@ -61,10 +61,9 @@ def write_scores(
     run: Path,
     record: dict[str, Any],
     predictions: pd.DataFrame,
-    classifier: FractureClassifier,
     data: RadiographDataModule,
     trainer: lightning.Trainer,
-    details: bool,
+    heatmaps: Heatmaps | None,
     timing: Callable[[], dict[str, float]],
 ) -> dict[str, Any]:
     """Write ``predictions.csv``, the other files of scores, and finally ``metrics.json``.
@@ -73,10 +72,10 @@ def write_scores(
         run: the run folder.
         record: the contents of ``metrics.json`` so far, with ``operating_point``; scores are added.
         predictions: from ``predict_subset``, of one subset or several.
-        classifier: with the weights that gave the predictions; computes the heatmaps on the trainer's device.
         data: the data module that gave the images.
         trainer: that ran the network.
-        details: whether to compute what a report shows: ``heatmaps.npz``, ``strata.csv``, ``localisation.csv``.
+        heatmaps: from ``score_heatmaps``. With them, also what a report shows is written: ``heatmaps.npz``,
+            ``strata.csv``, ``localisation.csv``, ``candidates.csv``.
         timing: returns the durations for ``metrics.json``; called when everything else is computed.
 
     Returns:
@@ -101,11 +100,9 @@ def write_scores(
     described = {"data": _describe_data(data), "leaks": data.leaks, "versions": _versions()}
     record = record | {"device": _device_name(trainer)} | scores | described
     write_csv(run / "predictions.csv", predictions)
-    if details:
-        heatmaps = _compute_heatmaps(subsets, point["threshold"], classifier, data, trainer.strategy.root_device)
-        if heatmaps:
-            write_heatmaps(run / "heatmaps.npz", heatmaps)
-        with waiting("computing the scores of the strata"):
+    if heatmaps:
+        write_heatmaps(run / "heatmaps.npz", heatmaps)
+        with waiting("computing the scores of strata and heatmaps"):
             assessed = subset_assessment.assess(
                 predictions,
                 point["threshold"],
@@ -113,6 +110,7 @@ def write_scores(
                 data.split.loc[data.split["split"] == "train", ["image_id", "label"]],
                 read_boxes(data.root),
                 heatmaps,
+                point.get("box_threshold"),
             )
         record |= subset_assessment.write(run, assessed)
     record |= {"timing": timing()}
@@ -127,33 +125,39 @@ def _device_name(trainer: lightning.Trainer) -> str:
     return f"{trainer.world_size} x {kind} ({name})"
 
 
-def _compute_heatmaps(
-    subsets: dict[str, pd.DataFrame],
-    threshold: float,
+def score_heatmaps(
+    predictions: pd.DataFrame,
     classifier: FractureClassifier,
     data: RadiographDataModule,
-    device: torch.device,
-) -> Heatmaps | None:
-    """Compute the heatmaps of every fractured image and of the false positives that the report shows."""
+    trainer: lightning.Trainer,
+    gradcam: bool = False,
+) -> Heatmaps:
+    """Compute the heatmaps of all images of a table of predictions on the trainer's device.
+
+    Args:
+        predictions: from ``predict_subset``, of one subset or several, with at least one image.
+        classifier: with the weights that gave the predictions.
+        data: the data module that gave the images.
+        trainer: that ran the network.
+        gradcam: as in ``models.heatmaps.with_heatmaps``.
+
+    Returns:
+        The heatmaps as float16; higher values are clipped to its largest.
+    """
     ids, arrays, views = [], [], []
+    device = trainer.strategy.root_device
     backbone = classifier.backbone.to(device)
-    for name, table in subsets.items():
-        chosen = [table[table["label"] == 1], shown_images.most_confident_errors(table, threshold)]
-        shown = pd.concat(chosen)["image_id"]
+    for name, table in predictions.groupby("split", sort=False):
         images = data.subset(name)
-        rows = np.flatnonzero(images["image_id"].isin(shown))
-        if not len(rows):
-            continue
+        rows = np.flatnonzero(images["image_id"].isin(table["image_id"]))
         loader = data.rows_dataloader(name, rows.tolist())
         batches = track(loader, f"heatmaps {name}", len(loader))
-        index, heatmaps = compute_heatmaps(backbone, batches, data.preprocess.normalise, device)
+        index, heatmaps = compute_heatmaps(backbone, batches, data.preprocess.normalise, device, gradcam)
         images = images.iloc[index]
         ids += images["image_id"].tolist()
-        arrays.append(heatmaps)
+        arrays.append(np.minimum(heatmaps, np.finfo(np.float16).max).astype(np.float16))
         sizes = zip(images["width"], images["height"], strict=True)
         views += [data.preprocess.view(int(width), int(height)) for width, height in sizes]
-    if not ids:
-        return None
     return Heatmaps(np.array(ids, dtype=np.str_), np.concatenate(arrays), np.array(views, dtype=np.float32))
 
 

@@ -1,15 +1,22 @@
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from fractatlas.config.overrides import prepare
 from fractatlas.config.schema import EvaluateConfig
 from fractatlas.config.validation import validate
 from fractatlas.data.sources import phantom
+from fractatlas.data.sources.fracatlas import COCO
 from fractatlas.errors import InputError
+from fractatlas.evaluation.external_predictions import evaluate_predictions
+from fractatlas.evaluation.localisation import read_heatmaps
 from fractatlas.inference.evaluate import evaluate
 from fractatlas.inference.model import load_model
 from fractatlas.models.checkpoint import read_checkpoint
@@ -17,6 +24,7 @@ from fractatlas.report.comparison_page import write_comparison
 from fractatlas.report.report_page import write_report
 from fractatlas.report.run_table import run_table
 from fractatlas.training.fit import train
+from tests.conftest import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +45,7 @@ def score(run: Path, output: Path, subset: str, **changes) -> dict:
     trained = read_checkpoint(checkpoint)["config"]
     config = {
         "task_name": "evaluate", "ckpt": str(checkpoint), "subset": subset, "report": False, "data_root": None,
-        "split_file": None, "predictions": None, "catalogue": None, "heatmaps": None,
+        "split_file": None, "predictions": None, "catalogue": None, "heatmaps": None, "gradcam": False,
         "threshold": trained["threshold"], "trainer": trained["trainer"],
         "paths": trained["paths"] | {"output_dir": str(output)},
     }  # fmt: skip
@@ -84,6 +92,71 @@ def test_a_subset_that_is_scored_in_part_is_reported_as_such(run, tmp_path, capl
     assert f"test: only {counted} were scored, because trainer.limit_test_batches is set" in caplog.messages
     page = write_report(tmp_path).read_text()
     assert page.index(f"Only {counted} of the test subset were scored.") < page.index('<p class="summary">')
+
+
+@pytest.fixture(scope="module")
+def located(configuration, phantoms, tmp_path_factory) -> Path:
+    """A run of one epoch with heatmaps, on phantoms with boxes so large that an untrained network hits some."""
+    folder, root = (tmp_path_factory.mktemp("located") / name for name in ("run", "phantoms"))
+    shutil.copytree(phantoms, root)
+    content = json.loads((root / COCO).read_text())
+    for annotation in content["annotations"]:
+        left, top, width, height = annotation["bbox"]
+        annotation["bbox"] = [left - 60, top - 60, width + 120, height + 120]
+    (root / COCO).write_text(json.dumps(content))
+    train(configuration(folder, f"data.root={root}", "trainer.max_epochs=1", "report=true"))
+    return folder
+
+
+def test_a_run_scores_the_heatmaps_of_all_images_and_stores_the_box_threshold(located):
+    metrics, predictions = metrics_of(located), pd.read_csv(located / "predictions.csv")
+    heatmaps = read_heatmaps(located / "heatmaps.npz")
+    assert sorted(heatmaps.image_id) == sorted(predictions["image_id"])
+    assert heatmaps.heat.dtype == np.float16
+    assert metrics["heatmaps"] == "Grad-CAM"
+    point = read_checkpoint(located / "checkpoints" / "best.ckpt")["operating_point"]
+    assert point == metrics["operating_point"]
+    assert point["box_threshold"] > 0
+    assert {name: score["n"] for name, score in metrics["detection"].items()} == (
+        predictions["split"].value_counts().to_dict()
+    )
+    assert all(score["box_threshold"] == point["box_threshold"] for score in metrics["detection"].values())
+    assert "box threshold and the temperature were selected on these images" in write_report(located).read_text()
+
+
+def test_an_evaluation_reproduces_the_detection_of_its_run(located, tmp_path):
+    metrics = score(located, tmp_path / "test", "test", report=True)
+    assert metrics["detection"]["test"] == metrics_of(located)["detection"]["test"]
+    assert metrics["localisation"]["test"] == metrics_of(located)["localisation"]["test"]
+    expected, actual = (pd.read_csv(folder / "candidates.csv") for folder in (located, tmp_path / "test"))
+    assert expected[expected["split"] == "test"].reset_index(drop=True).equals(actual)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_an_evaluation_of_predictions_and_heatmaps_reproduces_the_detection(located, tmp_path, given):
+    overrides = [f"predictions={located}/predictions.csv", f"paths.root={tmp_path}", f"paths.output_dir={tmp_path}"]
+    if given:  # the threshold is chosen again, on the same images
+        overrides.append(f"heatmaps={located}/heatmaps.npz")
+    with initialize_config_dir(str(REPOSITORY / "conf"), job_name="test"):
+        composed = compose("evaluate", list(prepare(overrides, EvaluateConfig)))
+    evaluate_predictions(validate(composed, EvaluateConfig))
+    metrics = metrics_of(tmp_path)
+    assert metrics["detection"] == metrics_of(located)["detection"]
+    assert metrics.get("heatmaps") == (None if given else "Grad-CAM")
+
+
+@pytest.mark.usefixtures("fracture_map")
+def test_the_fracture_map_of_a_network_is_scored_and_grad_cam_on_request(located, tmp_path):
+    metrics = score(located, tmp_path / "map", "test", report=True)
+    assert metrics["heatmaps"] == "fracture map"
+    assert read_heatmaps(tmp_path / "map" / "heatmaps.npz").heat.shape[1:] == (8, 8)
+    assert "alarm_rate" in metrics["detection"]["test"]
+    metrics = score(located, tmp_path / "gradcam", "test", report=True, gradcam=True)
+    assert metrics["heatmaps"] == "Grad-CAM"
+    # The threshold in the checkpoint is a probability of the map.
+    assert "box_threshold" not in metrics["operating_point"]
+    assert "alarm_rate" not in metrics["detection"]["test"]
+    assert metrics["detection"]["test"]["froc"] == metrics_of(located)["detection"]["test"]["froc"]
 
 
 @pytest.fixture

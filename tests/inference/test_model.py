@@ -99,6 +99,27 @@ def test_an_unreadable_file_is_named(model, readable, tmp_path):
         model.predict([readable[0], tmp_path / "text.jpg"])
 
 
+def test_a_network_without_a_fracture_map_has_no_boxes(model, readable):
+    assert model.predict(readable[0]).boxes is None
+
+
+@pytest.mark.usefixtures("fracture_map")
+def test_boxes_are_returned_with_and_without_heatmaps(model):
+    pixels = np.zeros((400, 400), dtype=np.uint8)
+    pixels[100:150, 250:300] = 255
+    pixels[300:350, 50:100] = 180
+    image = Image.fromarray(pixels)
+    with_heat, without = model.predict(image), model.predict(image, heatmaps=False)
+    np.testing.assert_allclose(with_heat.boxes[:, :4], [[250, 100, 300, 150], [50, 300, 100, 350]], atol=20)
+    assert (with_heat.boxes == without.boxes).all()
+    assert with_heat.boxes[0, 4] > with_heat.boxes[1, 4] >= model.box_threshold
+    assert without.heatmap is None
+    assert with_heat.heatmap.shape == (400, 400)
+    assert with_heat.heatmap[125, 275] > 0.9
+    empty = model.predict(Image.fromarray(np.zeros((400, 400), dtype=np.uint8))).boxes
+    assert (empty.shape, empty.dtype) == ((0, 5), np.float64)
+
+
 def test_without_an_operating_point_nothing_is_calibrated(checkpoint, readable, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     del content["operating_point"]

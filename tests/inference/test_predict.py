@@ -97,6 +97,85 @@ def test_the_drawn_heat_is_proportional_to_the_probability(phantoms, tmp_path, p
         assert (np.ptp(np.asarray(picture, dtype=int), axis=2).max() > 40) == coloured
 
 
+@pytest.fixture
+def squares(tmp_path) -> Path:
+    """Three dark images of 400 x 600 pixels: with a bright square, with two that EXIF turns, and with none."""
+    folder = tmp_path / "squares"
+    folder.mkdir()
+    pixels = np.zeros((400, 600), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "c.png")
+    pixels[200:250, 300:350] = 255
+    Image.fromarray(pixels).save(folder / "a.png")
+    pixels[100:150, 150:200] = 153
+    exif = Image.Exif()
+    exif[0x0112] = 3  # turned by 180 degrees
+    Image.fromarray(pixels).save(folder / "b.png", exif=exif)
+    return folder
+
+
+@pytest.mark.usefixtures("fracture_map")
+def test_the_boxes_of_a_fracture_map_are_in_pixels_of_the_upright_image(checkpoint, squares, tmp_path, caplog):
+    caplog.set_level("INFO")
+    predict_into(tmp_path, f"ckpt={checkpoint}", f"input={squares}", "box_threshold=0.4", "heatmaps=true")
+    boxes = pd.read_csv(tmp_path / "boxes.csv")
+    assert list(boxes) == ["path", "left", "top", "right", "bottom", "score"]
+    assert [Path(path).name for path in boxes["path"]] == ["a.png", "b.png", "b.png"]
+    expected = [[300, 200, 350, 250, 1], [250, 150, 300, 200, 1], [400, 250, 450, 300, 0.6]]
+    np.testing.assert_allclose(boxes.iloc[:, 1:].to_numpy()[:, :4], np.array(expected)[:, :4], atol=20)
+    np.testing.assert_allclose(boxes["score"], [1, 1, 0.6], atol=0.1)
+    assert "3 boxes in 2 images (boxes.csv)" in caplog.messages
+    for name, count in (("00001_a.jpg", 1), ("00003_c.jpg", 0)):
+        with Image.open(tmp_path / "overlays" / name) as picture:
+            radiograph = np.asarray(picture, dtype=int)[:512]
+        magenta = (radiograph[..., 0] > 180) & (radiograph[..., 1] < 140) & (radiograph[..., 2] > 180)
+        assert (magenta.sum() > 100) == bool(count)
+
+
+@pytest.mark.usefixtures("fracture_map")
+def test_the_threshold_of_boxes_is_the_checkpoints_unless_it_is_given(checkpoint, squares, tmp_path, caplog):
+    content = torch.load(checkpoint, weights_only=True)
+    content["operating_point"]["box_threshold"] = 0.8
+    torch.save(content, tmp_path / "with.ckpt")
+    content["operating_point"]["box_threshold"] = 0.99999
+    torch.save(content, tmp_path / "high.ckpt")
+    del content["operating_point"]["box_threshold"]
+    torch.save(content, tmp_path / "without.ckpt")
+    image = f"input={squares}/b.png"
+    for number, (name, *overrides) in enumerate(
+        (("with",), ("with", "box_threshold=0.3"), ("without",), ("high", f"input={squares}/c.png"))
+    ):
+        caplog.clear()
+        predict_into(tmp_path, f"ckpt={tmp_path}/{name}.ckpt", image, *overrides)
+        assert len(pd.read_csv(tmp_path / "boxes.csv")) == (1, 2, 2, 0)[number]
+        warned = f"{tmp_path}/without.ckpt stores no box_threshold, so 0.5 is used"
+        assert (warned in caplog.messages) == (name == "without")
+
+
+def test_boxes_of_an_earlier_call_are_deleted_and_networks_without_a_map_write_none(checkpoint, readable, tmp_path):
+    (tmp_path / "boxes.csv").write_text("path")
+    predict_into(tmp_path, f"ckpt={checkpoint}", f"input={readable[0]}")
+    assert not (tmp_path / "boxes.csv").exists()
+    with pytest.raises(InputError, match=r"box_threshold=0.5: the network has no fracture map"):
+        predict_into(tmp_path, f"ckpt={checkpoint}", f"input={readable[0]}", "box_threshold=0.5")
+
+
+@pytest.mark.usefixtures("fracture_map")
+def test_grad_cam_of_a_network_with_a_map_is_drawn_on_request_without_boxes(checkpoint, squares, tmp_path, monkeypatch):
+    drawn = {}
+
+    def record(file, path, heat, preprocess, probability, boxes):
+        drawn[Path(path).name] = (heat, boxes)
+
+    monkeypatch.setattr("fractatlas.inference.predict.write_overlay", record)
+    predict_into(tmp_path, f"ckpt={checkpoint}", f"input={squares}", "heatmaps=true", "gradcam=true")
+    assert not (tmp_path / "boxes.csv").exists()
+    shapes = {name: (heat.shape, boxes) for name, (heat, boxes) in drawn.items()}
+    assert shapes == dict.fromkeys(("a.png", "b.png", "c.png"), ((16, 16), None))
+    predict_into(tmp_path, f"ckpt={checkpoint}", f"input={squares}/a.png", "heatmaps=true", "box_threshold=0.5")
+    assert drawn["a.png"][0].shape == (8, 8)
+    assert len(drawn["a.png"][1]) == 1
+
+
 def test_without_an_operating_point_the_threshold_is_0_5(checkpoint, phantoms, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     del content["operating_point"]
@@ -179,6 +258,8 @@ def test_unreadable_files_give_exit_status_2(checkpoint, readable, tmp_path, mon
         (["ckpt=x", "input="], "input needs a value"),
         (["ckpt=x", "input=nowhere"], "input=nowhere: no file or folder matches"),
         (["ckpt=x", "input=.", "heatmap=true"], "unknown key 'heatmap'"),
+        (["ckpt=x", "input=.", "gradcam=true", "box_threshold=0.5"], "box_threshold=0.5: no effect with gradcam=true"),
+        (["ckpt=x", "input=.", "box_threshold=1.5"], "box_threshold=1.5"),
     ],
 )
 def test_a_wrong_argument_is_reported_in_one_line(arguments, message, tmp_path, monkeypatch):
