@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from scipy.stats import binomtest
 
+from fractatlas.evaluation import detection
 from fractatlas.evaluation.bootstrap import CONFIDENCE, Score
 from fractatlas.evaluation.markdown import format_fraction
 from fractatlas.evaluation.metrics import BINS, weights_by_score
@@ -192,6 +193,28 @@ def forest(strata: pd.DataFrame, titles: dict[str, str]) -> Figure:
         axes.set(title=title, xlim=(0, 1.02), ylim=(-0.7, len(strata) - 0.3))
     labels = [f"{row.attribute}: {row.stratum} ({row.n}, {row.positives})" for row in strata.itertuples()]
     columns[0].set_yticks(rows, labels)
+    return figure
+
+
+@_as_svg
+def froc(scores: dict[str, dict[str, Any]]) -> Figure:
+    """Draw FROC curves with pointwise 95 % bands.
+
+    Args:
+        scores: the result of ``detection.score`` by name of the subset.
+    """
+    figure, axes = _axes("false alarms per image", "sensitivity over boxes")
+    for name, score in scores.items():
+        curve = score["curve"]
+        label = f"{name}: {format_fraction(**score['froc']['1'] or {'value': None})} at 1 false alarm per image"
+        axes.fill_between(
+            curve["false_alarms"], curve["low"], curve["high"], color=COLOURS[name], alpha=0.15, linewidth=0
+        )
+        axes.step(curve["false_alarms"], curve["sensitivity"], where="post", color=COLOURS[name], label=label)
+    axes.set(xscale="log", xlim=(detection.CURVE[0], detection.CURVE[-1]))
+    axes.set_xticks([*detection.FALSE_ALARMS.values()], [*detection.FALSE_ALARMS], minor=False)
+    axes.xaxis.set_minor_locator(NullLocator())
+    figure.legend(loc="outside lower center")
     return figure
 
 

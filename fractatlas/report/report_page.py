@@ -1,6 +1,7 @@
 """Write ``report.html``, one self-contained page on a run folder, and ``model_card.md``."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from sklearn.metrics import confusion_matrix
 from fractatlas.data.splits import ALL
 from fractatlas.evaluation import provenance
 from fractatlas.evaluation.bootstrap import bootstrap_weights
+from fractatlas.evaluation.detection import FALSE_ALARMS
+from fractatlas.evaluation.localisation import FRACTURE_MAP
 from fractatlas.evaluation.markdown import METRIC_TITLES, format_fraction, format_percent
-from fractatlas.evaluation.overlays import colour_key, draw_radiographs
+from fractatlas.evaluation.overlays import BOX_COLOUR, CANDIDATE_COLOUR, colour_key, draw_radiographs
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.evaluation.shown_images import most_confident_errors, spread_by_probability
 from fractatlas.io import write_text
@@ -62,6 +65,9 @@ def write_report(folder: Path) -> Path:
         curves={name: svg_address(svg) for name, svg in curves.items()},
         history=svg_address(figures.history(history, monitor["name"], monitor["epoch"])) if history else None,
         forest=svg_address(figures.forest(last.strata, {name: METRIC_TITLES[name] for name in FOREST})),
+        froc=svg_address(figures.froc(detections)) if (detections := _detections(run)) else None,
+        false_alarms=[*FALSE_ALARMS],
+        colours={"box": BOX_COLOUR, "candidate": CANDIDATE_COLOUR},
         errors=_pictures(run, most_confident_errors(last.table, run.threshold)),
         colour_key=jpeg_address(colour_key(240, 12)),
         heatmaps=_pictures(run, spread_by_probability(last.table)) if run.heatmaps is not None else [],
@@ -109,6 +115,11 @@ def model_card(run: RunFolder) -> str:
     )
 
 
+def _detections(run: RunFolder) -> dict[str, dict[str, Any]]:
+    """Return the detection scores of each subset that has them."""
+    return {one.name: one.detection for one in run.subsets if one.detection}
+
+
 def _provenance(run: RunFolder) -> dict[str, Any]:
     """Return what the page and the card state about the scored images.
 
@@ -151,5 +162,9 @@ def _missing_intervals(run: RunFolder) -> list[str]:
 def _pictures(run: RunFolder, table: pd.DataFrame) -> list[dict[str, Any]]:
     if run.data_root is None or "path" not in table:
         return []
-    drawn = draw_radiographs(table, run.data_root, run.boxes, run.heatmaps)
+    threshold = run.metrics["operating_point"].get("box_threshold", math.inf)
+    candidates = pd.concat([one.candidates for one in run.subsets])
+    shown = candidates[candidates["score"] >= threshold]
+    absolute = run.metrics.get("heatmaps") == FRACTURE_MAP
+    drawn = draw_radiographs(table, run.data_root, run.boxes, run.heatmaps, shown, absolute)
     return [item | {"image": jpeg_address(item["image"])} for item in drawn]

@@ -183,7 +183,7 @@ def test_generated_phantoms_are_recognised_by_the_data(run_with, phantoms):
     run = run_with()  # the configuration is that of FracAtlas, the data folder contains phantoms
     assert "The images are generated phantoms" in answer(model_card(run), 14)
     page = write_report(run.path).read_text()
-    assert "Boxes of the generated fractures" in page
+    assert "box of a generated fracture" in page
     assert "radiologists" not in page[: page.index("Configuration")]
     assert is_generated(phantoms)
     assert not is_generated(phantoms / "images")

@@ -84,7 +84,7 @@ def test_the_table_of_contents_links_to_every_section(page):
 def test_the_page_contains_curves_errors_and_heatmaps_as_pictures(page):
     text = page.read_text()
     svgs = [base64.b64decode(code).decode() for code in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", text)]
-    assert len(svgs) == 4
+    assert len(svgs) == 5
     assert all(svg.startswith("<?xml") and svg.rstrip().endswith("</svg>") for svg in svgs)
     assert "false negative (missed fracture)" in text
     assert "false positive</span>" in text
@@ -136,6 +136,67 @@ def test_heat_in_a_corner_does_not_hit_the_boxes(page):
     assert summary["hit"]["value"] < summary["hit_centre"]["value"] + 0.05
     located = pd.read_csv(page.parent / "localisation.csv")
     assert set(located["split"]) == {"val", "test"}
+
+
+def test_the_detection_scores_of_both_subsets_are_on_the_page_and_in_the_card(page):
+    text, run = page.read_text(), RunFolder(page.parent)
+    assert "The heatmaps are Grad-CAM: they show which places raised the score" in text
+    codes = re.findall(r"data:image/svg\+xml;base64,([^\"]+)", text)
+    froc = next(svg for svg in (base64.b64decode(code).decode() for code in codes) if "false alarms per image" in svg)
+    for subset in run.subsets:
+        score = subset.detection["froc"]["1"]
+        assert f"{subset.name}: {score['value']:.3f} [{score['low']:.3f}, {score['high']:.3f}] at 1 false" in froc
+        for name in ("sensitivity", "alarm_rate"):
+            assert f"{100 * subset.detection[name]['value']:.1f} % <span" in text
+        assert 0.1 < subset.detection["sensitivity"]["value"] < 1
+    assert "<td>AP at IoU 0.5<td" in text
+    assert "sensitivity at 1/8 false alarm per image" in text
+    card = (page.parent / "model_card.md").read_text()
+    assert "AP at IoU 0.5 0." in card
+    assert "At the box threshold, 100.00 %" in card
+    assert "A candidate box counts if its score is at least 0.5500 (the highest F1 against the boxes" in card
+    assert "nan" not in re.findall(r"\w+", re.sub(r"data:[^\"]+", "", text))
+
+
+def test_the_pointing_game_is_shown_by_box_size_and_body_part(page):
+    text = page.read_text()
+    summary = RunFolder(page.parent).subsets[-1].localisation_summary
+    sizes = [name for name in summary if " px" in name and summary[name]["n"]]
+    parts = [name for name in ("hand", "leg", "hip", "shoulder") if summary[name]["n"]]
+    assert sizes
+    assert parts
+    for name in ["all", *(f"largest box {name}" for name in sizes), *parts]:
+        assert f'<td>{name}<td class="n">{summary[name.removeprefix("largest box ")]["n"]}<td' in text
+
+
+def test_candidates_above_the_threshold_are_drawn_with_a_legend(page, run_folder, tmp_path):
+    legend = "candidate box with its score, at least 0.550"
+    assert legend in page.read_text()
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    record = json.loads((folder / "metrics.json").read_text())
+    record["operating_point"]["box_threshold"] = 2.0
+    (folder / "metrics.json").write_text(json.dumps(record))
+    pictures = [re.findall(r"data:image/jpeg;base64,[^\"]+", one.read_text()) for one in (page, write_report(folder))]
+    assert len(pictures[0]) == len(pictures[1])
+    same = [one == other for one, other in zip(*pictures, strict=True)]
+    assert same.count(True) == 2  # the keys of the colours
+    del record["operating_point"]["box_threshold"]
+    (folder / "metrics.json").write_text(json.dumps(record))
+    assert "candidate box with its score" not in write_report(folder).read_text()
+
+
+def test_a_fracture_map_is_named_and_drawn_as_it_is(page, run_folder, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    record = json.loads((folder / "metrics.json").read_text()) | {"heatmaps": "fracture map"}
+    (folder / "metrics.json").write_text(json.dumps(record))
+    text = write_report(folder).read_text()
+    assert "The heatmaps are the fracture maps of the network" in text
+    assert "<span>1 (probability)</span>" in text
+    assert "maximum of the image" not in text
+    assert "Grad-CAM" not in text
+    assert "The maximum of the fracture map is in" in (folder / "model_card.md").read_text()
 
 
 def test_the_accuracy_of_constant_predictions_does_not_differ_from_the_majority_rate(changed_run):
