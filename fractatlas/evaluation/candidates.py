@@ -13,6 +13,7 @@ EXTENT = 0.5  # the region of a peak has at least this fraction of the peak's he
 FINE = 3  # points of the finer grid per side of a cell; odd, so that one of them is the cell's centre
 CORNERS = ["left", "top", "right", "bottom"]
 COLUMNS = ["image_id", *CORNERS, "score", "x", "y"]
+DECIMALS = {**dict.fromkeys([*CORNERS, "x", "y"], 2), "score": 6}  # in a CSV file
 NEIGHBOURS = np.ones((3, 3), dtype=bool)  # a cell touches eight others
 TOLERANCE = 1e-3  # of a cell; views are rounded to float32
 

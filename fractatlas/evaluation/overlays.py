@@ -56,7 +56,7 @@ def overlay(
         _rectangle(pen, view, FRAME_COLOUR, thickness)
     for box in () if boxes is None else boxes:
         _rectangle(pen, box, BOX_COLOUR, thickness)
-    font = ImageFont.load_default(max(9, round(min(image.size) / 20)))
+    font = ImageFont.load_default(max(9, round(min(image.size) / 18)))
     for *box, score in () if candidates is None else np.asarray(candidates)[::-1]:  # the highest score on top
         _rectangle(pen, np.array(box), CANDIDATE_COLOUR, thickness)
         _write_score(pen, box, f"{score:.2f}", font, drawn.size)
@@ -66,10 +66,11 @@ def overlay(
 def _write_score(pen: ImageDraw.ImageDraw, box: Sequence[float], text: str, font: Any, size: tuple[int, int]) -> None:
     """Write the score above a box, or below it at the upper edge of the image."""
     left, top, _, bottom = box
-    width, height = pen.textlength(text, font), 1.2 * font.size
-    y = top - height if top >= height else min(bottom, size[1] - height)
-    x = min(left, size[0] - width)
-    pen.text((x, y), text, fill=CANDIDATE_COLOUR, font=font, stroke_width=1, stroke_fill="black")
+    width, height = pen.textlength(text, font), round(1.1 * font.size)
+    y = max(0, top - height if top >= height else min(bottom, size[1] - height))
+    x = max(0, min(left, size[0] - width))
+    pen.rectangle((x, y, x + width, y + height - 1), fill="black")
+    pen.text((x, y + height / 2), text, fill="white", font=font, anchor="lm")  # JPEG would blur a colour
 
 
 def is_crop(view: np.ndarray, size: tuple[int, int]) -> bool:

@@ -12,7 +12,7 @@ from fractatlas.data.sources.fracatlas import BODY_PARTS
 from fractatlas.data.splits import SCORED
 from fractatlas.evaluation import detection, strata
 from fractatlas.evaluation.bootstrap import bootstrap_weights
-from fractatlas.evaluation.candidates import COLUMNS, find_candidates
+from fractatlas.evaluation.candidates import COLUMNS, DECIMALS, find_candidates
 from fractatlas.evaluation.localisation import Heatmaps, localise, summarise
 from fractatlas.evaluation.predictions_table import join
 from fractatlas.io import write_csv
@@ -161,7 +161,7 @@ def write(folder: Path, assessed: list[SubsetAssessment]) -> dict[str, Any]:
     write_csv(folder / "strata.csv", pd.concat([one.strata.assign(subset=one.name) for one in assessed]))
     for file, tables in (
         ("localisation.csv", {one.name: one.localisation for one in assessed if len(one.localisation)}),
-        ("candidates.csv", {one.name: one.candidates for one in assessed if one.detection}),
+        ("candidates.csv", {one.name: one.candidates.round(DECIMALS) for one in assessed if one.detection}),
     ):
         (folder / file).unlink(missing_ok=True)  # of an earlier evaluation in this folder
         if tables:

@@ -20,7 +20,7 @@ from fractatlas.build import build_trainer
 from fractatlas.data.images import UnreadableError, read_radiograph
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
-from fractatlas.evaluation.candidates import CORNERS
+from fractatlas.evaluation.candidates import CORNERS, DECIMALS
 from fractatlas.evaluation.localisation import place
 from fractatlas.evaluation.overlays import annotate, overlay
 from fractatlas.inference.inputs import Inputs
@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 
 OVERLAY_SIDE = 512  # pixels of the shorter side
 SHOWN_ERRORS = 10  # in the log; errors.csv lists all
-BOX_COLUMNS = [*CORNERS, "score"]
 READ_AHEAD = 2  # batches of preprocessed images that may wait for the network
 T = TypeVar("T")
 Sized = tuple[Tensor, tuple[int, int]]  # pixels, and width and height of the upright image
@@ -90,7 +89,7 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     errors = dict(inputs.errors)
     paths: list[str] = []
     logits: list[Tensor] = []
-    boxes = [pd.DataFrame(columns=["path", *BOX_COLUMNS])]
+    boxes: dict[str, np.ndarray] = {}
     threads, ahead = config["threads"] or os.cpu_count() or 1, READ_AHEAD * config["batch_size"]
 
     def prepare(image: Image.Image) -> Sized:
@@ -105,7 +104,7 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
             cells, found = heat[row].float().cpu().numpy(), None
             if finds_boxes:
                 found = model.find_boxes(cells, sizes[row], config["box_threshold"])
-                boxes.append(pd.DataFrame(found, columns=BOX_COLUMNS).assign(path=path))
+                boxes[path] = found
             if config["heatmaps"]:
                 file = run / "overlays" / f"{len(paths) + row + 1:05d}_{_safe_name(path)}.jpg"
                 write_overlay(file, path, cells, model.preprocess, batch_logits[row].sigmoid().item(), found)
@@ -125,10 +124,12 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     if finds_boxes:
         if config["box_threshold"] is None and "box_threshold" not in (model.operating_point or {}):
             log.warning("%s stores no box_threshold, so %g is used", model.checkpoint, model.box_threshold)
-        found_boxes = pd.concat(boxes)[["path", *BOX_COLUMNS]]
-        write_csv(run / "boxes.csv", found_boxes)
-        count, images_with = len(found_boxes), found_boxes["path"].nunique()
-        log.info("%s in %s (boxes.csv)", plural(count, "box", "boxes"), plural(images_with, "image"))
+        found = np.concatenate([np.zeros((0, 5)), *boxes.values()])
+        listed = pd.DataFrame(found, columns=[*CORNERS, "score"]).round(DECIMALS)
+        listed.insert(0, "path", [path for path, rows in boxes.items() for _ in rows])
+        write_csv(run / "boxes.csv", listed)
+        in_images = plural(listed["path"].nunique(), "image")
+        log.info("%s in %s (boxes.csv)", plural(len(listed), "box", "boxes"), in_images)
     write_csv(run / "predictions.csv", pd.DataFrame(columns))
     unreadable = f", {len(errors)} could not be read (errors.csv)" if errors else ""
     if len(paths) == 1:

@@ -6,6 +6,7 @@ from PIL import Image
 from fractatlas.evaluation.localisation import Heatmaps
 from fractatlas.evaluation.overlays import (
     BOX_COLOUR,
+    CANDIDATE_COLOUR,
     FRAME_COLOUR,
     SIDE,
     annotate,
@@ -39,6 +40,25 @@ def test_boxes_are_outlines_also_beyond_the_image():
     assert outline[10:30, 39].all()
     assert not outline[12:28, 22:38].any()
     assert outline[50, 70:80].all()
+
+
+def test_candidates_are_outlines_in_their_own_colour_with_the_score_inside_the_image():
+    image = Image.fromarray(np.full((200, 200), 90, dtype=np.uint8))
+    candidates = np.array([[60, 80, 120, 140, 0.75], [150, 0, 200, 40, 0.5]])
+    drawn = np.asarray(overlay(image, None, np.array([[10, 150, 40, 190]]), candidates=candidates))
+    outline = (drawn == CANDIDATE_COLOUR).all(axis=2)
+    assert outline[139, 60:120].all()
+    assert outline[80:140, 119].all()
+    assert outline[39, 150:190].any()
+    assert not outline[141:].any()
+    assert (drawn[150, 10:40] == BOX_COLOUR).all()
+    label = (drawn > 150).all(axis=2)  # white, with soft edges
+    assert label[60:80, 60:100].any()  # above the first box
+    assert label[40:60, 150:].any()  # below the second, which is at the upper edge
+    other = np.asarray(overlay(image, None, candidates=candidates + np.array([0, 0, 0, 0, 0.1])))
+    assert (other[60:80] != drawn[60:80]).any()
+    empty = overlay(image, None, candidates=np.zeros((0, 5)))
+    assert (np.asarray(empty) == 90).all()
 
 
 def test_without_heat_and_boxes_the_image_is_unchanged():
@@ -86,6 +106,7 @@ def test_a_drawn_radiograph_has_its_probability_and_the_colour_key():
     assert not np.diff(strip(highest=0.0).astype(int), axis=2).any()
     assert len(strip(highest=None)) < len(strip(highest=0.0))
     assert len(strip(highest=0.0)) == len(strip())
+    assert len(strip(note="2 boxes")) > len(strip())
 
 
 @pytest.fixture
@@ -103,6 +124,21 @@ def radiograph(tmp_path):
 def test_drawn_radiographs_state_whether_heat_is_absent_or_cropped(radiograph):
     assert [item["highest"] for item in radiograph] == [1.0, 0.0, None]
     assert [item["cropped"] for item in radiograph] == [True, False, False]
+
+
+def test_heat_that_is_a_probability_is_drawn_as_it_is_and_candidates_at_the_scale_of_the_picture(tmp_path):
+    Image.fromarray(np.full((512, 512), 90, dtype=np.uint8)).save(tmp_path / "a.png")
+    table = pd.DataFrame({"image_id": ["a"], "path": ["a.png"], "label": [1], "probability": [0.9]})
+    heatmaps = Heatmaps(np.array(["a"]), np.full((1, 2, 2), 0.25, np.float16), np.float32([[0, 0, 512, 512]]))
+    candidates = pd.DataFrame(
+        [["a", 100, 200, 300, 400, 0.3], ["b", 0, 0, 50, 50, 0.9]],
+        columns=["image_id", "left", "top", "right", "bottom", "score"],
+    )
+    (absolute,), (scaled,) = (draw_radiographs(table, tmp_path, {}, heatmaps, candidates, of) for of in (True, False))
+    assert (absolute["highest"], scaled["highest"]) == (0.25, 1.0)
+    assert np.ptp(np.asarray(absolute["image"])[0, 0]) < np.ptp(np.asarray(scaled["image"])[0, 0])
+    rows, columns = np.nonzero((np.asarray(absolute["image"]) == CANDIDATE_COLOUR).all(axis=2))
+    assert (columns.min(), rows.min(), columns.max(), rows.max()) == (50, 100, 149, 199)
 
 
 def test_a_grid_has_the_probability_below_each_radiograph(radiograph):

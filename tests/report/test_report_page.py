@@ -153,7 +153,7 @@ def test_the_detection_scores_of_both_subsets_are_on_the_page_and_in_the_card(pa
     assert "sensitivity at 1/8 false alarm per image" in text
     card = (page.parent / "model_card.md").read_text()
     assert "AP at IoU 0.5 0." in card
-    assert "At the box threshold, 100.00 %" in card
+    assert "At the box threshold, 100.00 [" in card
     assert "A candidate box counts if its score is at least 0.5500 (the highest F1 against the boxes" in card
     assert "nan" not in re.findall(r"\w+", re.sub(r"data:[^\"]+", "", text))
 
