@@ -174,15 +174,16 @@ def test_evaluating_what_is_not_a_checkpoint_is_refused_in_one_line(fractatlas, 
         ("threshold=youden", "threshold=youden: no effect"),
         ("catalogue=phantoms/dataset.csv", "no effect"),
         ("heatmaps=heatmaps.npz", "no effect"),
+        ("report=false gradcam=true", "gradcam=true: no effect with report=false, no heatmaps are computed"),
         ("trainer.max_epochs=3", "trainer.max_epochs=3: no effect here, it applies to training only; remove it"),
         ("paths.data_root=phantoms", "data_root=DIR sets the data folder"),
     ],
 )
 def test_settings_without_effect_on_a_checkpoint_are_refused(fractatlas, override, message):
-    refused(fractatlas("evaluate", "task_name=refused", "ckpt=x", override), message)
+    refused(fractatlas("evaluate", "task_name=refused", "ckpt=x", *override.split()), message)
 
 
-@pytest.mark.parametrize("override", ["subset=val", "trainer=cpu", "++trainer.devices=2"])
+@pytest.mark.parametrize("override", ["subset=val", "gradcam=true", "trainer=cpu", "++trainer.devices=2"])
 def test_settings_without_effect_on_predictions_are_refused(fractatlas, override):
     message = f"{override}: no effect with predictions=..., "
     refused(fractatlas("evaluate", "task_name=refused", "predictions=x.csv", override), message)
