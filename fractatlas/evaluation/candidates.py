@@ -43,9 +43,9 @@ def find_image_candidates(heat: np.ndarray, view: np.ndarray, width: int, height
     """Find the candidate boxes of one radiograph.
 
     A peak is a cell, or several equal adjacent cells, with more heat than all adjacent cells. Its region contains the
-    connected points with at least ``EXTENT`` of its heat. The points are ``FINE`` x ``FINE`` per cell, interpolated as
-    ``localisation.place`` does. A peak in the region of a larger candidate is not a candidate. Cells outside the
-    radiograph, such as the padding of a letterbox, are ignored.
+    connected points with at least ``EXTENT`` of its heat, without those of larger candidates. The points are ``FINE`` x
+    ``FINE`` per cell, interpolated as ``localisation.place`` does. A peak in the region of a larger candidate is not a
+    candidate. Cells outside the radiograph, such as the padding of a letterbox, are ignored.
 
     Args:
         heat: (h, w), at least 0.
@@ -72,7 +72,7 @@ def find_image_candidates(heat: np.ndarray, view: np.ndarray, width: int, height
         if number in seen or taken[centre]:
             continue
         seen.add(number)
-        regions = label(fine >= EXTENT * heat[row, column] * (1 - 1e-9), NEIGHBOURS)[0]
+        regions = label((fine >= EXTENT * heat[row, column] * (1 - 1e-9)) & ~taken, NEIGHBOURS)[0]
         region = regions == regions[centre]
         taken |= region
         ys, xs = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))

@@ -45,6 +45,17 @@ def test_candidates_have_decreasing_scores_and_small_peaks_in_a_region_are_none(
     np.testing.assert_allclose(found[:, 5:], [[120, 120], [320, 320], [120, 360]], atol=8)
 
 
+def test_the_region_of_a_candidate_does_not_contain_that_of_a_larger_one():
+    heat = np.zeros((1, 9))
+    heat[0] = [0, 0.8, 1, 0.45, 0.6, 0.4, 0.35, 0, 0]
+    found = find(heat, (0, 0, 90, 10), 90, 10)
+    assert found[:, 4].tolist() == pytest.approx([1, 0.6])
+    (_, _, end, _), (start, _, last, _) = found[:, :4]
+    assert found[0, 0] < 20
+    assert 30 < end <= start < 40
+    assert 60 < last < 80
+
+
 def test_at_most_ten_candidates_are_returned_and_none_without_heat():
     generator = np.random.default_rng(0)
     heat = np.zeros((56, 56))

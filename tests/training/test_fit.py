@@ -44,7 +44,7 @@ def test_a_run_writes_the_documented_files(finished):
     assert names == {
         *("catalogue.csv", "split.csv", "predictions.csv", "metrics.json", "timing.json"),
         *("checkpoints/best.ckpt", "checkpoints/last.ckpt", ".lock"),
-        *("heatmaps.npz", "strata.csv", "localisation.csv"),
+        *("heatmaps.npz", "strata.csv", "localisation.csv", "candidates.csv"),
     }
 
 
