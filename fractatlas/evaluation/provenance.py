@@ -61,7 +61,11 @@ def describe_use(name: str, record: dict[str, Any], config: dict[str, Any] | Non
     listed = " and ".join(filter(None, [", ".join(chosen[:-1]), *chosen[-1:]]))
     if not listed:
         return ""
-    scores = "the calibrated scores" if chosen == ["the temperature"] else "the scores"
+    scores = {
+        ("the temperature",): "the calibrated scores",
+        ("the box threshold",): "the scores of candidate boxes",
+        ("the box threshold", "the temperature"): "the calibrated scores and those of candidate boxes",
+    }.get(tuple(chosen), "the scores")
     verb = "was" if len(chosen) == 1 else "were"
     return f"{listed[0].upper()}{listed[1:]} {verb} selected on these images: {scores} are optimistic."
 

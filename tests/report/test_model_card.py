@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from fractatlas.config.schema import TrainConfig
 from fractatlas.config.validation import validate
 from fractatlas.data.sources.phantom import is_generated
+from fractatlas.evaluation import provenance
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.report.report_page import model_card, write_report
 from tests.conftest import REPOSITORY
@@ -193,3 +194,20 @@ def test_generated_phantoms_are_recognised_by_the_data(run_with, phantoms):
 def test_a_temperature_at_the_limit_of_its_search_is_stated_as_such(run_with, temperature, limit):
     card = model_card(run_with(operating_point={"rule": "fixed", "threshold": 0.5, "temperature": temperature}))
     assert ("This is the limit of the search range (0.05 to 20)." in card) == limit
+
+
+@pytest.mark.parametrize(
+    ("point", "expected"),
+    [
+        ({"temperature": 1.0}, ""),
+        ({"temperature": 1.5}, "The temperature was selected on these images: the calibrated scores are optimistic."),
+        ({"temperature": 1.0, "box_threshold": 0.3},
+         "The box threshold was selected on these images: the scores of candidate boxes are optimistic."),
+        ({"temperature": 1.5, "box_threshold": 0.3},
+         "The box threshold and the temperature were selected on these images: the calibrated scores and those of "
+         "candidate boxes are optimistic."),
+    ],
+)  # fmt: skip
+def test_only_the_scores_that_a_choice_affects_are_called_optimistic(point, expected):
+    record = {"operating_point": {"rule": "fixed", "threshold": 0.5, **point}}
+    assert provenance.describe_use("val", record, None) == expected
