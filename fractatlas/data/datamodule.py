@@ -80,8 +80,9 @@ class RadiographDataModule(lightning.LightningDataModule):
 
     A batch contains ``image`` float32 (n, 3, size, size), normalised, ``label`` float32 (n,) and ``index`` int64 (n,),
     the row of ``subset(name)``. With ``masks``, it also contains ``mask`` (n, 2, size, size): the outlines and boxes of
-    the fractures, augmented like the images; it is absent if the data have no boxes. Images are copied to the device as one channel of 8 bits; augmentation (train only) and
-    normalisation run on the device. The cache does not change the pixels.
+    the fractures, augmented like the images; it is absent if the data have no boxes. Images are copied to the device as
+    one channel of 8 bits; augmentation (train only) and normalisation run on the device. The cache does not change the
+    pixels.
 
     Args:
         root: folder in the published FracAtlas layout.

@@ -112,8 +112,8 @@ class Backbone(nn.Module):
         """Map normalised images, float (n, 3, h, w), to logits of a fracture, and to the fracture map; needs a map.
 
         Returns:
-            The logits of the images (n,), and those of the cells, float32 (n, h / stride, w / stride). Both are averages
-            with the mirror image if ``forward`` averages them.
+            The logits of the images (n,), and those of the cells, float32 (n, h / stride, w / stride). Both are means
+            with the mirror image if ``forward`` returns the mean.
         """
         images = images.contiguous(memory_format=self.memory_format)
         if self.training:

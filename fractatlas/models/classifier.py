@@ -23,9 +23,9 @@ from torchmetrics.classification import (
     BinarySpecificity,
 )
 
+from fractatlas.data.fracture_masks import BOXES, OUTLINES
 from fractatlas.data.splits import SUBSETS
 from fractatlas.errors import InputError
-from fractatlas.data.fracture_masks import BOXES, OUTLINES
 from fractatlas.models.backbones import Backbone
 from fractatlas.models.fracture_map import hottest_cell_is_in_box
 

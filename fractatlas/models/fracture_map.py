@@ -54,7 +54,7 @@ class FractureMap(nn.Module):
         nn.init.constant_(self.output.bias, PRIOR_LOGIT)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Map features, float (n, c, h, w) from fine to coarse, to the logits of the finest cells: float32 (n, h, w)."""
+        """Map features, float (n, c, h, w) from fine to coarse, to logits of the finest cells, float32 (n, h, w)."""
         normalised = [norm(maps).relu() for norm, maps in zip(self.norms, features, strict=True)]
         levels = [*self.pyramid(OrderedDict(zip("0123", normalised, strict=False))).values()]
         size = levels[0].shape[-2:]
@@ -64,7 +64,7 @@ class FractureMap(nn.Module):
         return self.output(combined.relu()).squeeze(1).float()
 
     def pool(self, logits: Tensor) -> Tensor:
-        """Return the contribution of map logits, float (n, h, w), to the logits of the images: (n,), about 0 at first."""
+        """Return what map logits, float (n, h, w), add to the logits of the images: (n,), about 0 at first."""
         cells = logits.flatten(1)
         if self.pooling == "none":
             return cells.new_zeros(len(cells))

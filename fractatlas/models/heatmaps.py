@@ -1,4 +1,4 @@
-"""Grad-CAM heatmaps of the fracture logit, computed in the forward pass.
+"""Heatmaps: the fracture map of a network, or Grad-CAM of the fracture logit, computed in the forward pass.
 
 Grad-CAM (Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization, ICCV
 2017) weights the last feature maps by the mean gradient of the logit. Here the logit is linear in the means of the
@@ -23,7 +23,7 @@ CELL = 4  # side of a heatmap's cell in pixels of the network's input
 
 def has_map(backbone: Backbone) -> bool:
     """Return whether the heatmaps of a network are its fracture map, which consists of probabilities."""
-    return getattr(backbone, "map", None) is not None
+    return backbone.map is not None
 
 
 def heatmap_kind(backbone: Backbone, gradcam: bool = False) -> str:
@@ -44,7 +44,7 @@ def with_heatmaps(backbone: Backbone, images: Tensor, gradcam: bool = False) -> 
         or without a map, Grad-CAM as ``tile_input`` returns it. If the backbone averages the logits of the image and
         its mirror image, the heatmap is the average of both, too.
     """
-    if backbone.map is not None:
+    if has_map(backbone) and not gradcam:
         logits, cells = backbone.with_map(images)
         return logits, cells.sigmoid()
     logits, maps = activation_maps(backbone, images)

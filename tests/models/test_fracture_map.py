@@ -39,7 +39,7 @@ def test_the_map_has_one_logit_for_each_cell(family, variant, stride, cells):
 @pytest.mark.parametrize(("family", "variant"), FAMILIES, ids=["densenet", "resnet"])
 def test_inputs_that_are_no_multiple_of_the_stride_are_accepted(family, variant, size):
     backbone = make(family, variant)
-    logits, maps = backbone.with_map(torch.randn(2, 3, size, size))
+    _logits, maps = backbone.with_map(torch.randn(2, 3, size, size))
     outlines = torch.ones(2, size, size, dtype=torch.uint8)
     assert backbone.map.loss(maps, outlines, torch.ones(2)).isfinite()
     assert hottest_cell_is_in_box(maps, outlines).all()
