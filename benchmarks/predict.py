@@ -38,10 +38,10 @@ def bare_loop(classifier: FractureClassifier, images: torch.Tensor, batch_size: 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--variant", default="resnet18")
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--variant", default="densenet169")
+    parser.add_argument("--images", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--repetitions", type=int, default=4)
     arguments = parser.parse_args()
     size = arguments.batch_size
     family = "resnet" if arguments.variant.startswith("resnet") else "densenet"
