@@ -182,6 +182,20 @@ def score(detections: Detections, box_threshold: float | None = None, seed: int 
     }
 
 
+def resampled(detections: Detections, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute detection scores in bootstrap samples.
+
+    Args:
+        detections: of n images.
+        weights: float64 (b, n), how often each image counts.
+
+    Returns:
+        ``froc``: the sensitivity over boxes at 1/2 false alarm per image, ``ap_30`` and ``ap_50``: float64 (b,).
+    """
+    reached, precision = _resample(detections, weights, np.array([FALSE_ALARMS["1/2"]]))
+    return {"froc": reached[:, 0], **dict(zip(IOUS, precision.T, strict=True))}
+
+
 def _resample(detections: Detections, weights: np.ndarray, rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the sensitivity at each of ``rates``, (b, rates), and the AP at each of ``IOUS``, (b, 2)."""
     order, matched = _matches(detections)

@@ -56,13 +56,24 @@ def compare_seeds(
         seed_means([left.merge(table[["image_id", "probability"]], on="image_id") for table in tables], at, weights)
         for tables, at in zip((first, second), thresholds, strict=True)
     )
-    rows = []
-    for name in one:
-        if difference := interval(other[name] - one[name]):
-            row = {"metric": name, "n": len(left), "first": one[name][0], "second": other[name][0]}
-            row |= {"difference": difference["value"], "low": difference["low"], "high": difference["high"]}
-            rows.append(row | {"p": _two_sided_p((other[name] - one[name])[1:])})
+    rows = [{"metric": name, "n": len(left)} | row for name in one if (row := difference(one[name], other[name]))]
     return pd.DataFrame(rows)
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> dict[str, float] | None:
+    """Return ``first, second, difference, low, high, p`` of one metric, as ``compare`` does.
+
+    Args:
+        first: (b,), the value itself, then its values in the bootstrap samples.
+        second: likewise, in the same samples.
+
+    Returns:
+        ``None`` if the difference is not finite.
+    """
+    if not (score := interval(second - first)):
+        return None
+    row = {"first": first[0], "second": second[0], "difference": score["value"]}
+    return row | {"low": score["low"], "high": score["high"], "p": _two_sided_p((second - first)[1:])}
 
 
 def seed_means(

@@ -19,6 +19,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -156,7 +157,23 @@ def run_plan(file: Path, out: Path | None = None, logs: Path | None = None, only
         rows[name] = result_tables.recipe_rows(name, runs)
         result_tables.write_predictions(out / "predictions", folder_name(name), runs)
         result_tables.write_recipes(out, result_tables.merge(out / "recipes.csv", list(plan.recipes), rows))
+    _compare_recipes(plan, logs, out)
     return out
+
+
+def _compare_recipes(plan: Plan, logs: Path, out: Path) -> None:
+    """Compare each finished recipe with the first one, if that is finished, too."""
+    every = {name: _runs(plan, logs, name) for name in plan.recipes}
+    finished = {
+        name: runs for name, runs in every.items() if all((run / "test" / "metrics.json").is_file() for run in runs)
+    }
+    first = next(iter(plan.recipes), None)
+    if first is None or first not in finished or len(finished) < 2:
+        return
+    others = [name for name in finished if name != first]
+    rows = [row for name in others for row in result_tables.difference_rows(name, finished[name], finished[first])]
+    if rows:
+        result_tables.write_differences(out, pd.DataFrame(rows), first)
 
 
 def combine(*several: Sequence[str]) -> list[str]:
@@ -169,8 +186,12 @@ def folder_name(name: str) -> str:
     return re.sub(r"\W+", "_", name).strip("_").lower()
 
 
+def _runs(plan: Plan, logs: Path, name: str) -> list[Path]:
+    return [logs / folder_name(name) / f"seed_{seed}" for seed in plan.seeds]
+
+
 def _train(plan: Plan, logs: Path, name: str, options: Sequence[str]) -> list[Path]:
-    runs = [logs / folder_name(name) / f"seed_{seed}" for seed in plan.seeds]
+    runs = _runs(plan, logs, name)
     for seed, run in zip(plan.seeds, runs, strict=True):
         train(run, [*options, f"seed={seed}"])
     return runs

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from matplotlib.figure import Figure
 
 from fractatlas.errors import InputError
-from fractatlas.evaluation import metrics, paired_comparison
+from fractatlas.evaluation import detection, metrics, paired_comparison
 from fractatlas.evaluation.bootstrap import bootstrap_weights, interval
 from fractatlas.evaluation.external_predictions import ALLOWED_RULES
 from fractatlas.evaluation.localisation import summarise
@@ -32,6 +32,8 @@ from fractatlas.report.figures import COLOURS, STYLE
 
 SCORES = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity", "brier")
 POINTING = "pointing game (image centre)"
+WHERE = {"froc": "boxes found at 1/2 false alarm per image", "ap_30": "AP at IoU 0.3", "ap_50": "AP at IoU 0.5"}
+COMPARED = ("accuracy", "auroc", "average_precision", "hit", *WHERE)  # of recipes
 # Published AUROC on FracAtlas, on other test images from splits without duplicates: the model cards of FractureLens
 # (DenseNet-121, 224 px) and of fracture-detection-model (ConvNeXt-T, 384 px).
 PUBLISHED = {"DenseNet-121": 0.912, "ConvNeXt-T": 0.937}
@@ -54,14 +56,17 @@ def recipe_rows(name: str, runs: Sequence[Path]) -> list[dict[str, Any]]:
         majority_rate, reference_accuracy`` (of the reference report on its random split, 0 if there is none),
         ``commit, images`` (a hash of the image ids); each of ``SCORES`` with the 95 % interval of the mean
         (``_low, _high``, over bootstrap samples of groups, the same for all seeds) and the standard deviation over the
-        seeds (``_sd``); ``hit`` and ``hit_centre`` of the pointing game if there are heatmaps. With several seeds, two
-        rows for their ensemble follow: the mean probability, with the threshold chosen again on validation.
+        seeds (``_sd``); if there are heatmaps, ``hit`` and ``hit_centre`` of the pointing game, and those of ``WHERE``,
+        with intervals. With several seeds, two rows for their ensemble follow: the mean probability, with the threshold
+        chosen again on validation.
     """
     config = _config(RunFolder(runs[0]))
     subsets = {"val": [RunFolder(run) for run in runs], "test": [RunFolder(run / "test") for run in runs]}
     tables = {subset: [_table(run, subset) for run in seeds] for subset, seeds in subsets.items()}
     rows = [
-        _row(name, subset, config, seeds, tables[subset], [run.threshold for run in seeds]) | _pointing(subset, seeds)
+        _row(name, subset, config, seeds, tables[subset], [run.threshold for run in seeds])
+        | _pointing(subset, seeds)
+        | _detection(subset, seeds)
         for subset, seeds in subsets.items()
     ]
     if len(runs) > 1:
@@ -73,6 +78,32 @@ def recipe_rows(name: str, runs: Sequence[Path]) -> list[dict[str, Any]]:
         threshold = choose_operating_point(means["val"], rule, "")["threshold"]
         for subset, seeds in subsets.items():
             rows.append(_row(f"{name}{ENSEMBLE}{len(runs)}", subset, config, seeds, [means[subset]], [threshold]))
+    return rows
+
+
+def difference_rows(name: str, runs: Sequence[Path], first: Sequence[Path]) -> list[dict[str, Any]]:
+    """Compare a recipe with the first recipe of a plan, on the images that both have, as means over their seeds.
+
+    Args:
+        name: of the recipe.
+        runs: its run folders, as in ``recipe_rows``.
+        first: those of the first recipe.
+
+    Returns:
+        A row for each subset and each of ``COMPARED`` that both have: ``recipe, subset, score, n`` (images), ``first,
+        second, difference, low, high, p`` as from ``paired_comparison.compare``.
+    """
+    rows = []
+    for subset in ("val", "test"):
+        pair = [[RunFolder(run if subset == "val" else run / "test") for run in several] for several in (first, runs)]
+        ids = [set(_table(run, subset)["image_id"]) for several in pair for run in several]
+        common = set.intersection(*ids)
+        if not common:
+            continue
+        one, other = (_resampled(several, subset, common) for several in pair)
+        for score in COMPARED:
+            if score in one and score in other and (row := paired_comparison.difference(one[score], other[score])):
+                rows.append({"recipe": name, "subset": subset, "score": score, "n": len(common)} | row)
     return rows
 
 
@@ -158,8 +189,31 @@ def recipes_markdown(table: pd.DataFrame) -> str:
     """Return the rows of ``recipe_rows`` as Markdown; accuracies in per cent."""
     titles = ["recipe", "split", "input", "seeds", "subset", "n (fractured)", "accuracy",
               "reference report's accuracy", "majority rate", "AUROC", "average precision", "sensitivity",
-              "specificity", POINTING, "commit"]  # fmt: skip
-    return to_markdown(_format(table)[titles]) + "\n" + NOTE + _images_note(table)
+              "specificity", POINTING, *WHERE.values(), "commit"]  # fmt: skip
+    cells = _format(table)
+    shown = [title for title in titles if title not in WHERE.values() or (cells[title] != "").any()]
+    return to_markdown(cells[shown]) + "\n" + NOTE + _images_note(table)
+
+
+def write_differences(out: Path, table: pd.DataFrame, first: str) -> None:
+    """Write ``differences.csv`` and ``differences.md``: each recipe minus the recipe ``first``."""
+    write_csv(out / "differences.csv", table)
+    titles = METRIC_TITLES | WHERE | {"hit": "pointing game"}
+    rows = [
+        {
+            "recipe": row.recipe,
+            "subset": row.subset,
+            "score": titles[row.score],
+            "n": row.n,
+            first: f"{row.first:.3f}",
+            "this recipe": f"{row.second:.3f}",
+            "difference": f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]",
+            "p": f"{row.p:.3f}",
+        }
+        for row in table.itertuples()
+    ]
+    note = f"Differences to the recipe `{first}` on the same images; shares are fractions. "
+    write_text(out / "differences.md", to_markdown(pd.DataFrame(rows)) + "\n" + note + NOTE)
 
 
 def steps_markdown(table: pd.DataFrame) -> str:
@@ -214,6 +268,39 @@ def _pointing(subset: str, runs: Sequence[RunFolder]) -> dict[str, float]:
     located = pd.concat(tables).groupby("image_id", as_index=False).mean()
     means = summarise(located, runs[0].predictions.set_index("image_id")["group"])["all"]
     return interval_columns("hit", means["hit"]) | interval_columns("hit_centre", means["hit_centre"])
+
+
+def _detection(subset: str, runs: Sequence[RunFolder]) -> dict[str, float]:
+    """Return the scores of ``WHERE``, averaged over the seeds, with intervals."""
+    means = _resampled(runs, subset, set(_table(runs[0], subset)["image_id"]))
+    return {
+        key: one
+        for name in WHERE
+        if name in means
+        for key, one in interval_columns(name, interval(means[name])).items()
+    }
+
+
+def _resampled(runs: Sequence[RunFolder], subset: str, common: set[str]) -> dict[str, np.ndarray]:
+    """Return the mean over seeds of every score on the images ``common``, for each bootstrap sample of their groups."""
+    tables = [table[table["image_id"].isin(common)] for table in (_table(run, subset) for run in runs)]
+    tables = [table.reset_index(drop=True) for table in tables]
+    weights = bootstrap_weights(tables[0]["group"])
+    scores = paired_comparison.seed_means(tables, [run.threshold for run in runs], weights)
+    each: list[dict[str, np.ndarray]] = []
+    for run in runs:
+        assessed = next((one for one in run.subsets if one.name == subset), None) if run.file("strata.csv") else None
+        if assessed is None or not assessed.detection or assessed.localisation.empty:
+            return scores
+        images = assessed.table[assessed.table["image_id"].isin(common)].sort_values("image_id", ignore_index=True)
+        detections = detection.match(images, assessed.candidates, run.boxes)
+        kept = images["image_id"].isin(detections.images["image_id"]).to_numpy()
+        hits = images["image_id"].map(assessed.localisation.set_index("image_id")["hit"]).to_numpy(np.float64)
+        located = np.isfinite(hits)
+        with np.errstate(invalid="ignore"):  # 0 / 0 in samples without a box
+            share = weights[:, located] @ hits[located] / weights[:, located].sum(axis=1)
+        each.append(detection.resampled(detections, weights[:, kept]) | {"hit": share})
+    return scores | {name: np.mean([values[name] for values in each], axis=0) for name in each[0]}
 
 
 def _config(run: RunFolder) -> dict[str, Any]:
@@ -283,6 +370,10 @@ def _format(table: pd.DataFrame) -> pd.DataFrame:
                 text += f" on {row['difference_n']:.0f} common images"
             cells[f"{METRIC_TITLES[score]}, difference"] = text and f"{text}, p {row[f'{score}_difference_p']:.3f}"
         hit, low, high, centre = (100 * row.get(name, np.nan) for name in ("hit", "hit_low", "hit_high", "hit_centre"))
+        cells |= {
+            title: format_score(row, score) if np.isfinite(row.get(score, np.nan)) else ""
+            for score, title in WHERE.items()
+        }
         cells[POINTING] = f"{hit:.1f} % [{low:.1f}, {high:.1f}] ({centre:.1f} %)" if np.isfinite(hit) else ""
         rows.append(cells)
     return pd.DataFrame(rows)

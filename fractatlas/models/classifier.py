@@ -83,9 +83,9 @@ class EpochMetrics(nn.Module):
         values["loss"] = self.loss.compute()
         prevalence = self.prevalence.compute()
         values["majority_rate"] = torch.maximum(prevalence, 1 - prevalence)
-        # Not a number, if no image has a box.
-        of_map = {name: cast(MeanMetric, metric).compute() for name, metric in self.of_map.items()}
-        return values | {name: value for name, value in of_map.items() if value.isfinite()}
+        of_map = {name: cast(MeanMetric, metric) for name, metric in self.of_map.items()}
+        means = {name: metric.compute() for name, metric in of_map.items() if metric.update_called}
+        return values | {name: mean for name, mean in means.items() if mean.isfinite()}  # no hits without a box
 
     def predictions(self) -> Tensor:
         """Return ``index`` and logit of every image, ordered by index: float32 (n, 2) on the CPU."""

@@ -51,7 +51,7 @@ class FractureMap(nn.Module):
         self.pyramid = FeaturePyramidNetwork(list(in_channels), channels, norm_layer=nn.BatchNorm2d)
         self.output = nn.Conv2d(channels, 1, 1)
         nn.init.normal_(self.output.weight, std=0.01)
-        nn.init.constant_(self.output.bias, PRIOR_LOGIT)
+        self.output.bias = nn.Parameter(torch.full((1,), PRIOR_LOGIT))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         """Map features, float (n, c, h, w) from fine to coarse, to logits of the finest cells, float32 (n, h, w)."""
@@ -98,7 +98,8 @@ def cell_targets(outlines: Tensor, size: Sequence[int]) -> Tensor:
     These are the cells that an outline covers by at least ``COVERED``, and the cell of an image that it covers most, so
     that a fracture smaller than a cell is not lost.
     """
-    covered = adaptive_avg_pool2d((outlines > 0).float(), tuple(size))
+    height, width = size
+    covered = adaptive_avg_pool2d((outlines > 0).float(), (height, width))
     most = covered.amax(dim=(1, 2), keepdim=True).clamp(min=1e-6)
     return ((covered >= COVERED) | (covered >= most)).float()
 

@@ -33,7 +33,10 @@ def network(config: dict[str, Any] | None, metrics: dict[str, Any]) -> str:
         model["freeze"], f"; the first {model['freeze']} of 5 stages were not trained" if model["freeze"] else ""
     )
     dropout = f"; dropout {model['dropout']:g} before the last layer" if model["dropout"] else ""
-    return f"{model['variant']}, {start}{freeze}{dropout}."
+    fracture_map = ""
+    if options := config.get("map"):
+        fracture_map = f"; with a fracture map (cells of {options['stride']} px of the input, {options['loss']} loss)"
+    return f"{model['variant']}, {start}{freeze}{dropout}{fracture_map}."
 
 
 def split(config: dict[str, Any]) -> str:

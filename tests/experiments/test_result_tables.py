@@ -7,7 +7,14 @@ import pytest
 import yaml
 
 from fractatlas.errors import InputError
-from fractatlas.experiments.result_tables import recipe_rows, recipes_markdown, step_row, steps_markdown
+from fractatlas.experiments.result_tables import (
+    difference_rows,
+    recipe_rows,
+    recipes_markdown,
+    step_row,
+    steps_markdown,
+    write_differences,
+)
 from tests.conftest import made_up_predictions
 
 CONFIG = {
@@ -19,14 +26,18 @@ CONFIG = {
 
 @pytest.fixture
 def make_run(run_folder, tmp_path):
-    """Make a run with an evaluation of the test subset; it omits one fractured image of each subset if asked to."""
+    """Make a run with an evaluation of the test subset, with or without its localisation.
 
-    def make(name: str, seed: int, omit: bool = False) -> Path:
+    It omits one fractured image of each subset if asked to.
+    """
+
+    def make(name: str, seed: int, omit: bool = False, located: bool = False) -> Path:
         run = tmp_path / name
         split = pd.read_csv(run_folder / "split.csv")
         for folder, subset in ((run, "val"), (run / "test", "test")):
             shutil.copytree(run_folder, folder)
-            (folder / "localisation.csv").unlink()
+            if not located:
+                (folder / "localisation.csv").unlink()
             (folder / ".hydra").mkdir()
             (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(CONFIG))
             metrics = json.loads((folder / "metrics.json").read_text())
@@ -71,3 +82,31 @@ def test_a_step_with_other_images_states_the_number_of_common_images(make_run):
 def test_seeds_with_different_images_are_refused(make_run):
     with pytest.raises(InputError, match="val has other images than"):
         recipe_rows("one", [make_run("a", 0), make_run("b", 1, omit=True)])
+
+
+def test_recipes_are_compared_on_their_common_images(make_run, tmp_path):
+    first, second = [make_run("a", 0, located=True)], [make_run("b", 1, located=True)]
+    table = pd.DataFrame(difference_rows("two", second, first))
+    assert set(table["score"]) == {"accuracy", "auroc", "average_precision", "hit", "froc", "ap_30", "ap_50"}
+    recipes = pd.DataFrame([*recipe_rows("one", first), *recipe_rows("two", second)]).set_index(["recipe", "subset"])
+    for row in table.itertuples():
+        assert row.first == pytest.approx(recipes.loc[("one", row.subset), row.score])
+        assert row.second == pytest.approx(recipes.loc[("two", row.subset), row.score])
+        assert row.difference == pytest.approx(row.second - row.first)
+    auroc = table[table["score"] == "auroc"]
+    assert (auroc["low"] < auroc["difference"]).all()
+    assert (auroc["difference"] < auroc["high"]).all()
+    assert (table.loc[table["score"] == "hit", "difference"] == 0).all()  # both have the same heatmaps
+    write_differences(tmp_path, table, "one")
+    assert len(rows_of((tmp_path / "differences.md").read_text())) == len(table)
+
+
+def test_recipes_without_heatmaps_are_compared_by_their_predictions(make_run):
+    table = pd.DataFrame(difference_rows("two", [make_run("b", 1)], [make_run("a", 0, located=True, omit=True)]))
+    assert set(table["score"]) == {"accuracy", "auroc", "average_precision"}
+
+
+def test_detection_scores_are_shown_if_there_are_any(make_run):
+    title = "AP at IoU 0.5"
+    assert title not in recipes_markdown(pd.DataFrame(recipe_rows("one", [make_run("a", 0)])))
+    assert title in recipes_markdown(pd.DataFrame(recipe_rows("one", [make_run("b", 0, located=True)])))

@@ -109,7 +109,8 @@ def test_onnx_gives_the_map(run, tmp_path):
 def test_each_loss_finds_fractures(configuration, root, tmp_path, loss):
     train(configuration(
         tmp_path, "experiment=demo_densenet_map", f"data.root={root}", "trainer.max_epochs=5", f"map.loss={loss}",
-        "map.pooling=logsumexp", f"preprocess.resize={SIDE}", f"preprocess.crop={SIDE}", "monitor=val/hit", "test=false",
+        "map.pooling=logsumexp", f"preprocess.resize={SIDE}", f"preprocess.crop={SIDE}", "monitor=val/hit",
+        "test=false",
     ))  # fmt: skip
     history = json.loads((tmp_path / "metrics.json").read_text())["history"]
     assert max(row["val/hit"] for row in history) > 0.3
