@@ -42,7 +42,7 @@ class EpochMetrics(nn.Module):
         with_map: whether the network has a fracture map, whose loss and hits are metrics.
     """
 
-    def __init__(self, with_map: bool):
+    def __init__(self, with_map: bool = False):
         super().__init__()
         self.by_probability = MetricCollection(
             {

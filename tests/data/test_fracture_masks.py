@@ -24,7 +24,7 @@ def test_outlines_and_boxes_are_drawn_where_the_geometry_moves_them():
     expected[10:30, 35:55] = 1
     torch.testing.assert_close(masks[0, BOXES], expected)
     outline = masks[0, OUTLINES]
-    assert outline.sum() == pytest.approx(200, rel=0.15)  # half of the box
+    assert 200 <= outline.sum() < 240  # half of the box, and the pixels that the edge crosses
     assert (outline <= masks[0, BOXES]).float().mean() > 0.995
     assert (outline[12, 37], outline[28, 53]) == (1, 0)
 

@@ -83,7 +83,11 @@ def test_test_subset_is_scored_after_all_trainings_of_a_recipe(write_plan, run, 
     assert list(table["recipe"].unique()) == ["A b", "A b, ensemble of 2", "C", "C, ensemble of 2"]
     assert list(table["subset"]) == ["val", "test"] * 4
     assert (table["auroc_low"] <= table["auroc"]).all()
-    assert {file.name for file in out.iterdir()} == {"recipes.csv", "recipes.md", "recipes.png", "predictions"}
+    tables = {f"{name}.{ending}" for name in ("recipes", "differences") for ending in ("csv", "md")}
+    assert {file.name for file in out.iterdir()} == {*tables, "recipes.png", "predictions"}
+    differences = pd.read_csv(out / "differences.csv")
+    assert set(differences["recipe"]) == {"C"}
+    assert set(differences["score"]) == {"accuracy", "auroc", "average_precision"}
 
 
 def test_tables_can_be_computed_from_the_predictions_next_to_them(write_plan, run):

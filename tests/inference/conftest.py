@@ -46,7 +46,7 @@ def fracture_map(monkeypatch) -> None:
 
     def with_heatmaps(backbone, images: torch.Tensor, gradcam: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         if gradcam:
-            return gradcam_of(backbone, images)
+            return gradcam_of(backbone, images, gradcam=True)
         return backbone(images), avg_pool2d((images[:, 0] * 0.229 + 0.485).clamp(0, 1), 8)
 
     for module in (heatmaps, model):

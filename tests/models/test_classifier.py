@@ -2,7 +2,7 @@ import pytest
 import torch
 from sklearn import metrics as sklearn_metrics
 
-from fractatlas.models.classifier import EpochMetrics, binary_cross_entropy
+from fractatlas.models.classifier import EpochMetrics, Outputs, binary_cross_entropy
 from fractatlas.models.schedules import constant, cosine
 
 
@@ -13,7 +13,7 @@ def test_epoch_metrics_equal_those_of_scikit_learn():
     metrics, loss = EpochMetrics(), binary_cross_entropy(None)
     for rows in torch.randperm(203).split(32):  # the last batch is smaller, so a mean of batch means would be wrong
         batch = {"label": labels[rows], "index": rows}
-        metrics.update(batch, logits[rows], loss(logits[rows], labels[rows]))
+        metrics.update(batch, Outputs(logits[rows], loss(logits[rows], labels[rows])))
     actual = {name: value.item() for name, value in metrics.compute().items()}
     truth, probability = labels.int().numpy(), logits.sigmoid().numpy()
     decision = probability > 0.5
@@ -36,7 +36,7 @@ def test_epoch_metrics_equal_those_of_scikit_learn():
 def test_the_correlation_of_a_constant_answer_is_zero():
     metrics = EpochMetrics()
     batch = {"label": torch.tensor([0.0, 0.0, 1.0]), "index": torch.arange(3)}
-    metrics.update(batch, torch.tensor([-2.0, -3.0, -1.0]), torch.tensor(0.1))
+    metrics.update(batch, Outputs(torch.tensor([-2.0, -3.0, -1.0]), torch.tensor(0.1)))
     assert metrics.compute()["mcc"] == 0
 
 
@@ -44,7 +44,7 @@ def test_reset_removes_the_former_epoch():
     metrics = EpochMetrics()
     for labels in ([0.0, 1.0], [1.0, 0.0]):
         batch = {"label": torch.tensor(labels), "index": torch.arange(2)}
-        metrics.update(batch, torch.tensor([-2.0, 2.0]), torch.tensor(0.1))
+        metrics.update(batch, Outputs(torch.tensor([-2.0, 2.0]), torch.tensor(0.1)))
         assert metrics.compute()["accuracy"] == labels[1]
         metrics.reset()
 
@@ -56,7 +56,7 @@ def test_restore_continues_an_epoch_from_its_state():
             second.restore(first.state())
         for step in steps:
             batch = {"label": torch.tensor([0.0, 1.0]), "index": torch.arange(2) + 2 * step}
-            metrics.update(batch, torch.tensor([0.3 * step, -0.1]), torch.tensor(0.1 + step))
+            metrics.update(batch, Outputs(torch.tensor([0.3 * step, -0.1]), torch.tensor(0.1 + step)))
     assert second.compute() == uninterrupted.compute()
     assert torch.equal(second.predictions(), uninterrupted.predictions())
 
@@ -64,7 +64,7 @@ def test_restore_continues_an_epoch_from_its_state():
 def test_logits_in_the_unit_interval_are_not_taken_for_probabilities():
     metrics = EpochMetrics()
     batch = {"label": torch.tensor([0.0, 1.0]), "index": torch.arange(2)}
-    metrics.update(batch, torch.tensor([0.1, 0.4]), torch.tensor(0.1))
+    metrics.update(batch, Outputs(torch.tensor([0.1, 0.4]), torch.tensor(0.1)))
     assert metrics.compute()["specificity"] == 0  # a logit of 0.1 is a probability of 0.52
 
 
@@ -97,3 +97,22 @@ def test_the_cosine_schedule_increases_then_decreases_to_zero():
 
 def test_the_constant_schedule_keeps_the_learning_rate():
     assert set(learning_rates(constant, 10)) == {1.0}
+
+
+def test_hits_and_the_loss_of_the_map_are_averaged_over_images():
+    metrics = EpochMetrics(with_map=True)
+    logits, loss = torch.zeros(2), torch.tensor(1.0)
+    for step, hits in enumerate(([1.0, 0.0], [1.0], [])):
+        batch = {"label": torch.tensor([1.0, 0.0]), "index": torch.tensor([2 * step, 2 * step + 1])}
+        metrics.update(batch, Outputs(logits, loss, torch.tensor(float(step)), torch.tensor(hits)))
+    values = metrics.compute()
+    assert values["hit"] == pytest.approx(2 / 3)
+    assert values["map_loss"] == pytest.approx(1.0)
+
+
+def test_without_a_box_there_are_no_hits():
+    metrics = EpochMetrics(with_map=True)
+    batch = {"label": torch.tensor([1.0, 0.0]), "index": torch.tensor([0, 1])}
+    metrics.update(batch, Outputs(torch.zeros(2), torch.tensor(1.0), torch.tensor(0.5), torch.zeros(0)))
+    assert "hit" not in metrics.compute()
+    assert "hit" not in EpochMetrics().state()
