@@ -1,5 +1,6 @@
 """The ``LightningModule``: trains a backbone and computes its metrics."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -83,9 +84,10 @@ class EpochMetrics(nn.Module):
         values["loss"] = self.loss.compute()
         prevalence = self.prevalence.compute()
         values["majority_rate"] = torch.maximum(prevalence, 1 - prevalence)
-        of_map = {name: cast(MeanMetric, metric) for name, metric in self.of_map.items()}
-        means = {name: metric.compute() for name, metric in of_map.items() if metric.update_called}
-        return values | {name: mean for name, mean in means.items() if mean.isfinite()}  # no hits without a box
+        # Without a box in the data, torchmetrics warns that there was no update, and the means are not numbers.
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            of_map = {name: cast(MeanMetric, metric).compute() for name, metric in self.of_map.items()}
+        return values | {name: mean for name, mean in of_map.items() if mean.isfinite()}
 
     def predictions(self) -> Tensor:
         """Return ``index`` and logit of every image, ordered by index: float32 (n, 2) on the CPU."""

@@ -85,7 +85,8 @@ class MapGrid(callbacks.Callback):
             for image, one, row in zip(pixels, heat, rows, strict=True)
         ]
         grid = make_grid(torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2), nrow=4, padding=4, pad_value=255)
-        trainer.logger.experiment.add_image("x-rays/val_fracture_map", grid, trainer.global_step)
+        # The step that was completed last: a run that resumes at the next one keeps this entry.
+        trainer.logger.experiment.add_image("x-rays/val_fracture_map", grid, trainer.global_step - 1)
 
 
 def _draw_tile(image: torch.Tensor, label: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
