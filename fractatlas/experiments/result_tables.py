@@ -272,7 +272,8 @@ def _pointing(subset: str, runs: Sequence[RunFolder]) -> dict[str, float]:
 
 def _detection(subset: str, runs: Sequence[RunFolder]) -> dict[str, float]:
     """Return the scores of ``WHERE``, averaged over the seeds, with intervals."""
-    means = _resampled(runs, subset, set(_table(runs[0], subset)["image_id"]))
+    table = _table(runs[0], subset)
+    means = _where(runs, subset, set(table["image_id"]), bootstrap_weights(table["group"]))
     return {
         key: one
         for name in WHERE
@@ -287,11 +288,16 @@ def _resampled(runs: Sequence[RunFolder], subset: str, common: set[str]) -> dict
     tables = [table.reset_index(drop=True) for table in tables]
     weights = bootstrap_weights(tables[0]["group"])
     scores = paired_comparison.seed_means(tables, [run.threshold for run in runs], weights)
+    return scores | _where(runs, subset, common, weights)
+
+
+def _where(runs: Sequence[RunFolder], subset: str, common: set[str], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the mean over seeds of ``hit`` and of the scores of ``WHERE``; empty if a run has no heatmaps."""
     each: list[dict[str, np.ndarray]] = []
     for run in runs:
         assessed = next((one for one in run.subsets if one.name == subset), None) if run.file("strata.csv") else None
         if assessed is None or not assessed.detection or assessed.localisation.empty:
-            return scores
+            return {}
         images = assessed.table[assessed.table["image_id"].isin(common)].sort_values("image_id", ignore_index=True)
         detections = detection.match(images, assessed.candidates, run.boxes)
         kept = images["image_id"].isin(detections.images["image_id"]).to_numpy()
@@ -300,7 +306,7 @@ def _resampled(runs: Sequence[RunFolder], subset: str, common: set[str]) -> dict
         with np.errstate(invalid="ignore"):  # 0 / 0 in samples without a box
             share = weights[:, located] @ hits[located] / weights[:, located].sum(axis=1)
         each.append(detection.resampled(detections, weights[:, kept]) | {"hit": share})
-    return scores | {name: np.mean([values[name] for values in each], axis=0) for name in each[0]}
+    return {name: np.mean([values[name] for values in each], axis=0) for name in each[0]}
 
 
 def _config(run: RunFolder) -> dict[str, Any]:

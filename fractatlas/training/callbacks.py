@@ -72,7 +72,7 @@ class MapGrid(callbacks.Callback):
         if not trainer.is_global_zero or not isinstance(trainer.logger, TensorBoardLogger):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        dataset, boxes = data.dataset("val"), data.boxes("val")
+        dataset, boxes = trainer.val_dataloaders.dataset, data.boxes("val")  # type: ignore[union-attr]
         rows = [row for row, label in enumerate(dataset.table["label"]) if label and len(boxes[row])][: self.images]
         if not rows:
             return
