@@ -97,6 +97,11 @@ def read_radiograph(file: Path) -> Image.Image:
         content = file.read_bytes()
     except OSError as error:
         raise UnreadableError(_one_line(error.strerror or error)) from None
+    return read_content(content)
+
+
+def read_content(content: bytes) -> Image.Image:
+    """Read the content of an image file as ``read_radiograph`` reads the file; raise ``UnreadableError`` likewise."""
     try:
         return _read_dicom(content) if is_dicom(content[:DICOM_HEADER]) else _read_image(content)
     except UnreadableError:
