@@ -143,13 +143,14 @@ class NoAugmentation(Strict):
 
 
 class LightAugmentation(Strict):
-    """Flip, rotate, and change brightness and contrast at random."""
+    """Flip, rotate, scale, and change brightness and contrast at random."""
 
     _target_: Literal["fractatlas.data.transforms.light_augmentation"]
     flip: Probability
     degrees: Annotated[float, Interval(ge=0, le=180)]
     brightness: Probability
     contrast: Probability
+    scale: Probability = 0.0
 
 
 class Backbone(Strict):

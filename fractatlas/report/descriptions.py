@@ -130,6 +130,7 @@ def augmentation(config: dict[str, Any]) -> str:
     parts = [
         f"flipped horizontally with probability {options['flip']:g}",
         f"rotated by up to {options['degrees']:g} degrees",
+        *([f"enlarged or reduced by a factor of up to {1 + scale:g}"] if (scale := options.get("scale")) else []),
         f"changed in brightness by up to {100 * options['brightness']:g} %",
         f"changed in contrast by up to {100 * options['contrast']:g} %",
     ]
