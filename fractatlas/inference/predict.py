@@ -22,7 +22,7 @@ from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
 from fractatlas.evaluation.candidates import CORNERS, DECIMALS
 from fractatlas.evaluation.localisation import place
-from fractatlas.evaluation.overlays import annotate, overlay
+from fractatlas.evaluation.overlays import annotate, full_heat, overlay
 from fractatlas.inference.inputs import Inputs
 from fractatlas.inference.model import UNFINISHED, load_model
 from fractatlas.io import atomic_path, write_csv
@@ -95,6 +95,7 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     def prepare(image: Image.Image) -> Sized:
         return model.preprocess(image), image.size
 
+    box_threshold = model.box_threshold if config["box_threshold"] is None else config["box_threshold"]
     images = track(read_ahead(inputs.images, prepare, threads, ahead), "predicting", len(inputs.images))
     for batch_paths, pixels, sizes in batches(images, config["batch_size"], errors):
         with trainer.precision_plugin.forward_context():
@@ -103,11 +104,12 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
             assert heat is not None
             cells, found = heat[row].float().cpu().numpy(), None
             if finds_boxes:
-                found = model.find_boxes(cells, sizes[row], config["box_threshold"])
+                found = model.find_boxes(cells, sizes[row], box_threshold)
                 boxes[path] = found
             if config["heatmaps"]:
                 file = run / "overlays" / f"{len(paths) + row + 1:05d}_{_safe_name(path)}.jpg"
-                write_overlay(file, path, cells, model.preprocess, batch_logits[row].sigmoid().item(), found)
+                probability = batch_logits[row].sigmoid().item()
+                write_overlay(file, path, cells, model.preprocess, probability, found, box_threshold)
         paths += batch_paths
         logits.append(batch_logits.double().cpu())
     probabilities, calibrated, fractured = model.decide(torch.cat(logits) if logits else torch.zeros(0))
@@ -147,6 +149,7 @@ def write_overlay(
     preprocess: Preprocess,
     probability: float,
     boxes: np.ndarray | None = None,
+    box_threshold: float | None = None,
 ) -> None:
     """Draw the radiograph in ``path`` with its heatmap and boxes.
 
@@ -154,24 +157,27 @@ def write_overlay(
         file: a JPEG. The radiograph has ``OVERLAY_SIDE`` pixels on its shorter side; below it are the probability, the
             key of the colours, and how many boxes there are.
         path: of the radiograph.
-        heat: (h, w), Grad-CAM, whose maximum is drawn as ``probability``; a fracture map if ``boxes`` is given, which
-            is drawn as it is.
+        heat: (h, w), a fracture map if ``boxes`` is given, drawn in the colours of ``full_heat``; otherwise Grad-CAM,
+            whose maximum is drawn as ``probability``.
         preprocess: that gave the network's input.
         probability: of a fracture.
         boxes: float (n, 5), as ``Prediction.boxes``.
+        box_threshold: smallest score of a box.
     """
     image = read_radiograph(Path(path))
     scale = OVERLAY_SIDE / min(image.size)
     view = np.array(preprocess.view(*image.size)) * scale
     width, height = (max(1, round(side * scale)) for side in image.size)
-    heat, note = place(heat, view, width, height), ""
+    heat, note, maximum = place(heat, view, width, height), "", "maximum"
     if boxes is None:
         heat = probability * heat / max(heat.max(), 1e-9)
     else:
+        maximum = f"maximum {heat.max():.2f}"
+        heat = np.minimum(heat / full_heat(box_threshold), 1)
         boxes = boxes * [scale, scale, scale, scale, 1]
         note = f"{plural(len(boxes), 'box', 'boxes')} of the fracture map" if len(boxes) else "no box"
     drawn = overlay(image.resize((width, height)), heat, view=view, candidates=boxes)
-    drawn = annotate(drawn, probability, heat.max(), note)
+    drawn = annotate(drawn, probability, heat.max(), note, maximum)
     with atomic_path(file) as temporary:
         drawn.save(temporary, "JPEG", quality=90)
 

@@ -97,6 +97,17 @@ def test_the_drawn_heat_is_proportional_to_the_probability(phantoms, tmp_path, p
         assert (np.ptp(np.asarray(picture, dtype=int), axis=2).max() > 40) == coloured
 
 
+@pytest.mark.parametrize(("box_threshold", "coloured"), [(0.5, False), (0.05, True)])
+def test_a_fracture_map_is_drawn_in_proportion_to_the_box_threshold(phantoms, tmp_path, box_threshold, coloured):
+    image, file = next((phantoms / "images" / "Fractured").iterdir()), tmp_path / "overlays" / "1.jpg"
+    heat = np.array([[0.1, 0.0], [0.0, 0.0]], dtype=np.float32)
+    preprocess = resize_and_crop(resize=64, crop=64, mean=[0.5] * 3, std=[0.5] * 3)
+    write_overlay(file, str(image), heat, preprocess, 0.9, np.zeros((0, 5)), box_threshold)
+    with Image.open(file) as picture:
+        radiograph = np.asarray(picture, dtype=int)[:512]
+    assert (np.ptp(radiograph, axis=2).max() > 40) == coloured
+
+
 @pytest.fixture
 def squares(tmp_path) -> Path:
     """Three dark images of 400 x 600 pixels: with a bright square, with two that EXIF turns, and with none."""
@@ -163,7 +174,7 @@ def test_boxes_of_an_earlier_call_are_deleted_and_networks_without_a_map_write_n
 def test_grad_cam_of_a_network_with_a_map_is_drawn_on_request_without_boxes(checkpoint, squares, tmp_path, monkeypatch):
     drawn = {}
 
-    def record(file, path, heat, preprocess, probability, boxes):
+    def record(file, path, heat, preprocess, probability, boxes, box_threshold):
         drawn[Path(path).name] = (heat, boxes)
 
     monkeypatch.setattr("fractatlas.inference.predict.write_overlay", record)
