@@ -19,6 +19,12 @@ HEADER = """usage: fractatlas {verb} [KEY=VALUE ...] [GROUP=CHOICE ...]
 Each line shows KEY=DEFAULT and the meaning of the key. A group starts with the choice that is used,
 GROUP=CHOICE, and all its choices. ??? must be given; ${{KEY}} is the value of another key.
 """
+HEADER_WITHOUT_RUN = """usage: fractatlas {verb} [KEY=VALUE ...]
+
+{summary}
+
+Each line shows KEY=DEFAULT and the meaning of the key. ??? must be given.
+"""
 OPTIONS = {
     "hydra.run.dir=DIR": "the run folder",
     "-m KEY=VALUE,VALUE": "run once for each value",
@@ -26,9 +32,12 @@ OPTIONS = {
     "--cfg job": "print the configuration and stop",
     "--hydra-help": "list the other options of Hydra",
 }
+OPTIONS_WITHOUT_RUN = ("--config-dir DIR",)
 
 
-def help_text(verb: str, schema_class: type, arguments: Sequence[str], hidden: Collection[str] = ()) -> str:
+def help_text(
+    verb: str, schema_class: type, arguments: Sequence[str], hidden: Collection[str] = (), run_folder: bool = True
+) -> str:
     """Return one line or more for each key: its name, its default and its meaning, grouped.
 
     Args:
@@ -36,6 +45,7 @@ def help_text(verb: str, schema_class: type, arguments: Sequence[str], hidden: C
         schema_class: of its configuration.
         arguments: of the command, prepared; choices among them determine which keys are shown.
         hidden: keys that are not shown.
+        run_folder: whether the command is one of Hydra's, which has a run folder and groups.
 
     Raises:
         hydra.errors.HydraException: an argument is invalid.
@@ -51,7 +61,8 @@ def help_text(verb: str, schema_class: type, arguments: Sequence[str], hidden: C
     groups = [name for name, entry in entries.items() if entry.comment == "group" and name != "hydra"]
     meanings = _meanings(entries, "")
     own = {key: value for key, value in plain.items() if key not in group_keys(schema_class)}
-    blocks = [HEADER.format(verb=verb, summary=textwrap.fill(summary, WIDTH)), "\n".join(_rows(own, "", meanings))]
+    header = HEADER if run_folder else HEADER_WITHOUT_RUN
+    blocks = [header.format(verb=verb, summary=textwrap.fill(summary, WIDTH)), "\n".join(_rows(own, "", meanings))]
     for group in groups:
         choices = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
         heading = f"{group}={chosen.get(group) or 'null'}"
@@ -61,7 +72,8 @@ def help_text(verb: str, schema_class: type, arguments: Sequence[str], hidden: C
                 known |= _meanings(read_choice(CONF / group / f"{choice}.yaml")[1], f"{group}.")
         rows = _rows(plain[group], f"{group}.", known) if isinstance(plain.get(group), dict) else ()
         blocks.append("\n".join(["", *_wrapped(heading, f"choices: {', '.join(choices)}", 0), *rows]))
-    options = [line for option, text in OPTIONS.items() for line in _wrapped(option, text, 2)]
+    offered = OPTIONS if run_folder else OPTIONS_WITHOUT_RUN
+    options = [line for option in offered for line in _wrapped(option, OPTIONS[option], 2)]
     return "\n".join([*blocks, "", "Options:", *options])
 
 

@@ -12,6 +12,7 @@ VERBS = {
     "train": ("train", "Fine-tune a network"),
     "evaluate": ("evaluate", "Score a checkpoint, or a table of predictions of any system"),
     "predict": ("predict", "Predict fractures in image files"),
+    "serve": ("serve", "Serve a page and a JSON API that predict uploaded images"),
     "export": ("export", "Export a checkpoint to ONNX"),
     "data": ("data", "Download or audit the FracAtlas data set"),
     "search": ("train", "Search hyperparameters with Optuna"),

@@ -476,6 +476,24 @@ class PredictConfig(Strict):
     trusted_targets: list[str] = field(default_factory=list)
 
 
+class ServeConfig(Strict):
+    """A configuration composed from ``conf/serve.yaml``."""
+
+    ckpt: TypedPath
+    host: Annotated[str, Field(min_length=1)]
+    port: Annotated[int, Interval(ge=0, le=65535)]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    box_threshold: Proportion | None
+    batch_size: Positive
+    threads: Positive | None
+    max_bytes: Annotated[int, Interval(ge=1024, le=2**30)]
+    max_files: Positive
+    max_requests: Positive
+    max_seconds: Rate
+    image_side: Annotated[int, Interval(ge=64, le=8192)]
+    trusted_targets: list[str] = field(default_factory=list)
+
+
 class Sampler(Strict):
     """Propose the hyperparameters of the next trial."""
 

@@ -1,0 +1,1 @@
+"""Serve a trained network: a page and a JSON API."""
