@@ -24,7 +24,8 @@ from fractatlas.config import reference, schema
 from fractatlas.config.overrides import CONF
 from fractatlas.config.reference import GLOBAL, Entry, docstring, read_choice, schema_of
 
-COMMANDS = {"train": schema.TrainConfig, "evaluate": schema.EvaluateConfig, "predict": schema.PredictConfig}
+COMMANDS = {"train": schema.TrainConfig, "evaluate": schema.EvaluateConfig, "predict": schema.PredictConfig,
+            "serve": schema.ServeConfig}  # fmt: skip
 
 
 @dataclass
@@ -165,7 +166,7 @@ def _extended(file: Path) -> str:
 
 
 def _container(group: str) -> type | None:
-    return {"callbacks": schema.Callbacks, "paths": schema.Paths}.get(group)
+    return {"callbacks": schema.Callbacks, "logger": schema.Loggers, "paths": schema.Paths}.get(group)
 
 
 def _meaning(key: str, entry: Entry, schema_class: type | None) -> str:

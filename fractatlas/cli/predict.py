@@ -1,10 +1,12 @@
 """``fractatlas predict``: predict fractures in image files."""
 
+import importlib.util
 import sys
 from typing import Any
 
 from fractatlas.cli import hydra_command
 from fractatlas.config.schema import PredictConfig
+from fractatlas.errors import InputError
 
 # Where and why a key has no effect.
 NO_EFFECT = hydra_command.TRAINING_KEYS | hydra_command.LOOP_KEYS
@@ -13,7 +15,7 @@ NO_EFFECT |= {"paths.weights": "here, the checkpoint contains the weights"}
 
 
 def predict() -> None:
-    """Write ``predictions.csv``; exit with status 2 if ``errors.csv`` lists images that could not be read."""
+    """Write ``predictions.csv``; exit with status 2 if ``errors.csv`` was written."""
     hydra_command.run("predict", PredictConfig, _predict, _check, NO_EFFECT)
 
 
@@ -26,6 +28,8 @@ def _check(config: dict[str, Any]) -> None:
     require_match(config["input"])
     hydra_command.require_checkpoint(config)
     hydra_command.require_accelerator(config["trainer"])
+    if config["dicom_out"] and importlib.util.find_spec("highdicom") is None:
+        raise InputError("dicom_out=true needs highdicom: pip install highdicom")
 
 
 def _predict(config: dict[str, Any]) -> None:

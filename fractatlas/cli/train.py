@@ -1,5 +1,6 @@
 """``fractatlas train`` and ``search``: fine-tune a network, or search hyperparameters."""
 
+import importlib.util
 import logging
 import sys
 from pathlib import Path
@@ -11,11 +12,13 @@ from hydra.types import RunMode
 from fractatlas.cli import hydra_command
 from fractatlas.cli.runs import write_page
 from fractatlas.config.schema import TrainConfig
+from fractatlas.errors import InputError
 from fractatlas.progress_bar import waiting
 from fractatlas.signals import exit_on_stop_signals
 from fractatlas.training.silence_warnings import quieten
 
 log = logging.getLogger(__name__)
+TRACKERS = {"mlflow": "mlflow-skinny", "wandb": "wandb"}  # module: package
 SEARCH_HELP = """usage: fractatlas search [KEY=VALUE ...]
 
 Search hyperparameters with Optuna: the same as fractatlas train -m hparams_search=optuna [KEY=VALUE ...].
@@ -43,7 +46,7 @@ def search() -> None:
 
 
 def _check(config: dict[str, Any]) -> None:
-    """Check the data folder, the table of the split and the file of the weights."""
+    """Check the data folder, the packages of the trackers, the table of the split and the file of the weights."""
     from fractatlas.data.sources.fracatlas import require_layout
     from fractatlas.data.splits import read_split
     from fractatlas.models.weight_files import find_weights
@@ -52,6 +55,9 @@ def _check(config: dict[str, Any]) -> None:
     if data["prepare"] is None or Path(data["root"]).exists():
         require_layout(Path(data["root"]))
     hydra_command.require_accelerator(config["trainer"])
+    for module, package in TRACKERS.items():
+        if config["logger"].get(module) and importlib.util.find_spec(module) is None:
+            raise InputError(f"logger={module} needs {package}: pip install {package}")
     table = config["split"].get("path") or config["split"].get("previous")
     if table and not (resume and (Path(resume) / "split.csv").is_file()):  # a resumed run uses its own split
         read_split(Path(table))

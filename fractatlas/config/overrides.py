@@ -47,7 +47,7 @@ RESUMABLE = ("resume", "trusted_targets", "test", "report", "trainer.max_epochs"
              "trainer.devices", "data.root", "data.cache", "data.cache_dir", "data.num_workers",
              "data.pin_memory")  # fmt: skip
 # Settings that do not make two runs different: where and how fast they train. A longer training has another result.
-NOT_COMPARED = ("paths.", "logger.save_dir", "callbacks.checkpoint.dirpath", "model.weights_dir",
+NOT_COMPARED = ("paths.", "logger.", "callbacks.checkpoint.dirpath", "model.weights_dir",
                 *(key for key in RESUMABLE if key != "trainer.max_epochs"))  # fmt: skip
 
 

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, dataclass_transform, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Interval, Len, Lt
-from pydantic import ConfigDict, Field, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from fractatlas.config.trusted import SWITCH, is_trusted
 
@@ -383,6 +391,47 @@ class TensorBoard(Strict):
     version: str
 
 
+class Csv(Strict):
+    """Write the curves to a CSV file."""
+
+    _target_: Literal["fractatlas.training.trackers.CsvLogger"]
+    save_dir: str
+    version: Name
+
+
+class Mlflow(Strict):
+    """Log to MLflow."""
+
+    _target_: Literal["fractatlas.training.trackers.MlflowLogger"]
+    experiment_name: Annotated[str, Field(min_length=1)]
+    tracking_uri: Annotated[str, Field(min_length=1)]
+    run_folder: str
+
+
+class Wandb(Strict):
+    """Log to Weights & Biases."""
+
+    _target_: Literal["fractatlas.training.trackers.WandbLogger"]
+    project: Name
+    entity: Name | None
+    offline: bool
+    run_folder: str
+
+
+class Loggers(Strict):
+    """Trackers of a run; ``logger=[tensorboard,csv]`` chooses several."""
+
+    tensorboard: TensorBoard | None = None
+    csv: Csv | None = None
+    mlflow: Mlflow | None = None
+    wandb: Wandb | None = None
+
+
+def _logger_schema(part: Any) -> str:
+    """Return the schema of a logger: older runs and loggers of other packages have one ``_target_`` at the top."""
+    return "TensorBoard" if isinstance(part, dict) and "_target_" in part else "Loggers"
+
+
 class Paths(Strict):
     """Folders; every default is relative to ``root``."""
 
@@ -404,7 +453,11 @@ Model = Annotated[DenseNet | ResNet, _BY_TARGET, EXTENSIBLE]
 Loss = Annotated[BinaryCrossEntropy, EXTENSIBLE]
 AnyOptimizer = Annotated[Adam | SGD, _BY_TARGET, EXTENSIBLE]
 Scheduler = Annotated[ConstantSchedule | CosineSchedule, _BY_TARGET, EXTENSIBLE]
-Logger = Annotated[TensorBoard, EXTENSIBLE]
+Logger = Annotated[
+    Annotated[Loggers, Tag("Loggers")] | Annotated[TensorBoard, Tag("TensorBoard")],
+    Discriminator(_logger_schema),
+    EXTENSIBLE,
+]
 Threshold = Annotated[FixedThreshold | YoudenThreshold | SensitivityThreshold, _BY_TARGET]
 
 
@@ -467,6 +520,7 @@ class PredictConfig(Strict):
     ckpt: TypedPath
     input: TypedPath
     heatmaps: bool
+    dicom_out: bool
     gradcam: bool
     box_threshold: Proportion | None
     batch_size: Positive

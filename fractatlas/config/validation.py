@@ -71,7 +71,7 @@ def validate(config: DictConfig, schema_class: type, trusted_targets: Sequence[s
     except ValidationError as error:
         raise InputError("\n".join(_messages(error, schema_class))) from None
     for key, is_partial in extensible_keys(schema_class).items():
-        if plain[key]["_target_"] not in schema.listed_targets():
+        if "_target_" in plain[key] and plain[key]["_target_"] not in schema.listed_targets():
             trusted.check_part(key, plain[key], prefixes, is_partial)
     return plain
 

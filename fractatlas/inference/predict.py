@@ -16,15 +16,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fractatlas.build import build_trainer
+from fractatlas.build import build_trainer, model_name
 from fractatlas.data.images import UnreadableError, read_radiograph
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
 from fractatlas.evaluation.candidates import CORNERS, DECIMALS
 from fractatlas.evaluation.localisation import place
+from fractatlas.evaluation.operating_point import DEFAULT_OPERATING_POINT
 from fractatlas.evaluation.overlays import annotate, full_heat, overlay
+from fractatlas.inference import dicom_out
 from fractatlas.inference.inputs import Inputs
-from fractatlas.inference.model import UNFINISHED, load_model
+from fractatlas.inference.model import UNFINISHED, Model, load_model
 from fractatlas.io import atomic_path, write_csv
 from fractatlas.progress_bar import track
 from fractatlas.training.silence_warnings import quieten
@@ -33,6 +35,7 @@ from fractatlas.wording import plural
 log = logging.getLogger(__name__)
 
 OVERLAY_SIDE = 512  # pixels of the shorter side
+DICOM_SIDE = 1024  # the same of an overlay in a DICOM file
 SHOWN_ERRORS = 10  # in the log; errors.csv lists all
 READ_AHEAD = 2  # batches of preprocessed images that may wait for the network
 T = TypeVar("T")
@@ -47,14 +50,15 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     probability reaches the threshold). ``errors.csv`` has ``path, error`` for each unreadable file or folder. If the
     network has a fracture map, ``boxes.csv`` has ``path, left, top, right, bottom, score`` for each box of
     ``Prediction.boxes``. With ``heatmaps``, each readable image is drawn with its heatmap and these boxes in
-    ``overlays/``.
+    ``overlays/``. With ``dicom_out``, each DICOM image has an overlay and a structured report in ``dicom/``;
+    ``errors.csv`` lists those that cannot be written.
 
     Args:
         config: a checked ``PredictConfig``, plain.
         inputs: the result of ``find_inputs(config["input"])``.
 
     Returns:
-        The number of inputs that could not be read.
+        The number of inputs that could not be read, or for which a DICOM result could not be written.
 
     Raises:
         InputError: the file is not a checkpoint of this project, this machine does not have the accelerator, or
@@ -81,7 +85,7 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     for name in ("predictions.csv", "errors.csv", "boxes.csv"):
         (run / name).unlink(missing_ok=True)
     overlays = [*(run / "overlays").glob(f"{'[0-9]' * 5}_*.jpg")]
-    for file in overlays:
+    for file in (*overlays, *(run / "dicom").glob(f"{'[0-9]' * 5}_*.dcm")):
         file.unlink()
     if overlays:
         log.info("removed %s of an earlier prediction from %s", plural(len(overlays), "overlay"), run / "overlays")
@@ -90,6 +94,8 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     paths: list[str] = []
     logits: list[Tensor] = []
     boxes: dict[str, np.ndarray] = {}
+    written: list[str] = []  # paths with a DICOM result
+    unwritten: dict[str, str] = {}
     threads, ahead = config["threads"] or os.cpu_count() or 1, READ_AHEAD * config["batch_size"]
 
     def prepare(image: Image.Image) -> Sized:
@@ -99,17 +105,29 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     images = track(read_ahead(inputs.images, prepare, threads, ahead), "predicting", len(inputs.images))
     for batch_paths, pixels, sizes in batches(images, config["batch_size"], errors):
         with trainer.precision_plugin.forward_context():
-            batch_logits, heat = model.forward(pixels, config["heatmaps"] or finds_boxes, config["gradcam"])
+            batch_logits, heat = model.forward(
+                pixels, config["heatmaps"] or config["dicom_out"] or finds_boxes, config["gradcam"]
+            )
         for row, path in enumerate(batch_paths if heat is not None else ()):
             assert heat is not None
             cells, found = heat[row].float().cpu().numpy(), None
             if finds_boxes:
                 found = model.find_boxes(cells, sizes[row], box_threshold)
                 boxes[path] = found
+            name, probability = f"{len(paths) + row + 1:05d}_{_safe_name(path)}", batch_logits[row].sigmoid().item()
             if config["heatmaps"]:
-                file = run / "overlays" / f"{len(paths) + row + 1:05d}_{_safe_name(path)}.jpg"
-                probability = batch_logits[row].sigmoid().item()
+                file = run / "overlays" / f"{name}.jpg"
                 write_overlay(file, path, cells, model.preprocess, probability, found, box_threshold)
+            if config["dicom_out"] and dicom_out.is_dicom_file(Path(path)):
+                drawn = draw_overlay(
+                    path, cells, model.preprocess, probability, found, box_threshold, DICOM_SIDE, dicom_out.NOTICE
+                )
+                findings = _findings(model, batch_logits[row : row + 1], found)
+                try:
+                    dicom_out.write_results(Path(path), drawn, findings, run / "dicom" / name)
+                    written.append(path)
+                except dicom_out.DicomResultError as error:
+                    unwritten[path] = str(error)
         paths += batch_paths
         logits.append(batch_logits.double().cpu())
     probabilities, calibrated, fractured = model.decide(torch.cat(logits) if logits else torch.zeros(0))
@@ -119,10 +137,14 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     else:
         log.warning(UNFINISHED, model.checkpoint)
     columns["prediction"] = fractured.astype(np.int64)
-    if errors:
-        for path, reason in list(errors.items())[:SHOWN_ERRORS]:
+    if config["dicom_out"]:
+        others = len(paths) - len(written) - len(unwritten)
+        skipped = f"; {plural(others, 'input')} skipped, because only DICOM files have one" if others else ""
+        log.info("%s in %s%s", plural(len(written), "DICOM result"), run / "dicom", skipped)
+    if listed_errors := [*errors.items(), *unwritten.items()]:
+        for path, reason in listed_errors[:SHOWN_ERRORS]:
             log.warning("%s: %s", path, reason)
-        write_csv(run / "errors.csv", pd.DataFrame(list(errors.items()), columns=["path", "error"]))
+        write_csv(run / "errors.csv", pd.DataFrame(listed_errors, columns=["path", "error"]))
     if finds_boxes:
         if config["box_threshold"] is None and "box_threshold" not in (model.operating_point or {}):
             log.warning("%s stores no box_threshold, so %g is used", model.checkpoint, model.box_threshold)
@@ -139,7 +161,21 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
         log.info("%s: probability %.4f, %s", paths[0], probabilities[0], decision)
     counted = plural(len(paths), "image")
     log.info("%s, %d predicted fractured%s; results in %s", counted, fractured.sum(), unreadable, run)
-    return len(errors)
+    return len(errors) + len(unwritten)
+
+
+def _findings(model: Model, logits: Tensor, boxes: np.ndarray | None) -> dicom_out.Findings:
+    """Return what a DICOM result says, from the logit (1,) of an image and its boxes."""
+    (probability,), (calibrated,), (fractured,) = model.decide(logits)
+    point = model.operating_point
+    return dicom_out.Findings(
+        float(probability),
+        float(calibrated) if point else None,
+        bool(fractured),
+        (point or DEFAULT_OPERATING_POINT)["threshold"],
+        boxes,
+        f"{model_name(model.config)} {model.checkpoint.name}",
+    )
 
 
 def write_overlay(
@@ -151,11 +187,25 @@ def write_overlay(
     boxes: np.ndarray | None = None,
     box_threshold: float | None = None,
 ) -> None:
+    """Write the result of ``draw_overlay`` to a JPEG ``file``."""
+    drawn = draw_overlay(path, heat, preprocess, probability, boxes, box_threshold)
+    with atomic_path(file) as temporary:
+        drawn.save(temporary, "JPEG", quality=90)
+
+
+def draw_overlay(
+    path: str,
+    heat: np.ndarray,
+    preprocess: Preprocess,
+    probability: float,
+    boxes: np.ndarray | None = None,
+    box_threshold: float | None = None,
+    side: int = OVERLAY_SIDE,
+    notice: str = "",
+) -> Image.Image:
     """Draw the radiograph in ``path`` with its heatmap and boxes.
 
     Args:
-        file: a JPEG. The radiograph has ``OVERLAY_SIDE`` pixels on its shorter side; below it are the probability, the
-            key of the colours, and how many boxes there are.
         path: of the radiograph.
         heat: (h, w), a fracture map if ``boxes`` is given, drawn in the colours of ``full_heat``; otherwise Grad-CAM,
             whose maximum is drawn as ``probability``.
@@ -163,9 +213,15 @@ def write_overlay(
         probability: of a fracture.
         boxes: float (n, 5), as ``Prediction.boxes``.
         box_threshold: smallest score of a box.
+        side: pixels of the shorter side of the radiograph.
+        notice: text for the last line.
+
+    Returns:
+        An image of mode ``RGB``; below the radiograph are the probability, the key of the colours, and how many boxes
+        there are.
     """
     image = read_radiograph(Path(path))
-    scale = OVERLAY_SIDE / min(image.size)
+    scale = side / min(image.size)
     view = np.array(preprocess.view(*image.size)) * scale
     width, height = (max(1, round(side * scale)) for side in image.size)
     heat, note, maximum = place(heat, view, width, height), "", "maximum"
@@ -177,9 +233,7 @@ def write_overlay(
         boxes = boxes * [scale, scale, scale, scale, 1]
         note = f"{plural(len(boxes), 'box', 'boxes')} of the fracture map" if len(boxes) else "no box"
     drawn = overlay(image.resize((width, height)), heat, view=view, candidates=boxes)
-    drawn = annotate(drawn, probability, heat.max(), note, maximum)
-    with atomic_path(file) as temporary:
-        drawn.save(temporary, "JPEG", quality=90)
+    return annotate(drawn, probability, heat.max(), "; ".join(filter(None, (note, notice))), maximum)
 
 
 def read_ahead(

@@ -44,7 +44,8 @@ class InputGrid(callbacks.Callback):
     @torch.no_grad()
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the grid, except in a resumed run, which has one."""
-        if not trainer.is_global_zero or not isinstance(trainer.logger, TensorBoardLogger) or trainer.ckpt_path:
+        board = _tensorboard(trainer)
+        if not trainer.is_global_zero or board is None or trainer.ckpt_path:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         dataset, boxes = data.dataset("train"), data.boxes("train")
@@ -54,7 +55,7 @@ class InputGrid(callbacks.Callback):
             images, boxes = data.augment(batch["image"], [boxes[row] for row in rows])
         images = data.preprocess.denormalise(data.preprocess.normalise(images))
         tiles = [_draw_tile(*tile) for tile in zip(images, batch["label"], boxes, strict=True)]
-        trainer.logger.experiment.add_image("x-rays/train_input", make_grid(tiles, nrow=4, padding=4, pad_value=255), 0)
+        board.experiment.add_image("x-rays/train_input", make_grid(tiles, nrow=4, padding=4, pad_value=255), 0)
 
 
 class MapGrid(callbacks.Callback):
@@ -69,7 +70,8 @@ class MapGrid(callbacks.Callback):
         network: Any = pl_module
         if network.backbone.map is None or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        if not trainer.is_global_zero or not isinstance(trainer.logger, TensorBoardLogger):
+        board = _tensorboard(trainer)
+        if not trainer.is_global_zero or board is None:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         dataset, boxes = trainer.val_dataloaders.dataset, data.boxes("val")  # type: ignore[union-attr]
@@ -87,7 +89,11 @@ class MapGrid(callbacks.Callback):
         ]
         grid = make_grid(torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2), nrow=4, padding=4, pad_value=255)
         # The step that was completed last: a run that resumes at the next one keeps this entry.
-        trainer.logger.experiment.add_image("x-rays/val_fracture_map", grid, trainer.global_step - 1)
+        board.experiment.add_image("x-rays/val_fracture_map", grid, trainer.global_step - 1)
+
+
+def _tensorboard(trainer: Trainer) -> TensorBoardLogger | None:
+    return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
 
 
 def _draw_tile(image: torch.Tensor, label: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:

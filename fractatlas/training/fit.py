@@ -39,6 +39,7 @@ from fractatlas.training.scoring import predict_subset, score_heatmaps, write_sc
 from fractatlas.training.silence_warnings import quieten
 from fractatlas.training.tensorboard import RunLogger, hyperparameters
 from fractatlas.training.timing import RunTimer
+from fractatlas.training.trackers import log_result
 from fractatlas.wording import format_duration, plural
 
 log = logging.getLogger(__name__)
@@ -88,14 +89,16 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
         raise InputError("model.compile=true: there is no C++ compiler; install g++ or use model.compile=false")
     config = config | {"trainer": config["trainer"] | {"precision": _precision(config["trainer"], resumed)}}
     # Everything that can be refused is built before images are read and before a file of the run changes.
-    logger = _build_logger(config, purge_step)
-    if isinstance(logger, RunLogger):
-        stack.enter_context(closing(logger))
+    trackers = _build_loggers(config, purge_step)
+    for tracker in trackers:
+        if hasattr(tracker, "close"):
+            stack.enter_context(closing(tracker))
+    board = next((tracker for tracker in trackers if isinstance(tracker, RunLogger)), None)
     trainer = build_trainer(
         config,
         run,
         callbacks=[*(build(part) for part in config["callbacks"].values() if part), timer, *callbacks],
-        logger=logger,
+        logger=trackers,
         plugins=[AtomicCheckpointIO()],
         enable_progress_bar=bool(config["callbacks"]["progress_bar"]),  # otherwise Lightning adds one of its own
     )
@@ -111,8 +114,8 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
         if config["resume"]:
             record_changes(run, config, purge_step or 0)
         (run / "metrics.json").unlink(missing_ok=True)  # a resumed run is not finished
-        if isinstance(logger, RunLogger):
-            logger.remove_comparison()
+        if board:
+            board.remove_comparison()
         write_csv(run / "catalogue.csv", data.catalogue)
         write_csv(run / "split.csv", data.split)
         timer.write()
@@ -150,16 +153,14 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
             "seed": config["seed"],
         }
         record = write_scores(run, record, predictions, data, trainer, heatmaps, timer.seconds)
-        if isinstance(logger, RunLogger):
+        values, scores = hyperparameters(config), _final_scores(record, subsets)
+        if board:
             if heatmaps:
                 is_map = record["heatmaps"] == FRACTURE_MAP
                 full = full_heat(record["operating_point"].get("box_threshold")) if is_map else None
-                _log_heatmaps(logger, heatmaps, data, predictions, full, trainer.global_step)
-            logger.write_comparison(hyperparameters(config) | _final_scores(record, subsets))
-        else:
-            logger.log_hyperparams(hyperparameters(config))
-            logger.log_metrics(_final_scores(record, subsets), trainer.global_step)
-            logger.save()
+                _log_heatmaps(board, heatmaps, data, predictions, full, trainer.global_step)
+            board.write_comparison(values | scores)
+        log_result([one for one in trackers if one is not board], values, scores, trainer.global_step)
         timer.write()
         _log_duration(record["timing"])
         log.info("results in %s", run)
@@ -204,11 +205,15 @@ def _log_training_loss(history: list[dict[str, float]], batches: int) -> None:
     log.info("training loss of %s, which should approach 0: %s", plural(batches, "batch", "batches"), ends)
 
 
-def _build_logger(config: dict[str, Any], step: int | None) -> Any:
-    """Build the logger; TensorBoard's entries after ``step``, from which a run resumes, are deleted."""
-    if config["logger"]["_target_"] not in listed_targets():
-        return build(config["logger"])
-    return build(config["logger"], default_hp_metric=False, purge_step=step)
+def _build_loggers(config: dict[str, Any], step: int | None) -> list[Any]:
+    """Build the loggers; entries after ``step``, from which a run resumes, are deleted from files."""
+    parts = config["logger"]
+    if "_target_" in parts:  # a logger of another package, or a run of an older version
+        if parts["_target_"] not in listed_targets():
+            return [build(parts)]
+        parts = {"tensorboard": parts}
+    options = {"tensorboard": {"default_hp_metric": False}}
+    return [build(part, purge_step=step, **options.get(name, {})) for name, part in parts.items() if part]
 
 
 def _final_scores(record: dict[str, Any], subsets: list[str]) -> dict[str, float]:

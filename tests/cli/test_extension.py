@@ -32,7 +32,7 @@ def not_a_backbone():
 EXTENDED = (
     *(option for option in SMALL if not option.startswith("model")), "data.root=phantoms", "trainer.max_epochs=1",
     "--config-dir=my_conf", "model=small", "loss=focal", "optimizer=sign", "scheduler._target_=mypackage.linear",
-    "augment._target_=mypackage.Invert", "logger=csv", "report=true",
+    "augment._target_=mypackage.Invert", "logger=own", "report=true",
 )  # fmt: skip
 TRUSTED = "trusted_targets=[mypackage,lightning.pytorch.loggers]"
 
@@ -44,7 +44,7 @@ def package(folder):
     files = dict(re.findall(r"^cat > (\S+) <<'\w+'\n(.*?)^(?:PYTHON|YAML)$", guide, re.MULTILINE | re.DOTALL))
     assert len(files) == 4
     files["mypackage/__init__.py"] += MORE
-    files["my_conf/logger/csv.yaml"] = "_target_: lightning.pytorch.loggers.CSVLogger\nsave_dir: ${paths.output_dir}\n"
+    files["my_conf/logger/own.yaml"] = "_target_: lightning.pytorch.loggers.CSVLogger\nsave_dir: ${paths.output_dir}\n"
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8")

@@ -16,8 +16,6 @@ from fractatlas.config.validation import validate
 from fractatlas.inference.model import Model, load_model
 from fractatlas.models.checkpoint import write_checkpoint
 
-pytest.importorskip("fastapi", reason="needs the extra [serve]")
-pytest.importorskip("httpx2", reason="Starlette's TestClient needs httpx2")
 POINT = {"rule": "fixed", "threshold": 0.4, "temperature": 2.0, "box_threshold": 0.3}
 
 
