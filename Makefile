@@ -8,6 +8,9 @@ DENSENET ?= densenet121
 DATA ?= fracatlas
 RUNS ?= logs/baseline_resnet logs/baseline_densenet
 FAULT_TABLE ?= tests/README.md
+ENGINE ?= docker
+IMAGE ?= fractatlas
+TORCH ?= cpu
 ARGS ?=
 # The options of the search on each data set, and the study names that conf/hydra/sweeper/resumable.yaml gives them.
 SEARCHED_fracatlas := model.variant=$(DENSENET)
@@ -16,7 +19,7 @@ STUDY_fracatlas := $(DENSENET)_fracatlas
 STUDY_phantom := densenet_tiny_phantom
 STUDY ?= $(STUDY_$(DATA))
 
-.PHONY: help setup lock demo data baseline search full-results report tensorboard test integration test-all faults dependencies lint docs bench clean
+.PHONY: help setup lock demo data baseline search full-results report tensorboard test integration test-all faults dependencies lint docs bench image clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,6 +109,10 @@ bench: setup  ## Speed, as ratios within one run
 	$(RUN) benchmarks/reading.py
 	$(RUN) benchmarks/predict.py
 	$(RUN) benchmarks/search.py
+	$(RUN) benchmarks/serving.py
+
+image:  ## Build the container image (TORCH=cpu, or cu130 for an NVIDIA GPU; ENGINE=docker IMAGE=fractatlas)
+	$(ENGINE) build --build-arg TORCH=$(TORCH) --tag $(IMAGE) .
 
 clean:  ## Delete caches and builds; logs/, data/ and .venv stay
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .import_linter_cache *.egg-info build dist docs/_build

@@ -28,6 +28,41 @@ AXIS_ERRORS = {
     rf"Could not append to config\. An item is already at '{AXES}([^']+)'(?s:.*?)=(.*?)'?$": "already there",
     rf"Sweeping over Hydra's configuration is not supported : '\+*{AXES}([^=]+)=(.*)'$": "needs double quotes",
 }
+# What has the effect of a key of lightning-hydra-template or of Lightning; a key stands for those below it, too.
+OTHER_NAMES = {
+    "callbacks.model_checkpoint": "monitor=METRIC selects the best checkpoint",
+    "callbacks.model_summary": "trainer.enable_model_summary=true",
+    "callbacks.rich_progress_bar": "callbacks.progress_bar=null disables the bar",
+    "data.data_dir": "paths.data_root=DIR",
+    "data.train_val_test_split": "split.ratios=[0.7,0.15,0.15]",
+    "epochs": "trainer.max_epochs=N",
+    "extras": "--cfg job prints the configuration, task_name=NAME names the folder of the run",
+    "logger.name": "logger.tensorboard.name=NAME",
+    "logger.save_dir": "logger.tensorboard.save_dir=DIR",
+    "logger.version": "logger.tensorboard.version=NAME",
+    "model.lr": "optimizer.lr=RATE",
+    "model.net": "model.variant=NAME",
+    "model.optimizer": "optimizer=adamw optimizer.lr=RATE",
+    "model.scheduler": "scheduler=cosine",
+    "optimized_metric": "monitor=METRIC",
+    "print_config": "--cfg job prints the configuration",
+    "tags": "task_name=NAME names the folder of the run",
+    "train": "fractatlas evaluate ckpt=RUN scores without training",
+    "trainer.callbacks": "callbacks=default, early_stopping or averaged",
+    "trainer.default_root_dir": "hydra.run.dir=DIR",
+    "trainer.fast_dev_run": "debug=one_batch runs one batch of each subset",
+    "trainer.gpus": "trainer=gpu trainer.devices=N",
+    "trainer.logger": "logger=tensorboard, csv, mlflow or wandb",
+    "trainer.max_steps": "trainer.max_epochs=N trainer.limit_train_batches=N",
+    "trainer.resume_from_checkpoint": "resume=RUN",
+    "trainer.val_check_interval": "trainer.check_val_every_n_epoch=N",
+    "work_dir": "hydra.run.dir=DIR",
+}
+# The same for keys whose equivalent depends on the command.
+CHECKPOINT_NAMES = {
+    "resume": "resume=RUN continues a run, model.weights=RUN starts from its weights",
+    "ckpt": "ckpt=RUN",
+}
 SCHEMA_NAMES = {part.__name__ for part in schema.parts()}
 
 
@@ -163,6 +198,8 @@ def unknown_key_message(key: str, schema_class: type) -> str:
     """Return one line for a ``key`` that the schema does not have, with the most similar key that it has."""
     known = sorted({*known_keys(schema_class), *known_keys(schema.SearchConfig, "hydra.sweeper.")})
     parent, _, leaf = key.rpartition(".")
+    if other := _other_name(key, schema_class):
+        return f"unknown key '{key}'; here: {other}"
     if key in known and key.startswith("hydra."):
         return f"unknown key '{key}' of a grid; only a search has it: add hparams_search=optuna"
     if key in known:
@@ -174,6 +211,17 @@ def unknown_key_message(key: str, schema_class: type) -> str:
     siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent and "._" not in name]
     remedy = f"the keys here are {', '.join(siblings)}" if siblings else "--help lists the keys"
     return f"unknown key '{key}'; {remedy}"
+
+
+def _other_name(key: str, schema_class: type) -> str:
+    """Return what has the effect of a key that users of similar projects type, or an empty string."""
+    hints = get_type_hints(schema_class)
+    if key == "ckpt_path":
+        return next((text for name, text in CHECKPOINT_NAMES.items() if name in hints), "")
+    if "optimizer" not in hints:  # the table is about training
+        return ""
+    parents = [key.rsplit(".", count)[0] for count in range(key.count(".") + 1)]
+    return next((OTHER_NAMES[name] for name in parents if name in OTHER_NAMES), "")
 
 
 def _dataclasses_in(hint: Any) -> Iterator[type]:

@@ -5,8 +5,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
+from fractatlas.config import validation
 from fractatlas.config.overrides import CONF, compose_config
-from fractatlas.config.schema import EvaluateConfig, TrainConfig
+from fractatlas.config.schema import EvaluateConfig, PredictConfig, TrainConfig
 from fractatlas.config.validation import explain, group_keys, known_keys, metric_mode, path_keys, unknown_key_message
 from fractatlas.errors import InputError
 
@@ -79,3 +80,39 @@ def test_groups_and_paths_of_a_schema():
 def test_a_smaller_value_is_better_for_a_loss_only():
     assert metric_mode("val/loss") == "min"
     assert {metric_mode(f"val/{name}") for name in ("accuracy", "auroc", "mcc")} == {"max"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "here"),
+    [
+        ("print_config=true", "--cfg job prints the configuration"),
+        ("+trainer.fast_dev_run=true", "debug=one_batch runs one batch of each subset"),
+        ("trainer.fast_dev_run=true", "debug=one_batch runs one batch of each subset"),
+        ("tags=[dev,test]", "task_name=NAME names the folder of the run"),
+        ("ckpt_path=last.ckpt", "resume=RUN continues a run, model.weights=RUN starts from its weights"),
+        ("callbacks.model_checkpoint.monitor=val/acc", "monitor=METRIC selects the best checkpoint"),
+        ("model.optimizer.lr=0.1", "optimizer=adamw optimizer.lr=RATE"),
+        ("logger.save_dir=logs", "logger.tensorboard.save_dir=DIR"),
+        ("extras.enforce_tags=true", "--cfg job prints the configuration"),
+    ],
+)
+def test_switches_of_similar_projects_are_answered_with_the_name_used_here(typed, here):
+    key = typed.lstrip("+").partition("=")[0]
+    with pytest.raises(InputError) as error:
+        compose_config([typed])
+    assert str(error.value).startswith(f"unknown key '{key}'; here: {here}")
+    assert "\n" not in str(error.value)
+
+
+def test_every_key_that_an_answer_names_exists():
+    known = {*known_keys(TrainConfig), *group_keys(TrainConfig), "hydra.run.dir", "ckpt", "debug"}
+    for key, text in validation.OTHER_NAMES.items():
+        assert key not in known - {"logger.save_dir", "logger.name", "logger.version"}
+        named = re.findall(r"([a-z_.]+)=", text)
+        assert named or text.startswith("--cfg job")
+        assert set(named) <= known, key
+
+
+def test_the_checkpoint_of_the_other_commands_has_their_key():
+    assert unknown_key_message("ckpt_path", EvaluateConfig) == "unknown key 'ckpt_path'; here: ckpt=RUN"
+    assert "; here:" not in unknown_key_message("tags", PredictConfig)

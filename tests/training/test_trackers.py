@@ -1,6 +1,8 @@
 """Trackers: what each records, read back by its own client, and what a resumed run continues."""
 
 import json
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -124,20 +126,32 @@ def test_a_run_logs_to_every_tracker_and_a_resumed_run_continues_them(configurat
 def wandb_history(folder: Path) -> dict:
     """Return the last value of each metric, and the configuration, of an offline log."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
-    store = DataStore()
-    store.open_for_scan(str(next(folder.glob("*.wandb"))))
     values: dict = {"config": {}}
-    while (content := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(content)
+    for content in log_records(next(folder.glob("*.wandb")).read_bytes()):
+        record = wandb_internal_pb2.Record.FromString(content)
         for item in record.history.item:
             values["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
         for update in (record.config.update, record.run.config.update):
             for item in update:
                 values["config"][item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
     return values
+
+
+def log_records(content: bytes) -> Iterator[bytes]:
+    """Yield the records of a file in LevelDB's log format, which wandb writes after a header of 7 bytes."""
+    assert content[:4] == b":W&B"
+    position, parts = 7, []
+    while position + 7 <= len(content):
+        if 32768 - position % 32768 < 7:  # the rest of a block is padding
+            position += 32768 - position % 32768
+            continue
+        length, kind = struct.unpack_from("<HB", content, position + 4)
+        parts.append(content[position + 7 : position + 7 + length])
+        position += 7 + length
+        if kind in (1, 4):  # complete, or the last part
+            yield b"".join(parts)
+            parts = []
 
 
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
