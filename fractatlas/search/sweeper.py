@@ -52,7 +52,12 @@ NOT_COMPARED = ("paths.", "logger.", "resume", "task_name", "test", "report", "d
                 "callbacks.checkpoint.", "callbacks.learning_rate", "callbacks.progress",
                 "callbacks.input_grid")  # fmt: skip
 MAX_FIRST_FAILURES = 3  # in a row, before any trial succeeds
+MAX_LOST = 3  # failures of the launcher in a row, before the search ends
 MAX_REPETITIONS = 100  # samples in a row that repeat earlier trials, before the search ends
+
+
+class _LauncherError(Exception):
+    """Report that the launcher failed, for example because a cluster has ended a job; the message is the reason."""
 
 
 class ResumableSweeper(Sweeper):
@@ -217,7 +222,7 @@ class ResumableSweeper(Sweeper):
             )
 
     def _run(self) -> None:
-        failures, succeeded, waiting = 0, False, False
+        failures, succeeded, waiting, lost = 0, False, False, 0
         while True:
             storage.repeat_stale_trials(self.study)
             counted = storage.counted_trials(self.study)
@@ -231,11 +236,20 @@ class ResumableSweeper(Sweeper):
                 waiting = True
                 time.sleep(min(1, self.search["heartbeat_timeout"] / 4))
                 continue
-            with ExitStack() as heartbeats:
-                asked = [self._ask(heartbeats) for _ in range(min(missing, self.search["n_jobs"]))]
-                if not (trials := [trial for trial in asked if trial]):
-                    continue
-                self._launch(trials)
+            try:
+                with ExitStack() as heartbeats:  # an exception enqueues the trials that are still running again
+                    asked = [self._ask(heartbeats) for _ in range(min(missing, self.search["n_jobs"]))]
+                    if not (trials := [trial for trial in asked if trial]):
+                        continue
+                    self._launch(trials)
+            except _LauncherError as error:
+                lost += 1
+                if lost == MAX_LOST:
+                    problem = f"the launcher failed {lost} times in a row, the last time with: {error}"
+                    raise InputError(f"{problem}; correct hydra.launcher, and repeat the command") from None
+                log.warning("the launcher failed, its unfinished trials are repeated: %s", error)
+                continue
+            lost = 0
             for trial in trials:
                 log.info("%s: %s", self._place(trial.number), report.describe(self.study, trial.number, self.monitor))
             self._report()
@@ -294,7 +308,10 @@ class ResumableSweeper(Sweeper):
             suffix = "" if repeated is None else f" (repeats trial {repeated})"
             log.info("%s: %s%s", self._place(trial.number), values, suffix)
         overrides = [[*self._overrides(trial.params), f"hydra.sweep.subdir={trial.number}"] for trial in trials]
-        returns = self.launcher.launch(overrides, initial_job_idx=trials[0].number)
+        try:
+            returns = self.launcher.launch(overrides, initial_job_idx=trials[0].number)
+        except Exception as error:  # launchers raise exceptions of many packages
+            raise _LauncherError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
         for trial, job in zip(trials, returns, strict=True):
             if self.study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:
                 # Hydra could not start the trial, and returns its exception.

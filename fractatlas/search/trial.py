@@ -32,6 +32,7 @@ from fractatlas.report.report_page import write_report
 from fractatlas.search import report, storage
 from fractatlas.signals import STOPPED
 from fractatlas.training.fit import train
+from fractatlas.training.resume import LAST
 
 log = logging.getLogger(__name__)
 TRIAL = "FRACATLAS_TRIAL"  # environment variable of a trial's own process: the search's configuration and the number
@@ -76,6 +77,8 @@ def run_trial(search: dict[str, Any], config: DictConfig) -> float | None:
         plain = validate(config, TrainConfig)
         trial.set_user_attr("seed", plain["seed"])
         run = Path(plain["paths"]["output_dir"])
+        if plain["callbacks"]["last"] and (run / "checkpoints" / LAST).is_file():
+            plain["resume"] = str(run)  # a cluster has ended the job of this trial and started it again
         if runs_on_one_device(plain["trainer"]):
             train(plain, [ReportToStudy(trial, plain["monitor"])])
         else:
