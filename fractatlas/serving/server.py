@@ -1,6 +1,7 @@
 """Load a checkpoint and serve it until a signal stops the server."""
 
 import logging
+import os
 import socket
 import warnings
 from contextlib import suppress
@@ -59,7 +60,8 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=256)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        known = error.errno is not None and error.errno > 0  # a name that cannot be resolved has a negative number
+        reason = (os.strerror(error.errno) if known else error.strerror or str(error)).lower()
         raise InputError(f"cannot listen on host={host} port={port}: {reason}; use another host or port") from None
 
 

@@ -107,13 +107,17 @@ def test_a_request_without_a_readable_file_has_status_422(client):
         ),
         ({"method": "POST", "url": "/v1/predict?map=perhaps", "files": files(b"x")}, 400, "map: "),
         ({"method": "POST", "url": "/v1/predict", "files": files(*[b"x"] * 4)}, 413, "more than 3 files"),
-        ({"method": "POST", "url": "/v1/predict", "files": files(b"x" * 5000)}, 413, "larger than 4,096 bytes"),
+        ({"method": "POST", "url": "/v1/predict", "files": files(b"x" * 9000)}, 413, "larger than 8,192 bytes"),
+        (
+            {"method": "POST", "url": "/v1/predict", "files": files(b"x", name="a" * 5000)},
+            400, "malformed multipart request",
+        ),
         ({"method": "GET", "url": "/v1/predict"}, 405, "Method Not Allowed"),
         ({"method": "GET", "url": "/v2"}, 404, "Not Found"),
     ],
 )  # fmt: skip
 def test_a_wrong_request_has_a_status_and_an_error(client, request_, status, problem):
-    answer = client("max_files=3", "max_bytes=4096").request(**request_)
+    answer = client("max_files=3", "max_bytes=8192").request(**request_)
     assert answer.status_code == status
     assert problem in answer.json()["error"]["problem"]
     assert answer.json()["error"]["remedy"]

@@ -1,14 +1,11 @@
-"""The page in Chromium, driven by chromedriver: results, errors, controls, and the width of a phone."""
+"""The page in Chromium: results, errors, controls, and the width of a phone."""
 
 import base64
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -18,94 +15,126 @@ from tests.data.test_images import NOISE, dicom
 from tests.serving.conftest import png
 from tests.serving.processes import running
 
-ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of an element's id in the WebDriver protocol
 SECONDS = 60
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]  # fmt: skip
+         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+         "--remote-debugging-pipe"]  # fmt: skip
 SCREENSHOTS = os.environ.get("FRACTATLAS_SCREENSHOTS")  # a folder that receives the pictures of the documentation
 
 
 class Browser:
-    """A session of the WebDriver protocol (https://www.w3.org/TR/webdriver2)."""
+    """A page in Chromium, controlled by the Chrome DevTools Protocol.
 
-    def __init__(self, driver: str, folder: Path, width: int, height: int):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    With ``--remote-debugging-pipe``, Chromium reads commands from file descriptor 3 and writes answers and events to
+    file descriptor 4, as JSON that ends with a null byte.
+    """
+
+    def __init__(self, program: str, profile: Path, width: int, height: int):
+        commands, self.output = os.pipe()
+        self.input, answers = os.pipe()
+
+        def redirect() -> None:
+            # Above 4 first, in case one of the ends has the number 3 or 4.
+            first, second = os.dup(commands), os.dup(answers)
+            while min(first, second) < 5:
+                first, second = os.dup(first), os.dup(second)
+            os.dup2(first, 3)
+            os.dup2(second, 4)
+
+        line = [program, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         self.process = subprocess.Popen(
-            [driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            line, pass_fds=(3, 4), preexec_fn=redirect, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        self.address = f"http://127.0.0.1:{port}/session"
-        options: dict[str, Any] = {"args": [*FLAGS, f"--user-data-dir={folder}", f"--window-size={width},{height}"]}
-        if width < 500:  # narrower than the smallest window of Chromium
-            options["mobileEmulation"] = {"deviceMetrics": {"width": width, "height": height, "pixelRatio": 2.0}}
-        wanted = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": options,
-                                                   "goog:loggingPrefs": {"browser": "ALL"}}}}  # fmt: skip
-        deadline = time.monotonic() + SECONDS
-        while True:
-            try:
-                self.address += f"/{self.call('POST', '', wanted)['sessionId']}"
-                return
-            except urllib.error.URLError:
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
+        os.close(commands)
+        os.close(answers)
+        self.received, self.number, self.errors = b"", 0, []
+        self.session: dict[str, str] = {}
+        target = next(one for one in self.call("Target.getTargets")["targetInfos"] if one["type"] == "page")
+        attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
+        self.session = {"sessionId": attached["sessionId"]}
+        for domain in ("Page", "Runtime", "Log", "DOM"):
+            self.call(f"{domain}.enable")
+        phone = width < 500
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
+                  deviceScaleFactor=2 if phone else 1, mobile=phone)  # fmt: skip
 
-    def call(self, method: str, path: str, content: Any = None) -> Any:
-        body = None if content is None else json.dumps(content).encode()
-        request = urllib.request.Request(self.address + path, body, {"Content-Type": "application/json"}, method=method)
-        with urllib.request.urlopen(request, timeout=SECONDS) as answer:
-            return json.load(answer)["value"]
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Send a command and return its result; collect errors of the page that are reported meanwhile."""
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": parameters} | self.session
+        os.write(self.output, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._receive()
+            if answer.get("id") == self.number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            if answer.get("method") == "Runtime.exceptionThrown":
+                self.errors.append(answer["params"]["exceptionDetails"]["text"])
+            elif answer.get("method") == "Log.entryAdded":
+                entry = answer["params"]["entry"]
+                if entry["level"] == "error" and entry["source"] != "network":  # a refused file has status 422
+                    self.errors.append(entry["text"])
+
+    def _receive(self) -> dict[str, Any]:
+        while b"\0" not in self.received:
+            content = os.read(self.input, 2**20)
+            assert content, "Chromium has ended"
+            self.received += content
+        message, _, self.received = self.received.partition(b"\0")
+        return json.loads(message)
 
     def open(self, address: str) -> None:
-        self.call("POST", "/url", {"url": address})
+        self.call("Page.navigate", url=address)
+        self.wait("document.readyState === 'complete' && document.querySelector('#drop')")
 
-    def run(self, script: str) -> Any:
-        return self.call("POST", "/execute/sync", {"script": script, "args": []})
+    def run(self, expression: str) -> Any:
+        """Return the value of an expression or of the statements of a function."""
+        if ";" in expression or "return " in expression:
+            expression = f"(() => {{ {expression} }})()"
+        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
 
     def upload(self, *paths: Path) -> None:
-        element = self.call("POST", "/element", {"using": "css selector", "value": "#files"})[ELEMENT]
-        self.call("POST", f"/element/{element}/value", {"text": "\n".join(map(str, paths))})
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector="#files")["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
 
-    def press(self, selector: str, text: str) -> None:
-        element = self.call("POST", "/element", {"using": "css selector", "value": selector})[ELEMENT]
-        self.call("POST", f"/element/{element}/value", {"text": text})
+    def press(self, selector: str, keys: str) -> None:
+        self.run(f"document.querySelector({json.dumps(selector)}).focus()")
+        for key in keys:
+            for kind in ("keyDown", "keyUp"):
+                self.call("Input.dispatchKeyEvent", type=kind, key=key, text=key if kind == "keyDown" else "")
 
-    def wait(self, script: str) -> Any:
+    def wait(self, expression: str) -> None:
         deadline = time.monotonic() + SECONDS
-        while not (value := self.run(script)):
+        while not self.run(f"Boolean({expression})"):
             assert time.monotonic() < deadline, self.text()
             time.sleep(0.1)
-        return value
 
     def text(self) -> str:
-        return self.run("return document.body.innerText")
-
-    def errors(self) -> list[str]:
-        """Return the errors in the console, such as violations of the content security policy."""
-        entries = self.call("POST", "/se/log", {"type": "browser"})
-        return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
+        return self.run("document.body.innerText")
 
     def picture(self, file: Path) -> None:
-        file.write_bytes(base64.b64decode(self.call("GET", "/screenshot")))
+        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def close(self) -> None:
-        try:
-            self.call("DELETE", "")
-        finally:
-            self.process.terminate()
-            self.process.wait(30)
+        self.process.kill()
+        self.process.wait(30)
+        os.close(self.input)
+        os.close(self.output)
 
 
 @pytest.fixture
 def browse(tmp_path):
     """Open a browser of a width and a height: ``browse(1280, 900)``."""
-    driver = shutil.which("chromedriver")
-    if not driver or not shutil.which("chromium"):
-        pytest.skip("no chromedriver: apt-get install chromium-driver")
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not program:
+        pytest.skip("no Chromium: apt-get install chromium")
     opened = []
 
     def start(width: int, height: int) -> Browser:
-        opened.append(Browser(driver, tmp_path / f"profile{len(opened)}", width, height))
+        opened.append(Browser(program, tmp_path / f"profile{len(opened)}", width, height))
         return opened[-1]
 
     yield start
@@ -114,7 +143,7 @@ def browse(tmp_path):
 
 
 PIXELS = """
-const canvas = document.querySelector(arguments[0] || "canvas");
+const canvas = document.querySelector("canvas");
 const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
 let sum = 0;
 for (let index = 0; index < data.length; index += 4) sum += data[index] + data[index + 1] + data[index + 2];
@@ -142,16 +171,16 @@ def test_the_page_shows_results_errors_and_controls(with_map, tmp_path, browse, 
         browser.open(server.address)
         assert "Research only, not a medical device." in browser.text()
         browser.upload(image, hostile, tmp_path / "broken.png", large)
-        browser.wait("return document.querySelector('#status').textContent.startsWith('4 of 4')")
-        browser.wait("return document.querySelectorAll('canvas[data-drawn]').length == 2")
+        browser.wait("document.querySelector('#status').textContent.startsWith('4 of 4')")
+        browser.wait("document.querySelectorAll('canvas[data-drawn]').length == 2")
         shown = browser.text()
         assert "4 of 4 predicted, 2 not read" in shown
         assert shown.count("truncated") + shown.count("not an image") == 2
         assert "onerror=document.title" in shown  # as text
-        assert browser.run("return document.title") == "fractatlas: fractures in radiographs"
+        assert browser.run("document.title") == "fractatlas: fractures in radiographs"
         assert "densenet_tiny" in shown
-        assert browser.run("return document.querySelectorAll('.boxes tbody tr').length") > 0
-        assert browser.errors() == []
+        assert browser.run("document.querySelectorAll('.boxes tbody tr').length") > 0
+        assert browser.errors == []
         drawn = browser.run(PIXELS)
         assert drawn > 0
         set_slider(browser, "opacity", 0)
@@ -176,7 +205,7 @@ def test_the_page_fits_a_phone_and_is_used_with_the_keyboard(without_map, tmp_pa
         browser = browse(390, 844)
         browser.open(server.address)
         browser.upload(tmp_path / "a.png")
-        browser.wait("return document.querySelector('canvas[data-drawn]')")
+        browser.wait("document.querySelector('canvas[data-drawn]')")
         assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
         assert "no fracture map" in browser.text()
         assert browser.run("return document.querySelector('.showboxes').parentElement.hidden")
@@ -190,4 +219,4 @@ def test_the_page_fits_a_phone_and_is_used_with_the_keyboard(without_map, tmp_pa
         assert unlabelled == 0
         if SCREENSHOTS:
             browser.picture(Path(SCREENSHOTS) / "page_phone.png")
-        assert browser.errors() == []
+        assert browser.errors == []

@@ -94,10 +94,11 @@ def test_hostile_uploads_are_answered_and_leave_no_file(with_map, tmp_path, reco
     statuses: Counter = Counter()
     with running(with_map, tmp_path) as server, httpx2.Client(base_url=server.address, timeout=120) as client:
         for number in range(UPLOADS):
-            names = ("a.png", "../../a", "\0", "a" * 5000, "<img src=x onerror=alert(1)>", "\U0001f9b4.dcm")
+            names = ("a.png", "../../a", "\0", "a" * 1000, "<img src=x onerror=alert(1)>", "\U0001f9b4.dcm")
             uploads = files(fuzz.mutant(number, contents), name=names[number % len(names)])
             answer = client.post("/v1/predict?map=true", files=uploads)
             statuses[answer.status_code] += 1
+            assert answer.status_code in (200, 422), answer.text
             (result,) = answer.json()["results"]
             assert re.fullmatch(r"[\w .,()+@#=-]{1,100}", result["name"])
             assert ("error" in result) == (answer.status_code == 422)

@@ -172,13 +172,12 @@ class Viewer {
     return Number(this.inputs[name].value);
   }
 
-  // Grey levels below level - width / 2 become black, those above level + width / 2 white.
+  // The linear function of DICOM (PS3.3, C.11.2.1.2): level 128 and width 256 change nothing.
   applyWindow() {
     const data = this.image.pixels.data;
-    const width = this.value("width");
-    const black = this.value("level") - width / 2;
+    const [level, width] = [this.value("level"), this.value("width")];
     for (let index = 0; index < this.grey.length; index += 1) {
-      const shown = (255 * (this.grey[index] - black)) / width;
+      const shown = 255 * ((this.grey[index] - level + 0.5) / (width - 1) + 0.5);
       data[4 * index] = data[4 * index + 1] = data[4 * index + 2] = Math.min(255, Math.max(0, shown));
     }
     this.image.context.putImageData(this.image.pixels, 0, 0);
