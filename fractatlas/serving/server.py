@@ -60,9 +60,12 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=256)
     except OSError as error:
-        known = error.errno is not None and error.errno > 0  # a name that cannot be resolved has a negative number
-        reason = (os.strerror(error.errno) if known else error.strerror or str(error)).lower()
-        raise InputError(f"cannot listen on host={host} port={port}: {reason}; use another host or port") from None
+        # The number of a name that cannot be resolved is negative. Python adds the address to the other messages.
+        number = error.errno or 0
+        text = os.strerror(number) if number > 0 else error.strerror or str(error)
+        raise InputError(
+            f"cannot listen on host={host} port={port}: {text.lower()}; use another host or port"
+        ) from None
 
 
 def _device(name: str) -> str:

@@ -19,7 +19,8 @@ SECONDS = 60
 FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
          "--remote-debugging-pipe"]  # fmt: skip
-SCREENSHOTS = os.environ.get("FRACTATLAS_SCREENSHOTS")  # a folder that receives the pictures of the documentation
+# A folder that receives the pictures of the documentation, and the run folder that they show.
+PICTURES, SHOWN = (os.environ.get(f"FRACTATLAS_{name}") for name in ("PICTURES", "SHOWN"))
 
 
 class Browser:
@@ -192,9 +193,6 @@ def test_the_page_shows_results_errors_and_controls(with_map, tmp_path, browse, 
         assert browser.run(PIXELS) == drawn
         browser.press("canvas", "+++")
         assert browser.run("return Number(document.querySelector('.zoom').value)") > 150
-        if SCREENSHOTS:
-            browser.press("canvas", "0")
-            browser.picture(Path(SCREENSHOTS) / "page_desktop.png")
         assert server.files() == []
 
 
@@ -217,6 +215,18 @@ def test_the_page_fits_a_phone_and_is_used_with_the_keyboard(without_map, tmp_pa
             "return [...document.querySelectorAll('.result input')].filter((one) => !one.labels.length).length"
         )
         assert unlabelled == 0
-        if SCREENSHOTS:
-            browser.picture(Path(SCREENSHOTS) / "page_phone.png")
+        assert browser.errors == []
+
+
+@pytest.mark.integration
+@pytest.mark.skipif(not (PICTURES and SHOWN), reason="set FRACTATLAS_PICTURES and FRACTATLAS_SHOWN")
+@pytest.mark.parametrize(("name", "width", "height"), [("desktop", 1280, 960), ("phone", 390, 844)])
+def test_pictures_of_the_documentation_show_a_result(tmp_path, browse, phantoms, name, width, height):
+    image = sorted((phantoms / "images" / "Fractured").iterdir())[0]
+    with running(Path(SHOWN), tmp_path / "server") as server:
+        browser = browse(width, height)
+        browser.open(server.address)
+        browser.upload(image)
+        browser.wait("document.querySelector('canvas[data-drawn]')")
+        browser.picture(Path(PICTURES) / f"serve_{name}.png")
         assert browser.errors == []
