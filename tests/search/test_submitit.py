@@ -1,11 +1,10 @@
 """Searches and grids whose jobs are processes of submitit, as on a SLURM cluster, but on this machine."""
 
-import os
-import signal
 import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 from tests.conftest import SMALL
@@ -38,9 +37,10 @@ def test_a_search_ends_whole_if_a_job_is_killed(phantoms, tmp_path):
         assert process.is_alive(), output(tmp_path, process)
         assert time.monotonic() < deadline, output(tmp_path, process)
         time.sleep(0.05)
-    # The folder of a local job has the number of its process.
-    jobs = sorted(int(folder.name) for folder in (study / ".submitit").iterdir() if folder.name.isdigit())
-    os.kill(jobs[0], signal.SIGKILL)
+    # The folder of a local job has the number of the process that starts the job's own process.
+    number = min(int(folder.name) for folder in (study / ".submitit").iterdir() if folder.name.isdigit())
+    (job,) = psutil.Process(number).children()
+    job.kill()
     process.join(400)
     text = output(tmp_path, process)
     assert process.exitcode == 0, text
