@@ -13,7 +13,7 @@ VERBS = {
     "evaluate": ("evaluate", "Score a checkpoint, or a table of predictions of any system"),
     "predict": ("predict", "Predict fractures in image files"),
     "export": ("export", "Export a checkpoint to ONNX"),
-    "data": ("data", "Download or audit the FracAtlas data set"),
+    "data": ("data", "Download FracAtlas, audit a data set, or export it as a table"),
     "search": ("train", "Search hyperparameters with Optuna"),
     "report": ("runs", "Write the report page and the model card of a run folder again"),
     "compare": ("runs", "Compare runs on the same images"),

@@ -65,18 +65,73 @@ class Phantom(Partial):
     seed: Count
 
 
-class Data(Strict):
-    """The images, and how they are cached and batched."""
+class Loading(Strict):
+    """How images are cached and batched: the keys of every data set."""
 
-    _target_: Literal["fractatlas.data.datamodule.RadiographDataModule"]
-    root: str
-    prepare: Phantom | None
     cache: bool
     cache_dir: str
     keep_contradictions: bool
     batch_size: Positive
     num_workers: Count
     pin_memory: bool
+
+
+class FracAtlasData(Loading):
+    """FracAtlas in its published layout, or phantoms in this layout."""
+
+    # The name is that of earlier versions, so that their checkpoints and run folders stay valid.
+    _target_: Literal["fractatlas.data.datamodule.RadiographDataModule"]
+    root: str
+    prepare: Phantom | None
+
+
+class Columns(Strict):
+    """Names of the columns of a table; ``null``: the table has no such column."""
+
+    image_id: str | None
+    path: Annotated[str, Field(min_length=1)]
+    label: Annotated[str, Field(min_length=1)]
+    patient: str | None
+    exam: str | None
+    group: str | None
+    split: str | None
+    source: str | None
+
+
+class TableData(Loading):
+    """A table with one row for each image."""
+
+    _target_: Literal["fractatlas.data.sources.table.Table"]
+    table: Annotated[str, Field(min_length=1)] | Annotated[list[str], Len(1, 100)]
+    root: str | None
+    positive: str | None
+    columns: Columns
+    boxes: str | Annotated[list[str | None], Len(1, 100)] | None
+    dicom_tags: list[Literal["PatientID", "BodyPartExamined", "ViewPosition", "PixelSpacing", "PatientSex",
+                             "PatientAge"]]  # fmt: skip
+
+
+class FoldersData(Loading):
+    """A folder with one sub-folder for each class."""
+
+    _target_: Literal["fractatlas.data.sources.folders.Folders"]
+    root: Annotated[str, Field(min_length=1)]
+    positive: str | None
+
+
+class MuraData(Loading):
+    """MURA in its published layout."""
+
+    _target_: Literal["fractatlas.data.sources.mura.Mura"]
+    root: Annotated[str, Field(min_length=1)]
+    given_split: bool
+
+
+class GrazPedWriData(Loading):
+    """GRAZPEDWRI-DX in its published layout."""
+
+    _target_: Literal["fractatlas.data.sources.grazpedwri.GrazPedWri"]
+    root: Annotated[str, Field(min_length=1)]
 
 
 class DrawnSplit(Partial):
@@ -396,6 +451,7 @@ class Paths(Strict):
 
 # Parts with several schemas: ``_target_`` selects one.
 _BY_TARGET = Field(discriminator="_target_")
+Data = Annotated[FracAtlasData | TableData | FoldersData | MuraData | GrazPedWriData, _BY_TARGET]
 Split = Annotated[DrawnSplit | KFoldSplit | ManifestSplit, _BY_TARGET]
 Preprocess = Annotated[ResizeAndCrop | Letterbox, _BY_TARGET]
 Augment = Annotated[NoAugmentation | LightAugmentation, _BY_TARGET, EXTENSIBLE]
@@ -445,7 +501,7 @@ class EvaluateConfig(Strict):
 
     task_name: Name
     ckpt: TypedPath | None
-    subset: Literal["train", "val", "test", "all"]
+    subset: Literal["train", "val", "test", "all"] | None
     split_file: TypedPath | None
     predictions: TypedPath | None
     catalogue: TypedPath | None
@@ -456,6 +512,8 @@ class EvaluateConfig(Strict):
     threshold: Threshold
     trainer: Trainer
     paths: Paths
+    data: Data | None = None
+    recalibrate: Proportion | None = None
     trusted_targets: list[str] = field(default_factory=list)
 
 

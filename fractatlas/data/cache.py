@@ -21,7 +21,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from fractatlas.data.images import decode
+from fractatlas.data.images import read_content
 from fractatlas.data.integrity import content_key
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
@@ -52,7 +52,7 @@ class Decoder:
         Raises:
             InputError: a file cannot be read.
         """
-        return torch.stack([self.preprocess(decode(_read(self.root / self.paths[row]))) for row in rows])
+        return torch.stack([self.preprocess(read_content(_read(self.root / self.paths[row]))) for row in rows])
 
 
 class PixelCache:
@@ -141,7 +141,7 @@ def _decode_row(root: Path, key: str, path: str, preprocess: Preprocess) -> byte
     content = _read(root / path)
     if content_key(content) != key:
         raise InputError(f"{root / path} changed while it was read; start again when the data folder is complete")
-    return preprocess(decode(content)).numpy().tobytes()
+    return preprocess(read_content(content)).numpy().tobytes()
 
 
 def _read(file: Path) -> bytes:

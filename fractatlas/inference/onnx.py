@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 import fractatlas
 from fractatlas.build import model_name
-from fractatlas.data.images import decode
+from fractatlas.data.images import read_content
+from fractatlas.data.sources.registry import open_source
 from fractatlas.errors import InputError
 from fractatlas.inference.model import Model, load_model
 from fractatlas.io import atomic_path
@@ -118,8 +119,8 @@ def _test_images(model: Model, catalogue: Path) -> Tensor:
     if catalogue.is_file():
         rows = pd.read_csv(catalogue, dtype=str, keep_default_na=False)
         paths = rows.loc[rows["excluded"] == "", "path"][:IMAGES]
-        files = [Path(model.config["data"]["root"]) / path for path in paths]
-        pixels = [preprocess(decode(file.read_bytes())) for file in files if file.is_file()]
+        files = [open_source(model.config["data"]).root / path for path in paths]
+        pixels = [preprocess(read_content(file.read_bytes())) for file in files if file.is_file()]
     return preprocess.normalise(torch.stack([*pixels, *noise]))
 
 

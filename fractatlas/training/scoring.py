@@ -15,7 +15,6 @@ import torchvision
 
 import fractatlas
 from fractatlas.data.datamodule import RadiographDataModule
-from fractatlas.data.sources.fracatlas import read_boxes
 from fractatlas.data.splits import SCORED
 from fractatlas.errors import InputError
 from fractatlas.evaluation import metrics, operating_point, provenance, subset_assessment
@@ -108,7 +107,7 @@ def write_scores(
                 point["threshold"],
                 data.catalogue,
                 data.split.loc[data.split["split"] == "train", ["image_id", "label"]],
-                read_boxes(data.root),
+                data.source.boxes(),
                 heatmaps,
                 point.get("box_threshold"),
             )
@@ -165,7 +164,10 @@ def _describe_data(data: RadiographDataModule) -> dict[str, Any]:
     excluded = data.catalogue.loc[data.catalogue["excluded"] != "", "excluded"]
     labels = {name: data.split.loc[data.split["split"] == name, "label"] for name in data.subset_names}
     return {
+        "name": data.source.name,
         "root": str(data.root),
+        "source": data.source.settings,
+        "finding": data.source.finding,
         "images": len(data.catalogue),
         "excluded": {reason: int(count) for reason, count in excluded.value_counts().items()},
         "split": {name: {"n": len(rows), "positives": int(rows.sum())} for name, rows in labels.items()},
