@@ -221,6 +221,8 @@ class Backbone(Strict):
     variant: str
 
     def __post_init__(self):
+        if getattr(self, "head", None) == "keep" and self.weights in (None, "imagenet"):
+            raise ValueError(f"head=keep: model.weights={self.weights} has no head of a fracture; use a run folder")
         if self.weights == "imagenet" and self.variant.endswith("_tiny"):
             raise ValueError(
                 f"weights=imagenet: there are no ImageNet weights for {self.variant}; use model.weights=null"
@@ -232,6 +234,7 @@ class DenseNet(Backbone):
 
     _target_: Literal["fractatlas.models.backbones.densenet"]
     variant: Literal["densenet121", "densenet161", "densenet169", "densenet201", "densenet_tiny"]
+    head: Literal["new", "keep"] | None = None
 
 
 class ResNet(Backbone):
@@ -239,6 +242,7 @@ class ResNet(Backbone):
 
     _target_: Literal["fractatlas.models.backbones.resnet"]
     variant: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet_tiny"]
+    head: Literal["new", "keep"] | None = None
 
 
 class FractureMap(Partial):

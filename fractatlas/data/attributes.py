@@ -1,5 +1,7 @@
 """Divide images into strata by their attributes: the columns of a catalogue that have no other meaning here."""
 
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 
@@ -19,8 +21,8 @@ def strata_of(table: pd.DataFrame) -> dict[str, pd.Series]:
     """Return the stratum of each image, categorical, for each attribute; missing if it belongs to none.
 
     Attributes of FracAtlas come first: body part, view, hardware, several scans. Then the source, if there are several,
-    and all other columns: numbers in quartiles of this table, text by its ``MOST_FREQUENT`` values and ``OTHER``. Columns
-    of text with a different value in more than half of the images, and columns with one value, have no strata.
+    and all other columns: numbers in quartiles of this table, text by its ``MOST_FREQUENT`` values and ``OTHER``.
+    Columns of text with a different value in more than half of the images, and columns with one value, have no strata.
 
     Args:
         table: with the columns of a catalogue.
@@ -66,7 +68,7 @@ def _divide(column: pd.Series) -> pd.Series | None:
     if numbers is not None and numbers.nunique() > QUARTILES:
         edges = np.unique(np.quantile(numbers.dropna(), np.linspace(0, 1, QUARTILES + 1)))
         if len(edges) > 2:
-            names = [f"{low:g} to {high:g}" for low, high in zip(edges[:-1], edges[1:], strict=True)]
+            names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
             return pd.cut(numbers, edges, labels=names, include_lowest=True)
     if numbers is not None:
         text = numbers.map(lambda value: f"{value:g}", na_action="ignore")

@@ -142,9 +142,7 @@ def find_defects(source: Source, catalogue: pd.DataFrame) -> pd.DataFrame:
     return table.sort_values(["kind", "image_id"], kind="stable", ignore_index=True)
 
 
-def summarise(
-    catalogue: pd.DataFrame, findings: pd.DataFrame, listed: Sequence[str] = (*REPORTED,)
-) -> pd.DataFrame:
+def summarise(catalogue: pd.DataFrame, findings: pd.DataFrame, listed: Sequence[str] = (*REPORTED,)) -> pd.DataFrame:
     """Count findings by kind, with the published counts of FracAtlas: ``kind, images, groups, reported``.
 
     Kinds that are not among ``listed`` have a row only if there is a finding.

@@ -199,8 +199,8 @@ def _near_pairs(hashes: np.ndarray) -> np.ndarray:
 
 def _pairs_with_equal_bits(bits: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the pairs of rows of ``bits`` (m, at most 64) that are equal: int64 (n, 2), about ``BLOCK`` at a time."""
-    packed = np.packbits(np.pad(bits, ((0, 0), (0, 64 - bits.shape[1]))), axis=1)
-    packed = np.ascontiguousarray(packed).view(np.uint64)[:, 0]
+    packed_bytes = np.packbits(np.pad(bits, ((0, 0), (0, 64 - bits.shape[1]))), axis=1)
+    packed = np.ascontiguousarray(packed_bytes).view(np.uint64)[:, 0]
     order = np.argsort(packed, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(packed[order]) != 0])
     ends = np.r_[starts[1:], len(order)]

@@ -59,8 +59,9 @@ def find_leaks(split: pd.DataFrame, catalogue: pd.DataFrame) -> dict[str, dict[s
     Returns:
         For each kind of ``COLUMNS`` that was checked: ``of`` (images of the split), ``known`` (images with a value),
         ``groups`` (number of patients, given exams or given groups; of inferred exams and duplicates, those of several
-        images), ``linked`` (images that belong together with another one), ``divided`` (groups in several subsets), ``names`` (of at most
-        ``SHOWN`` of these), ``images`` (images of divided groups by subset), and ``subsets`` (those of the split).
+        images), ``linked`` (images that belong together with another one), ``divided`` (groups in several subsets),
+        ``names`` (of at most ``SHOWN`` of these), ``images`` (images of divided groups by subset), and
+        ``subsets`` (those of the split).
     """
     counts, found = crossings(split, catalogue), {}
     for kind in [kind for kind in COLUMNS if kind in counts]:

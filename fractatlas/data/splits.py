@@ -128,6 +128,11 @@ def _listed_split(catalogue: pd.DataFrame, listed: pd.DataFrame, path: str) -> p
     return _require_both_classes(table[order + [name for name in table if name not in order]], path)
 
 
+def scored_subset(given: str | None, other_data: bool) -> str:
+    """Return the subset that an evaluation scores: ``given``, or by default ``test``, and ``ALL`` of other data."""
+    return given or (ALL if other_data else "test")
+
+
 def has_given_split(catalogue: pd.DataFrame) -> bool:
     """Return whether the data set itself assigns images to subsets."""
     return "given_split" in catalogue and bool((catalogue["given_split"] != "").any())
@@ -149,9 +154,7 @@ def given_test_images(catalogue: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _given_split(
-    catalogue: pd.DataFrame, ratios: Sequence[float], seed: int, previous: str | None
-) -> pd.DataFrame:
+def _given_split(catalogue: pd.DataFrame, ratios: Sequence[float], seed: int, previous: str | None) -> pd.DataFrame:
     """Return the split that the data set gives; what is missing of ``val`` and ``test`` is completed.
 
     Without ``test``, ``val`` becomes ``test``. Without ``val``, it is drawn from ``train`` by group, with the shares of
@@ -237,6 +240,22 @@ def read_hashes(split: Path) -> pd.DataFrame | None:
     if not {*HASHES} <= {*table}:
         return None
     return table.loc[table["pixels"] != "", ["image_id", *HASHES]]  # without unreadable images
+
+
+def read_seen(split: Path) -> pd.DataFrame | None:
+    """Return the images that a network was trained on or selected with, from a run's ``split.csv``.
+
+    Returns:
+        ``image_id, split`` (train or val) and ``dhash``; ``None`` without a ``catalogue.csv`` with hashes next to it.
+    """
+    file = split.parent / "catalogue.csv"
+    if not file.is_file():
+        return None
+    table = read_csv(file, ["image_id"], "use the catalogue.csv of a run", dtype=str, keep_default_na=False)
+    if "dhash" not in table:
+        return None
+    used = read_split(split).query("split != 'test'")[["image_id", "split"]]
+    return used.merge(table.loc[table["dhash"] != "", ["image_id", "dhash"]], on="image_id")
 
 
 def _included(catalogue: pd.DataFrame) -> pd.DataFrame:

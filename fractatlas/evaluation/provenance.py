@@ -93,6 +93,15 @@ def content_notices(record: dict[str, Any]) -> list[str]:
     ]
 
 
+def finding_notices(record: dict[str, Any]) -> list[str]:
+    """Return what label 1 means, if it is not a fracture."""
+    data = record.get("data", {})
+    finding = data.get("finding", "fracture")
+    if finding == "fracture":
+        return []
+    return [f'In {data["name"]}, label 1 ("fractured" on this page) means {finding}, not fracture.']
+
+
 def describe_decision(point: dict[str, Any]) -> str:
     """Return how threshold and temperature of an operating point were chosen."""
     threshold = f"probability is at least {point['threshold']:.4f}"

@@ -136,8 +136,11 @@ class RunFolder:
     @cached_property
     def has_phantoms(self) -> bool:
         """Whether the images are generated phantoms, according to the data folder or the configuration."""
-        generated = self.data_root is not None and is_generated(self.data_root)
-        return generated or bool(self.config and self.config["data"].get("prepare"))
+        if self.data_root is not None and is_generated(self.data_root):
+            return True
+        # An evaluation on other data stores their source; the configuration is that of the training.
+        settings = self.metrics.get("data", {}).get("source") or (self.config or {}).get("data", {})
+        return bool(settings.get("prepare"))
 
     @cached_property
     def boxes(self) -> dict[str, np.ndarray]:

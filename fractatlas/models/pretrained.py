@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from fractatlas.errors import InputError
+from fractatlas.evaluation.run_folder import best_checkpoint
 from fractatlas.models.checkpoint import read_checkpoint
 from fractatlas.models.weight_files import find_weights
 from fractatlas.progress_bar import waiting
@@ -46,6 +47,7 @@ def load_trunk(
     if weights is None:
         return {"file": None, "loaded": 0, "of": len(trunk), "random": [*stages, "head"]}
     file = find_weights(variant, weights, weights_dir) or _download(variant, Path(weights_dir))
+    _require_variant(file, variant)
     with waiting("loading weights", f" from {file}"):
         tensors = {_current_key(key): tensor for key, tensor in _state_dict(file).items()}
     fitting = {key: tensor for key, tensor in tensors.items() if key in trunk}
@@ -63,6 +65,56 @@ def load_trunk(
     count = len(fitting) + len(missing)
     log.info("%s: %d of %d trunk tensors loaded; random: %s", variant, len(fitting), count, join_names(random))
     return {"file": file.name, "loaded": len(fitting), "of": count, "random": random}
+
+
+def load_head(backbone: nn.Module, head_name: str, weights: str | None, head: str | None) -> None:
+    """Load the parts of a checkpoint of this project that ``load_trunk`` does not load.
+
+    A fracture map is loaded if both networks have one of the same shape. The head is loaded with ``head="keep"``.
+
+    Args:
+        backbone: with ``network``, ``map`` and the report ``loaded_weights`` of ``load_trunk``; changed in place.
+        head_name: the name of the head in ``network``.
+        weights: as for ``load_trunk``.
+        head: ``keep``, ``new`` or ``None``, which means ``new``.
+
+    Raises:
+        InputError: the head is to be kept, and the file does not contain it.
+    """
+    if weights in (None, "imagenet"):
+        return
+    file = best_checkpoint(Path(str(weights)))
+    tensors = read_checkpoint(file).get("state_dict", {})
+    report: dict[str, Any] = backbone.loaded_weights  # type: ignore[assignment]
+    parts = {"map": (backbone.map, "backbone.map.")} if getattr(backbone, "map", None) is not None else {}
+    if head == "keep":
+        network: Any = backbone.network
+        parts["head"] = (network.get_submodule(head_name), f"backbone.network.{head_name}.")
+    for name, (module, prefix) in parts.items():
+        own: dict[str, Tensor] = module.state_dict()  # type: ignore[union-attr]
+        stored = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        fits = own.keys() == stored.keys() and all(own[key].shape == stored[key].shape for key in own)
+        if fits:
+            module.load_state_dict(stored)  # type: ignore[union-attr]
+            report["random"] = [one for one in report["random"] if one != name]
+            log.info("%s loaded from %s", "fracture map" if name == "map" else "head", file)
+        elif name == "head":
+            raise InputError(f"model.head=keep: {file} has no head of this network; use model.head=new")
+        else:
+            log.info("%s has no fracture map of this shape: the map starts from random weights", file)
+
+
+def _require_variant(file: Path, variant: str) -> None:
+    """Require that a checkpoint of this project has the network ``variant``; other files are not checked.
+
+    Raises:
+        InputError: it has another network.
+    """
+    config = read_checkpoint(file).get("config")
+    stored = config.get("model", {}).get("variant") if isinstance(config, dict) else None
+    if stored and stored != variant:
+        remedy = f"use model.variant={stored}, or weights of a {variant}"
+        raise InputError(f"model.weights={file}: a checkpoint of a {stored}, the network is a {variant}; {remedy}")
 
 
 def _state_dict(file: Path) -> dict[str, Tensor]:

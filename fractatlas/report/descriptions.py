@@ -26,7 +26,7 @@ def network(config: dict[str, Any] | None, metrics: dict[str, Any]) -> str:
         start = "trained from random weights"
     else:
         name = "ImageNet weights" if model["weights"] == "imagenet" else f"the weights of {Path(model['weights']).name}"
-        start = f"fine-tuned from {name}"
+        start = f"fine-tuned from {name}{' with its head' if model.get('head') == 'keep' else ''}"
         stages = [stage for stage in metrics.get("weights", {}).get("random", []) if stage != "head"]
         start += f"; {', '.join(stages)} started from random weights" if stages else ""
     freeze = {"none": "", "trunk": "; only the head was trained"}.get(
@@ -155,8 +155,10 @@ def initialisation(config: dict[str, Any], metrics: dict[str, Any]) -> str:
         return "Random."
     if not weights:
         source = "ImageNet weights" if named == "imagenet" else f"The weights of {Path(named).name}"
-        return f"{source}; the head is random."
-    return f"{weights['file']}: {weights['loaded']} of {weights['of']} tensors; random: {', '.join(weights['random'])}."
+        head = "kept" if config["model"].get("head") == "keep" else "random"
+        return f"{source}; the head is {head}."
+    random = ", ".join(weights["random"]) or "none"
+    return f"{weights['file']}: {weights['loaded']} of {weights['of']} tensors; random: {random}."
 
 
 def selection(config: dict[str, Any], metrics: dict[str, Any]) -> str:

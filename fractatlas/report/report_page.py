@@ -75,6 +75,8 @@ def write_report(folder: Path) -> Path:
         card=re.findall(r"^## (.+)\n\n(.+)$", card, re.MULTILINE),
         claim=re.findall(r"^\| (\d+) \| (.+) \| (.+) \|$", card, re.MULTILINE),
         missing_intervals=_missing_intervals(run),
+        elsewhere=metrics.get("elsewhere"),
+        exams=metrics.get("exams", {}),
         **_provenance(run),
     )
     write_text(folder / "report.html", page)
@@ -99,6 +101,7 @@ def model_card(run: RunFolder) -> str:
         in_split=in_split,
         every_image=metrics.get("all_images") if last.name == ALL else None,
         has_phantoms=run.has_phantoms,
+        is_fracatlas=data.get("name", "FracAtlas") == "FracAtlas",
         attributes=[name for name in last.strata["attribute"].unique() if name != "all"],
         shows_errors=run.data_root is not None
         and "path" in last.table
@@ -137,6 +140,7 @@ def _provenance(run: RunFolder) -> dict[str, Any]:
         "notices": [
             *filter(None, [uses[names[-1]]]),
             *partial,
+            *provenance.finding_notices(metrics),
             *provenance.content_notices(metrics),
             *provenance.leak_notices(metrics),
         ],

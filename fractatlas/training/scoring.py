@@ -18,6 +18,7 @@ from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.data.splits import SCORED
 from fractatlas.errors import InputError
 from fractatlas.evaluation import metrics, operating_point, provenance, subset_assessment
+from fractatlas.evaluation.exam_scores import score_exams
 from fractatlas.evaluation.localisation import Heatmaps
 from fractatlas.io import write_csv, write_json
 from fractatlas.models.classifier import FractureClassifier
@@ -97,6 +98,8 @@ def write_scores(
                 "%s: only %s were scored, because trainer.%s is set", name, provenance.count_images(score), limit
             )
     described = {"data": _describe_data(data), "leaks": data.leaks, "versions": _versions()}
+    if exams := _score_exams(subsets, data.catalogue, point["threshold"]):
+        record = record | {"exams": exams}
     record = record | {"device": _device_name(trainer)} | scores | described
     write_csv(run / "predictions.csv", predictions)
     if heatmaps:
@@ -115,6 +118,17 @@ def write_scores(
     record |= {"timing": timing()}
     write_json(run / "metrics.json", record)
     return record
+
+
+def _score_exams(
+    subsets: dict[str, pd.DataFrame], catalogue: pd.DataFrame, threshold: float
+) -> dict[str, dict[str, Any]]:
+    """Return ``exam_scores.score_exams`` of each subset, if the data give exams."""
+    if "given_exam" not in catalogue:
+        return {}
+    exams = catalogue[["image_id", "given_exam"]]
+    scores = {name: score_exams(table.merge(exams, on="image_id"), threshold) for name, table in subsets.items()}
+    return {name: score for name, score in scores.items() if score}
 
 
 def _device_name(trainer: lightning.Trainer) -> str:

@@ -14,8 +14,9 @@ from PIL import Image
 
 from fractatlas.data import cache
 from fractatlas.data.cache import Decoder, open_cache
+from fractatlas.data.catalogue import read_catalogue
 from fractatlas.data.images import decode
-from fractatlas.data.sources.fracatlas import read_catalogue
+from fractatlas.data.sources.fracatlas import FracAtlas
 from fractatlas.data.transforms import letterbox, resize_and_crop
 from fractatlas.errors import InputError
 
@@ -70,7 +71,7 @@ def test_only_a_changed_image_is_decoded_again(tmp_path, phantoms, images, decod
     opened(tmp_path / "cache", root, images)
     changed = root / images["path"][7]
     Image.fromarray(np.full((300, 200), 99, dtype=np.uint8)).save(changed)
-    now = read_catalogue(root)
+    now = read_catalogue(FracAtlas(root))
     now = now[now["excluded"] == ""].reset_index(drop=True)
     decoded.clear()
     cached = opened(tmp_path / "cache", root, now)

@@ -2,8 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fractatlas.data.groups import NEAR, add_groups, near_duplicates, neighbours
-from fractatlas.data.sources.fracatlas import COLUMNS
+from fractatlas.data.groups import NEAR, add_groups, near_duplicates
+from fractatlas.data.sources.fracatlas import COLUMNS, neighbours
 
 
 def dhash(*flipped: int, seed: int = 0) -> str:

@@ -25,8 +25,8 @@ from fractatlas.wording import join_names, plural
 log = logging.getLogger(__name__)
 # Names of folders, by their letters and digits in lower case.
 POSITIVE = {"fractured", "fracture", "fractures", "broken", "positive", "pos", "abnormal", "1", "yes", "true"}
-EXTENSIONS = (".bmp", ".dcm", ".dic", ".dicom", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png",
-              ".ppm", ".tif", ".tiff", ".webp")  # fmt: skip
+EXTENSIONS = (".bmp", ".dcm", ".dic", ".dicom", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm",
+              ".png", ".ppm", ".tif", ".tiff", ".webp")  # fmt: skip
 
 
 class Folders(Source):
@@ -80,7 +80,7 @@ class Folders(Source):
             parents = {self.root / name: subset or "" for name, subset in subsets.items()}
         else:
             parents = {self.root: ""}
-        classes = {}
+        classes: dict[Path, tuple[int, str]] = {}
         for parent, subset in parents.items():
             names = _subfolders(parent)
             positive = [name for name in names if self._is_positive(name)]

@@ -43,8 +43,8 @@ class GrazPedWri(Source):
     """GRAZPEDWRI-DX in its published layout.
 
     ``image_id`` is the name of the image file. The label is ``fracture_visible``; if an image has boxes of fractures
-    without it, ``note`` states this. Patients are those of the table, and a study of a patient is an exam. Boxes are those
-    of the category fracture, from the PASCAL VOC files, or else from the YOLO files.
+    without it, ``note`` states this. Patients are those of the table, and a study of a patient is an exam. Boxes are
+    those of the category fracture, from the PASCAL VOC files, or else from the YOLO files.
 
     Args:
         root: the folder that contains ``dataset.csv``.
@@ -109,7 +109,9 @@ class GrazPedWri(Source):
         for file in sorted((self.root / YOLO / "labels").glob("*.txt")):
             if file.stem in stems and file.stem in self._files:
                 size = _image_size(self.root / self._files[file.stem])
-                found += [Annotation(f"{file.stem}.png", box) for box in read_yolo(file, category, size)] if size else []
+                found += (
+                    [Annotation(f"{file.stem}.png", box) for box in read_yolo(file, category, size)] if size else []
+                )
         return found
 
     @cached_property

@@ -1,6 +1,7 @@
 """MURA: 40,005 radiographs of elbow, finger, forearm, hand, humerus, shoulder and wrist in 14,656 studies.
 
-The label of a study is **abnormal or normal**, not fractured: hardware, degenerative joints and lesions are abnormal, too.
+The label of a study is **abnormal or normal**, not fractured: hardware, degenerative joints and lesions are abnormal,
+too.
 
 Source: Rajpurkar et al., MURA: Large Dataset for Abnormality Detection in Musculoskeletal Radiographs, 2017,
 arXiv:1712.06957. To be requested from the Stanford Center for Artificial Intelligence in Medicine and Imaging
@@ -31,8 +32,8 @@ SUFFIXES = {"positive": 1, "negative": 0}
 class Mura(Source):
     """MURA in its published layout.
 
-    ``image_id`` is the path of the image. Patients are those of the folders, and a study is an exam. The label is that of
-    the study's folder; if the list of studies states another, ``note`` contains both. ``body_part`` is an attribute.
+    ``image_id`` is the path of the image. Patients are those of the folders, and a study is an exam. The label is that
+    of the study's folder; if the list of studies states another, ``note`` contains both. ``body_part`` is an attribute.
 
     Args:
         root: the folder that contains ``train`` and ``valid``.
@@ -52,7 +53,7 @@ class Mura(Source):
             raise InputError(f"no MURA in {self.root} (folder {missing[0]} is missing); {remedy}")
 
     def rows(self) -> pd.DataFrame:
-        """Return ``image_id, path, label, patient, given_exam, body_part, note`` and, if it is used, ``given_split``."""
+        """Return ``image_id, path, label, patient, given_exam, body_part, note`` and, if used, ``given_split``."""
         self.require()
         rows = []
         for folder, subset in LISTS.items():
@@ -98,8 +99,12 @@ class Mura(Source):
             if file.is_file():
                 table = read_csv(file, [], "use the list that MURA contains", header=None, dtype=str)
                 if table.shape[1] != 2 or not table[1].isin(["0", "1"]).all():
-                    raise InputError(f"{file}: should have two columns, study and 0 or 1; use the list that MURA contains")
-                studies |= {str(_inside(name, folder)): int(label) for name, label in zip(table[0], table[1], strict=True)}
+                    raise InputError(
+                        f"{file}: should have two columns, study and 0 or 1; use the list that MURA contains"
+                    )
+                studies |= {
+                    str(_inside(name, folder)): int(label) for name, label in zip(table[0], table[1], strict=True)
+                }
         return studies
 
 

@@ -13,7 +13,7 @@ from fractatlas.data.sources.phantom import Phantoms
 from fractatlas.data.sources.source import Source
 from fractatlas.data.sources.table import Table
 
-LOADING_KEYS = [field.name for field in fields(Loading)]  # type: ignore[arg-type]
+LOADING_KEYS = [field.name for field in fields(Loading)]
 # The classes by the ``_target_`` of ``conf/data``. The first name is that of earlier versions.
 CLASSES = {"fractatlas.data.datamodule.RadiographDataModule": FracAtlas} | {
     f"{source.__module__}.{source.__qualname__}": source for source in (Table, Folders, Mura, GrazPedWri)

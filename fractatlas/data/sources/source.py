@@ -39,7 +39,7 @@ class Source(ABC):
             InputError: a file or folder is missing.
         """
 
-    def prepare(self) -> None:
+    def prepare(self) -> None:  # noqa: B027, because most sources have nothing to create
         """Create the data if they do not exist and can be created."""
 
     @abstractmethod

@@ -1,8 +1,9 @@
 """Any radiographs, listed in a table: CSV (commas, semicolons or tabs; UTF-8) or Parquet.
 
 The table has one row for each image, with the columns ``path`` and ``label``. Optional columns are ``image_id``,
-``patient``, ``exam``, ``group``, ``split`` and ``source``. All other columns are attributes, which reports use as strata.
-Boxes and polygons are in a COCO file, whose ``file_name`` is the image id, the path or the file name of an image.
+``patient``, ``exam``, ``group``, ``split`` and ``source``. All other columns are attributes, which are strata of
+reports. Boxes and polygons are in a COCO file, whose ``file_name`` is the image id, the path or the file name of an
+image.
 """
 
 import logging
@@ -15,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from fractatlas.data.catalogue import RESERVED
-from fractatlas.data.dicom_tags import COLUMNS as TAG_COLUMNS
 from fractatlas.data.dicom_tags import read_tags
 from fractatlas.data.groups import GIVEN
 from fractatlas.data.sources.annotations import Annotation, read_coco, read_coco_sizes, rename
@@ -115,13 +115,15 @@ class Table(Source):
                 problem = f"no file_name is the image_id, the path or the file name of an image ({example})"
                 raise InputError(f"{file}: {problem}; use the boxes of these images, or data.boxes=null")
             if others:
-                log.warning("%s: boxes of %s not in the table: %s", file, plural(len(others), "image"), join_names(others))
+                log.warning(
+                    "%s: boxes of %s not in the table: %s", file, plural(len(others), "image"), join_names(others)
+                )
             found += rename(known, {one.image_id: names[_key(one.image_id)] for one in known})
         return found
 
     def annotated_sizes(self) -> dict[str, dict[str, tuple[int, int]]]:
         """Return the sizes that the COCO files state."""
-        sizes = {}
+        sizes: dict[str, tuple[int, int]] = {}
         for file, table in zip(self.coco, self._tables, strict=True):
             names = _names(table) if file else {}
             listed = read_coco_sizes(file) if file else {}
@@ -156,7 +158,9 @@ class Table(Source):
             split = given[column["split"]]
             table["given_split"] = split.str.lower().map(SUBSET_NAMES)
             wrong = table["given_split"].isna()
-            _refuse(file, split, wrong, "split is {}, should be train, val or test; correct it, or data.columns.split=null")
+            _refuse(
+                file, split, wrong, "split is {}, should be train, val or test; correct it, or data.columns.split=null"
+            )
         names = self._source_names
         table["source"] = given[column["source"]].replace("", names[number]) if "source" in column else names[number]
         tags = read_tags(folder, path, self.tags)
@@ -188,7 +192,9 @@ class Table(Source):
         empty, text = given == "", given.str.lower()
         found = list(dict.fromkeys(given[~empty]))
         if not found:
-            raise InputError(f"{file}: the column of labels is empty; fill it, or name another (data.columns.label=NAME)")
+            raise InputError(
+                f"{file}: the column of labels is empty; fill it, or name another (data.columns.label=NAME)"
+            )
         if self.positive is not None:
             if self.positive not in found or len(found) > 2:
                 problem = f"data.positive={self.positive}: the labels are {join_names(found)}"
