@@ -104,6 +104,7 @@ bench: setup  ## Speed, as ratios within one run
 	$(RUN) benchmarks/training.py $(ARGS)
 	$(RUN) benchmarks/cost.py
 	$(RUN) benchmarks/reading.py
+	$(RUN) benchmarks/table.py
 	$(RUN) benchmarks/predict.py
 	$(RUN) benchmarks/search.py
 

@@ -161,7 +161,7 @@ def setup(app: Any) -> dict[str, Any]:
 
 def _extended(file: Path) -> str:
     defaults = yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults", [])
-    return next((item for item in defaults if isinstance(item, str) and item != "_self_"), "")
+    return next((item for item in defaults if isinstance(item, str) and item[0] not in "_/"), "")
 
 
 def _container(group: str) -> type | None:

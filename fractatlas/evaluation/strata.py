@@ -63,8 +63,8 @@ def shortcuts(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, dict[str, A
         For ``file`` (``FILE_COLUMNS``), ``record`` (``RECORD_COLUMNS``, or the attributes of another source) and ``file
         and record``: ``auroc`` of the baseline, and ``classifier_above``, the classifier's AUROC minus it, each with
         its interval. The second is ``None`` for training images, because the classifier was fitted on them and the
-        baseline was not. Empty if a subset has only one class or the catalogue lacks the columns, or if there are too few groups
-        to cross-fit.
+        baseline was not. Empty if a subset has only one class or the catalogue lacks the columns, or if there are too
+        few groups to cross-fit.
     """
     scores: dict[str, dict[str, Any]] = {}
     if train["label"].nunique() < 2 or table["label"].nunique() < 2:

@@ -167,8 +167,8 @@ def _compare_with_own(
             for name, table in (("own", own), ("other", others))
         }
         result["differences"] = elsewhere.compare_with_own(own, others, point["threshold"])
-    if config["recalibrate"]:
-        result["recalibration"] = elsewhere.recalibrate(predictions, config["recalibrate"], point["temperature"])
+    if share := config.get("recalibrate"):
+        result["recalibration"] = elsewhere.recalibrate(predictions, share, point["temperature"])
     return result
 
 

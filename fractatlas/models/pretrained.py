@@ -47,9 +47,10 @@ def load_trunk(
     if weights is None:
         return {"file": None, "loaded": 0, "of": len(trunk), "random": [*stages, "head"]}
     file = find_weights(variant, weights, weights_dir) or _download(variant, Path(weights_dir))
-    _require_variant(file, variant)
     with waiting("loading weights", f" from {file}"):
-        tensors = {_current_key(key): tensor for key, tensor in _state_dict(file).items()}
+        content = read_checkpoint(file)
+        _require_variant(file, content, variant)
+        tensors = {_current_key(key): tensor for key, tensor in _state_dict(file, content).items()}
     fitting = {key: tensor for key, tensor in tensors.items() if key in trunk}
     if not fitting:
         raise InputError(f"{file}: none of {len(tensors)} tensors belongs to a {variant}; use weights of a {variant}")
@@ -104,21 +105,20 @@ def load_head(backbone: nn.Module, head_name: str, weights: str | None, head: st
             log.info("%s has no fracture map of this shape: the map starts from random weights", file)
 
 
-def _require_variant(file: Path, variant: str) -> None:
+def _require_variant(file: Path, content: dict[str, Any], variant: str) -> None:
     """Require that a checkpoint of this project has the network ``variant``; other files are not checked.
 
     Raises:
         InputError: it has another network.
     """
-    config = read_checkpoint(file).get("config")
+    config = content.get("config")
     stored = config.get("model", {}).get("variant") if isinstance(config, dict) else None
     if stored and stored != variant:
         remedy = f"use model.variant={stored}, or weights of a {variant}"
         raise InputError(f"model.weights={file}: a checkpoint of a {stored}, the network is a {variant}; {remedy}")
 
 
-def _state_dict(file: Path) -> dict[str, Tensor]:
-    content = read_checkpoint(file)
+def _state_dict(file: Path, content: dict[str, Any]) -> dict[str, Tensor]:
     content = content.get("state_dict", content)  # a Lightning checkpoint contains more than the weights
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:

@@ -45,7 +45,7 @@ def write_mura(root: Path, studies: int = 24, valid: int = 8) -> Path:
 
 
 def write_grazpedwri(root: Path, patients: int = 16) -> Path:
-    """Write GRAZPEDWRI-DX with two projections per patient, 16-bit PNG, YOLO boxes; every second patient is fractured."""
+    """Write GRAZPEDWRI-DX with two projections per patient, 16-bit PNG and YOLO boxes; every second is fractured."""
     labels, rows = root / "folder_structure" / "yolov5" / "labels", []
     labels.mkdir(parents=True)
     names = ["boneanomaly", "bonelesion", "foreignbody", "fracture", "metal", "text"]
@@ -64,8 +64,8 @@ def write_grazpedwri(root: Path, patients: int = 16) -> Path:
             centre = [(left + right) / 2 / width, (top + bottom) / 2 / height]
             lines.append(f"3 {centre[0]} {centre[1]} {(right - left) / width} {(bottom - top) / height}")
         (labels / f"{stem}.txt").write_text("\n".join(lines))
-        row = {"filestem": stem, "patient_id": patient, "study_number": 1, "timehash": number, "gender": "MF"[patient % 2],
-               "age": 5 + patient % 9 + 0.5, "laterality": "LR"[patient % 2], "projection": projection + 1,
+        row = {"filestem": stem, "patient_id": patient, "study_number": 1, "timehash": number,
+               "gender": "MF"[patient % 2], "age": 5 + patient % 9 + 0.5, "laterality": "LR"[patient % 2], "projection": projection + 1,
                "initial_exam": 1 if patient % 3 else "", "ao_classification": "23r-M/2.1" if fractured else "",
                "cast": "", "fracture_visible": 1 if fractured else "", "pixel_spacing": 0.144,
                "device_manufacturer": "Siemens"}  # fmt: skip
@@ -78,7 +78,10 @@ def write_grazpedwri(root: Path, patients: int = 16) -> Path:
 def write_dicom(file: Path, pixels: np.ndarray, patient: str, **tags: object) -> None:
     """Write a DICOM radiograph of 12 bits; ``tags`` are further attributes."""
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
+    meta.MediaStorageSOPClassUID, meta.TransferSyntaxUID = (
+        DigitalXRayImageStorageForPresentation,
+        ExplicitVRLittleEndian,
+    )
     meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=[str(file)])
     dataset = Dataset()
     dataset.file_meta = meta
@@ -103,7 +106,8 @@ def write_dicoms(folder: Path, images: int = 300, shrink: int = 2) -> pd.DataFra
         pixels, _ = picture(5000 + number, fractured, shrink)
         name = f"study{patient:03}/I{view:07}"
         tags = {"BodyPartExamined": ("HAND", "WRIST", "ANKLE")[patient % 3], "ViewPosition": ("AP", "LL", "OBL")[view],
-                "PixelSpacing": [0.139, 0.139], "PatientSex": "FM"[patient % 2], "PatientAge": f"{20 + patient % 60:03}Y"}  # fmt: skip
+                "PixelSpacing": [0.139, 0.139], "PatientSex": "FM"[patient % 2],
+                "PatientAge": f"{20 + patient % 60:03}Y"}  # fmt: skip
         write_dicom(folder / name, pixels, f"MRN{patient:05}", **tags)
         rows.append({"file": name, "fracture": "yes" if fractured else "no"})
     return pd.DataFrame(rows)

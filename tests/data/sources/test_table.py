@@ -143,14 +143,30 @@ def test_copies_with_opposite_labels_are_excluded(folder):
 @pytest.mark.parametrize(
     ("change", "overrides", "message"),
     [
-        (lambda t: t.drop(columns="label"), (), r"column label is missing \(found path; separated by commas\); name the"),
+        (
+            lambda t: t.drop(columns="label"),
+            (),
+            r"column label is missing \(found path; separated by commas\); name the",
+        ),
         (lambda t: t.drop(columns=["label", "path"]).assign(x=1), (), "columns path, label are missing"),
         (lambda t: t.assign(label="maybe"), (), "line 2: label is maybe, should be 0 or 1; correct it, or name the"),
-        (lambda t: t.assign(label=["a", "b"] * 6), (), "the labels are a and b; name the fractured class, such as data.po"),
+        (
+            lambda t: t.assign(label=["a", "b"] * 6),
+            (),
+            "the labels are a and b; name the fractured class, such as data.po",
+        ),
         (lambda t: t.assign(label=["a", "b"] * 6), ("data.positive=c",), "data.positive=c: the labels are a, b; there"),
-        (lambda t: t.assign(label=["a", "b", "c"] * 4), ("data.positive=a",), "labels are a, b, c; there should be two"),
+        (
+            lambda t: t.assign(label=["a", "b", "c"] * 4),
+            ("data.positive=a",),
+            "labels are a, b, c; there should be two",
+        ),
         (lambda t: t.assign(label=""), (), "the column of labels is empty; fill it, or name another"),
-        (lambda t: t.assign(path=["00.png", *t["path"][1:11], "00.png"]), (), "line 13: path 00.png occurs more than once"),
+        (
+            lambda t: t.assign(path=["00.png", *t["path"][1:11], "00.png"]),
+            (),
+            "line 13: path 00.png occurs more than once",
+        ),
         (lambda t: t.assign(path=["", *t["path"][1:]]), (), "line 2: path is empty; fill it, or remove the row"),
         (lambda t: t.assign(image_id="x"), (), "line 3: image_id x occurs more than once; remove the repeated rows"),
         (lambda t: t.assign(split="left"), (), "line 2: split is left, should be train, val or test; correct it"),
@@ -171,7 +187,10 @@ def test_a_mistake_in_a_table_is_reported_in_one_line(folder, change, overrides,
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path;label\n00.png;1\n01.png,0\n", "line 3: the cells are separated by commas, in the first line by semicolons"),
+        (
+            "path;label\n00.png;1\n01.png,0\n",
+            "line 3: the cells are separated by commas, in the first line by semicolons",
+        ),
         ("path,label\n00.png,1,x\n01.png,0,y\n", "line 2: more cells than in the first line"),
         ("path,label\n00.png,1\n01.png,0,y\n", "cannot be read as CSV: .* line 3, saw 3"),
         ("path,label\n\xe9.png,1\n", "cannot be read as CSV: .*utf-8"),
@@ -188,7 +207,9 @@ def test_a_missing_table_and_parquet_without_pyarrow_are_reported(folder):
     with pytest.raises(InputError, match=r"data.table=.*no.csv: no such file; correct the path"):
         source_of(folder / "no.csv").require()
     (folder / "t.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match=r"t.parquet: (Parquet needs pyarrow; run pip install|cannot be read as Parquet)"):
+    with pytest.raises(
+        InputError, match=r"t.parquet: (Parquet needs pyarrow; run pip install|cannot be read as Parquet)"
+    ):
         source_of(folder / "t.parquet").rows()
 
 
@@ -213,8 +234,10 @@ def test_boxes_belong_to_images_by_id_path_or_file_name(folder, caplog):
     assert source.outlines()["x3"][0].tolist() == polygon.tolist()
     assert source.annotated_sizes() == {"COCO": {"x0": (10, 20)}}
     assert "boxes of 2 images not in the table: /their/folder/06.png, stranger.png" in caplog.text
-    with pytest.raises(InputError, match=r"no file_name is .*for example z.png, and there 00.png.; use the boxes of th"):
-        write_coco(folder / "boxes.json", [Annotation("z.png", [0, 0, 1, 1])], {})
+    write_coco(folder / "boxes.json", [Annotation("z.png", [0, 0, 1, 1])], {})
+    with pytest.raises(
+        InputError, match=r"no file_name is .*for example z.png, and there 00.png.; use the boxes of th"
+    ):
         source_of(file, f"data.boxes={folder / 'boxes.json'}").boxes()
 
 
@@ -267,9 +290,13 @@ def test_a_subset_that_the_given_split_lacks_is_completed_by_groups(folder, capl
     assert split["split"].value_counts().to_dict() == {"train": 4, "val": 4, "test": 4}
     assert "no test; its val (4 images) is used as test" in caplog.text
     assert "no val for training; 4 images of 8 training images are drawn by group" in caplog.text
-    with pytest.raises(InputError, match="split.previous=x.csv: the data have a split of their own; remove the argument"):
+    with pytest.raises(
+        InputError, match="split.previous=x.csv: the data have a split of their own; remove the argument"
+    ):
         grouped_split(catalogue, ratios=[0.7, 0.15, 0.15], seed=0, previous="x.csv")
-    with pytest.raises(InputError, match="the given split has no image in train; correct the column, or draw the split"):
+    with pytest.raises(
+        InputError, match="the given split has no image in train; correct the column, or draw the split"
+    ):
         grouped_split(catalogue.assign(given_split="test"), ratios=[0.7, 0.15, 0.15], seed=0)
 
 
@@ -281,7 +308,9 @@ def two(pictures, tmp_path) -> list[Path]:
         (tmp_path / name).mkdir()
         for image in range(6):
             shutil.copy(pictures / f"{image + 6 * number if image else 0:02}.png", tmp_path / name / f"{image}.png")
-        table = pd.DataFrame({"path": [f"{image}.png" for image in range(6)], "label": [1, 0, 0, 0, 0, 0], "patient": "1"})
+        table = pd.DataFrame(
+            {"path": [f"{image}.png" for image in range(6)], "label": [1, 0, 0, 0, 0, 0], "patient": "1"}
+        )
         tables.append(write(tmp_path / name, table.assign(**({"age": 3} if number else {}))))
     return tables
 
@@ -325,7 +354,9 @@ def test_fracatlas_exported_as_a_table_has_the_same_catalogue_split_and_boxes(ph
 
 def test_images_that_a_network_was_trained_with_are_excluded_and_named(folder):
     catalogue = read_catalogue(source_of(write(folder, rows())))
-    seen = pd.DataFrame({"image_id": ["a", "b"], "split": ["train", "val"], "dhash": catalogue["dhash"][[3, 7]].to_numpy()})
+    seen = pd.DataFrame(
+        {"image_id": ["a", "b"], "split": ["train", "val"], "dhash": catalogue["dhash"][[3, 7]].to_numpy()}
+    )
     marked = exclude_seen(catalogue, seen).set_index("image_id")
     excluded = marked[marked["excluded"] != ""]
     assert excluded["note"].to_dict() == {"03.png": "a of the train subset", "07.png": "b of the val subset"}
