@@ -15,10 +15,12 @@ from PIL import Image
 from fractatlas.data import cache
 from fractatlas.data.cache import Decoder, open_cache
 from fractatlas.data.catalogue import read_catalogue
-from fractatlas.data.images import decode
+from fractatlas.data.images import decode, read_radiograph
+from fractatlas.data.integrity import content_key
 from fractatlas.data.sources.fracatlas import FracAtlas
 from fractatlas.data.transforms import letterbox, resize_and_crop
 from fractatlas.errors import InputError
+from tests.data.sources.miniatures import write_dicom
 
 NORM = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 SMALL = resize_and_crop(resize=72, crop=64, **NORM)
@@ -37,7 +39,7 @@ def opened(folder, root, images, preprocess=SMALL):
 def decoded(monkeypatch) -> list[bytes]:
     """The contents of the files that are decoded from now on."""
     contents = []
-    monkeypatch.setattr(cache, "decode", lambda content: contents.append(content) or decode(content))
+    monkeypatch.setattr(cache, "read_content", lambda content: contents.append(content) or decode(content))
     return contents
 
 
@@ -47,6 +49,15 @@ def test_cached_pixels_equal_those_of_the_files(tmp_path, phantoms, images, prep
     cached = opened(tmp_path, phantoms, images, preprocess)(rows)
     assert (cached.dtype, tuple(cached.shape)) == (torch.uint8, (4, 1, 64, 64))
     assert torch.equal(cached, Decoder(phantoms, images["path"], preprocess)(rows))
+
+
+def test_dicom_is_cached_as_predict_reads_it(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 70), dtype=np.uint8)
+    write_dicom(tmp_path / "a", pixels, "x")
+    expected = SMALL(read_radiograph(tmp_path / "a"))
+    key = content_key((tmp_path / "a").read_bytes())
+    assert torch.equal(open_cache(tmp_path / "cache", tmp_path, ["a"], [key], SMALL)([0])[0], expected)
+    assert torch.equal(Decoder(tmp_path, ["a"], SMALL)([0])[0], expected)
 
 
 def test_images_are_decoded_once(tmp_path, phantoms, images, decoded):

@@ -66,7 +66,7 @@ def test_images_of_one_patient_are_one_group_and_are_checked_for_leaks(file):
     assert describe_leaks(leaks) == [
         "patients (column patient): 1 of 2 is in several subsets (01); images: val 1, test 1; known for 3 of 4 images; "
         "not checked against the training images, which are not listed",
-        "exams inferred from neighbouring ids: not checked: there is no catalogue with exams",
+        "exams: not checked: there is no column exam, and none are inferred",
         "near-duplicates: not checked: there is no catalogue with near-duplicates",
     ]
 

@@ -11,15 +11,19 @@ from hydra import compose, initialize_config_dir
 from fractatlas.config.overrides import prepare
 from fractatlas.config.schema import EvaluateConfig
 from fractatlas.config.validation import validate
+from fractatlas.data.audit import audit_source
 from fractatlas.data.catalogue import SEEN
 from fractatlas.data.export import export_table
 from fractatlas.data.sources import phantom
 from fractatlas.data.sources.fracatlas import FracAtlas
+from fractatlas.data.sources.grazpedwri import GrazPedWri
+from fractatlas.data.sources.mura import Mura
 from fractatlas.errors import InputError
 from fractatlas.inference.evaluate import evaluate
 from fractatlas.report.report_page import write_report
 from fractatlas.training.fit import train
 from tests.conftest import REPOSITORY
+from tests.data.sources.miniatures import write_grazpedwri, write_mura
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +129,47 @@ def test_without_the_run_folder_neither_the_drop_nor_near_duplicates_are_known(r
     assert metrics["elsewhere"]["near_duplicates"] is None
     assert "differences" not in metrics["elsewhere"]
     assert "near-duplicates of training images: not checked" in caplog.text
+
+
+@pytest.mark.integration
+def test_a_network_trained_on_mura_is_scored_on_grazpedwri_and_fine_tuned_there(configuration, tmp_path):
+    """From audit to report, on miniatures in the layouts of both data sets."""
+    mura, graz = (
+        write_mura(tmp_path / "MURA-v1.1", studies=80, valid=20),
+        write_grazpedwri(tmp_path / "graz", patients=60),
+    )
+    for source in (Mura(mura, True), GrazPedWri(graz)):
+        audit_source(source, tmp_path / f"audit {source.name}", tmp_path / "cache")
+        page = (tmp_path / f"audit {source.name}" / "audit.html").read_text()
+        assert f"{source.name} audit" in page
+        assert "published for a complete release" not in page
+    first, second = tmp_path / "mura", tmp_path / "graz_run"
+    # The fixture sets data.root of phantoms first; the last value counts.
+    train(configuration(first, "data=mura", f"data.root={mura}", "trainer.max_epochs=1", "report=true"))
+    metrics = json.loads((first / "metrics.json").read_text())
+    assert metrics["test"]["n"] == 40
+    assert set(metrics["exams"]) == {"val", "test"}
+    page = write_report(first).read_text()
+    assert "means abnormality, not fracture" in page
+    assert "body part" in page
+    out = tmp_path / "scored"
+    scored = score(first, out, "data=grazpedwri", f"data.root={graz}", "report=true")
+    assert scored["all"]["n"] == 120
+    assert scored["elsewhere"]["near_duplicates"]["n"] == 0
+    assert "auroc" in scored["elsewhere"]["differences"]
+    assert scored["localisation"]["all"]["all"]["n"] == 60
+    weights = [f"model.weights={first}", "model.head=keep"]
+    train(configuration(second, "data=grazpedwri", f"data.root={graz}", "trainer.max_epochs=1", *weights))
+    assert json.loads((second / "metrics.json").read_text())["weights"]["random"] == []
+
+
+@pytest.mark.integration
+def test_a_table_of_fracatlas_gives_the_same_predictions_as_fracatlas(configuration, phantoms, tmp_path):
+    export_table(FracAtlas(phantoms), tmp_path / "export")
+    own, table = tmp_path / "own", tmp_path / "table"
+    train(configuration(own, "trainer.max_epochs=1", "report=true"))
+    files = [f"data.table={tmp_path / 'export' / 'table.csv'}", f"data.boxes={tmp_path / 'export' / 'boxes.json'}"]
+    train(configuration(table, "data=table", *files, "data.root=null", "trainer.max_epochs=1", "report=true"))
+    assert (own / "predictions.csv").read_bytes() == (table / "predictions.csv").read_bytes()
+    assert (own / "strata.csv").read_bytes() == (table / "strata.csv").read_bytes()
+    assert (own / "candidates.csv").read_bytes() == (table / "candidates.csv").read_bytes()

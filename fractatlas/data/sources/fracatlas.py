@@ -92,8 +92,7 @@ class FracAtlas(Source):
         table.loc[in_both, "note"] += "; in both class folders: the file in Fractured is used"
         table["note"] = table["note"].str.removeprefix("; ")
         if "given_exam" not in table:
-            pairs, starts = neighbours(table)
-            table["exam"] = first_linked(table["image_id"], pairs[~starts])
+            table = infer_exams(table)
             given = ["exam", *given]
         return table[["image_id", "path", "label", *COLUMNS, *given, "excluded", "note"]]
 
@@ -184,6 +183,16 @@ class FracAtlas(Source):
         exact = {name: name for name in ids if name in self._files.index}
         similar = {name: self._by_stem.get(_stem(name), "") for name in ids if name not in exact}
         return exact | {name: file for name, file in similar.items() if file and file not in exact}
+
+
+def infer_exams(catalogue: pd.DataFrame) -> pd.DataFrame:
+    """Add the column ``exam``, the first ``image_id`` of the images that ``neighbours`` links to one exam.
+
+    Args:
+        catalogue: ordered by ``image_id``, with the columns of body parts and views.
+    """
+    pairs, starts = neighbours(catalogue)
+    return catalogue.assign(exam=first_linked(catalogue["image_id"], pairs[~starts]))
 
 
 def neighbours(catalogue: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

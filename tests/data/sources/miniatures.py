@@ -64,11 +64,10 @@ def write_grazpedwri(root: Path, patients: int = 16) -> Path:
             centre = [(left + right) / 2 / width, (top + bottom) / 2 / height]
             lines.append(f"3 {centre[0]} {centre[1]} {(right - left) / width} {(bottom - top) / height}")
         (labels / f"{stem}.txt").write_text("\n".join(lines))
-        row = {"filestem": stem, "patient_id": patient, "study_number": 1, "timehash": number,
-               "gender": "MF"[patient % 2], "age": 5 + patient % 9 + 0.5, "laterality": "LR"[patient % 2], "projection": projection + 1,
-               "initial_exam": 1 if patient % 3 else "", "ao_classification": "23r-M/2.1" if fractured else "",
-               "cast": "", "fracture_visible": 1 if fractured else "", "pixel_spacing": 0.144,
-               "device_manufacturer": "Siemens"}  # fmt: skip
+        row = dict(filestem=stem, patient_id=patient, study_number=1, timehash=number, age=5.5 + patient % 9)
+        row |= dict(gender="MF"[patient % 2], laterality="LR"[patient % 2], projection=projection + 1)
+        row |= dict(initial_exam=1 if patient % 3 else "", ao_classification="23r-M/2.1" if fractured else "")
+        row |= dict(fracture_visible=1 if fractured else "", pixel_spacing=0.144, device_manufacturer="Siemens")
         rows.append(row)
     table = pd.DataFrame(rows).reindex(columns=GRAZPEDWRI_COLUMNS)
     table.to_csv(root / "dataset.csv", index=False)

@@ -1,6 +1,11 @@
+import copy
+
 import pytest
+from omegaconf import OmegaConf
 
 from fractatlas.config.overrides import compose_config
+from fractatlas.config.schema import TrainConfig
+from fractatlas.config.validation import differing_keys, flatten, validate
 from fractatlas.data.sources.folders import Folders
 from fractatlas.data.sources.fracatlas import FracAtlas
 from fractatlas.data.sources.grazpedwri import GrazPedWri
@@ -28,6 +33,15 @@ def test_every_choice_of_data_opens_its_source_and_its_settings_open_it_again(ar
     assert {*LOADING_KEYS}.isdisjoint(source.settings)
     again = open_source(source.settings)
     assert (type(again), again.root) == (kind, source.root)
+
+
+def test_a_configuration_of_an_earlier_version_is_valid_and_equals_a_new_one():
+    new = compose_config(["data=phantom", "model.variant=densenet_tiny", "model.weights=null"])
+    stored = copy.deepcopy(new)
+    del stored["model"]["head"]
+    assert validate(OmegaConf.create(stored), TrainConfig) == stored
+    assert differing_keys([flatten(stored), flatten(new)]) == []
+    assert isinstance(open_source(stored["data"]), Phantoms)
 
 
 def test_the_keys_of_fracatlas_are_those_of_earlier_versions():
