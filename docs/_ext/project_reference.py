@@ -46,7 +46,7 @@ def rows(keys: dict[str, Entry], schema_class: type, prefix: str) -> Iterator[Ro
         key, hint = f"{prefix}{name}", hints.get(name, Any)
         if entry.comment == "group":
             yield Row(key, "choice", f"`{entry.value}`", f"see the configuration group `{name}`")
-        elif isinstance(entry.value, dict) and (part := schema_of(entry.value)):
+        elif isinstance(entry.value, dict) and (part := schema_of(entry.value) or _dataclass(hint)):
             yield Row(key, describe(hint), f"`{part.__name__}`", _meaning(key, entry, part))
             yield from rows(entry.value, part, f"{key}.")
         else:
@@ -157,6 +157,10 @@ def setup(app: Any) -> dict[str, Any]:
     app.add_directive("configuration", Configuration)
     app.add_directive("command", Command)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+def _dataclass(hint: Any) -> type | None:
+    return hint if dataclasses.is_dataclass(hint) and isinstance(hint, type) else None
 
 
 def _extended(file: Path) -> str:

@@ -85,7 +85,7 @@ def test_checks_need_no_torch_and_read_no_image(phantoms, tmp_path):
 import sys
 from fractatlas.cli.main import main
 import fractatlas.data.images
-fractatlas.data.images.decode = None
+fractatlas.data.images.read_content = None
 for line in (line.split() for line in sys.argv[1:]):
     sys.argv = ["fractatlas", *line]
     try:

@@ -151,7 +151,7 @@ def build(folder: Path, root: Path, images: pd.DataFrame, count: Synchronized) -
             count.value += 1
         return decode(content)
 
-    cache.decode, cache.ROWS_PER_COMMIT = counting, 16
+    cache.read_content, cache.ROWS_PER_COMMIT = counting, 16
     opened(folder, root, images)
 
 
