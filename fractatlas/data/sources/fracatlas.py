@@ -68,7 +68,7 @@ class FracAtlas(Source):
     def rows(self) -> pd.DataFrame:
         """Return the columns of ``Source.rows`` and ``COLUMNS``; an image without a row of the table is excluded."""
         table, files = self._table, self._files
-        table = table.set_index("image_id").join(files, how="outer").rename_axis("image_id").reset_index()
+        table = table.set_index("image_id").join(files, how="outer").rename_axis("image_id").sort_index().reset_index()
         in_table = table["fractured"].notna()
         table[list(COLUMNS)] = table[list(COLUMNS)].fillna(0).astype(int)
         given = [name for name in GIVEN.values() if name in table]
