@@ -12,7 +12,7 @@ from PIL import Image
 from fractatlas.data import audit
 from fractatlas.data.catalogue import read_catalogue
 from fractatlas.data.integrity import ORIENTATION
-from fractatlas.data.sources.fracatlas import COCO, FracAtlas
+from fractatlas.data.sources.fracatlas import COCO, VOC, FracAtlas
 
 EVIL = "IMG0000500<script>alert(1).jpg"
 
@@ -87,10 +87,10 @@ def damaged(phantoms, catalogue, tmp_path_factory):
     (root / COCO).write_text(json.dumps(coco))
     table.reset_index().to_csv(root / "dataset.csv", index=False)
 
-    (root / audit.VOC).mkdir()
+    (root / VOC).mkdir()
     row = fractured[7]
     where["wrong size in VOC"] = [row["image_id"]]
-    (root / audit.VOC / "a.xml").write_text(
+    (root / VOC / "a.xml").write_text(
         f"<annotation><filename>{row['image_id']}</filename><size><width>{row['height']}</width>"
         f"<height>{row['width']}</height></size></annotation>"
     )
