@@ -89,7 +89,7 @@ PREDICT = ("predict", "input=phantoms", "hydra.run.dir=refused/run")
         ),
         (
             (*EVALUATE, "ckpt=phantoms/dataset.csv", "data=phantom", "data_root=phantoms"),
-            "data_root=phantoms: no effect with data=..., data.root=DIR sets the data folder; remove it",
+            "no effect with data=..., data.root=DIR sets the data folder; remove it",
         ),
         (
             (*EVALUATE, "ckpt=phantoms/dataset.csv", "recalibrate=0.5"),
@@ -255,7 +255,7 @@ def test_a_resume_that_is_refused_changes_no_file_of_the_run(fractatlas, run, fo
 
 
 @pytest.mark.parametrize(
-    ("verb", "key"), [("train", "optimizer.lr=0.0002"), ("evaluate", "subset=test"), ("predict", "ckpt=???")]
+    ("verb", "key"), [("train", "optimizer.lr=0.0002"), ("evaluate", "subset=null"), ("predict", "ckpt=???")]
 )
 def test_help_has_a_line_with_default_and_meaning_for_every_key(fractatlas, capsys, verb, key):
     assert fractatlas(verb, "--help") == 0
