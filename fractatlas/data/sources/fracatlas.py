@@ -134,7 +134,7 @@ class FracAtlas(Source):
                 raise InputError(f"{file}, line {row + 2}: {name} is {table[name][row] or 'nan'}, should be {allowed}")
             table[name] = values.astype(int)
         given, ids = self._matching(table["image_id"]), table["image_id"]
-        table["image_id"] = ids.map(given).fillna(ids)
+        table["image_id"] = [given.get(name, name) for name in ids]
         if repeated := table["image_id"][table["image_id"].duplicated()].tolist():
             raise InputError(f"{file}: image_id {repeated[0]} occurs more than once; remove the repeated rows")
         if not given:
