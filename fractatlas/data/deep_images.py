@@ -1,6 +1,7 @@
-"""Read the images whose samples Pillow reduces to 8 bits: PNG, JPEG 2000 and PPM with 16-bit colours or opacity.
+"""Read the images whose samples Pillow reduces or changes: PNG and PPM with 16-bit colours, JPEG 2000 above 8 bits.
 
-The reduction keeps the high byte, so that images which hold 10 or 12 bits in 16 would be almost black.
+Pillow keeps the high byte of 16 bits, so that colours which hold 10 or 12 bits would be almost black. Of JPEG 2000 with
+9 bits, it turns some of the brightest pixels black.
 """
 
 import io
@@ -23,8 +24,7 @@ def is_reduced(image: ImageFile, content: bytes) -> bool:
         case "PNG":
             return content[24] == 16 and content[25] in (2, 4, 6)
         case "JPEG2000":
-            precisions = _j2k_precisions(content)
-            return len(precisions) > 1 and max(precisions) > 8
+            return max(_j2k_precisions(content)) > 8
         case "PPM":
             arguments = image.tile[0].args  # mode and maximum
             return content[:2] in (b"P3", b"P6") and isinstance(arguments, tuple) and int(arguments[-1]) > 255
@@ -70,7 +70,8 @@ def _read_ppm(image: ImageFile, content: bytes) -> np.ndarray:
     """Read 16-bit colours; Pillow has read the header."""
     offset, count = image.tile[0].offset, image.width * image.height * 3
     if content.startswith(b"P6"):
-        samples = np.frombuffer(content[offset : offset + 2 * count], dtype=">u2").astype(np.uint16)
+        data = content[offset : offset + 2 * count]
+        samples = np.frombuffer(data[: len(data) // 2 * 2], dtype=">u2").astype(np.uint16)
     else:
         rows = (line.partition(b"#")[0] for line in io.BytesIO(content[offset:]))
         samples = np.array(b" ".join(rows).split()[:count], dtype=np.uint16)

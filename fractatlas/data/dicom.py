@@ -400,13 +400,13 @@ def _palette_colours(samples: np.ndarray, dataset: Dataset) -> np.ndarray:
         descriptor, data = f"{name}PaletteColorLookupTableDescriptor", f"{name}PaletteColorLookupTableData"
         table = _lookup_table(dataset, descriptor, data, False, dataset.original_encoding[1] is not False)
         if table is None:
-            # pydicom reads segmented palettes.
-            colours = apply_color_lut(samples, dataset)
-            return (colours >> 8 * (colours.dtype.itemsize - 1)).astype(np.uint8)
-        channels.append(table)
+            colours = apply_color_lut(samples, dataset)  # it reads segmented palettes
+            break
+        channels.append(table.apply(samples))
+    else:
+        colours = np.stack(channels, axis=-1)
     # Some files state 16 bits and store 8.
-    shift = 8 if max(int(table.values.max()) for table in channels) > 255 else 0
-    return np.stack([(table.apply(samples) >> shift).astype(np.uint8) for table in channels], axis=-1)
+    return (colours >> (8 if colours.max() > 255 else 0)).astype(np.uint8)
 
 
 def _set_frame_attributes(dataset: Dataset) -> None:

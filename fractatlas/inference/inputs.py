@@ -139,7 +139,7 @@ def _find_in_archive(given: str) -> Inputs:
                 raise InputError(f"input={given}: {len(members):,} files, above the limit of {MAX_MEMBERS:,}; split it")
             for info in members:
                 name = PurePath(info.filename)
-                if any(part.startswith(".") or part == "__MACOSX" for part in name.parts):
+                if any((part.startswith(".") and part.strip(".")) or part == "__MACOSX" for part in name.parts):
                     continue
                 if name.suffix.lower() in EXTENSIONS or (
                     name.name.upper() != "DICOMDIR" and _is_image_start(_start_of_member(archive, info))
