@@ -116,7 +116,10 @@ def _decode_with_gdcm(frame: bytes, syntax: str, options: dict[str, Any]) -> np.
     allocated, stored = options["bits_allocated"], options["bits_stored"]
     signed = options["pixel_representation"]
     image.SetPixelFormat(gdcm.PixelFormat(channels, allocated, stored, stored - 1, signed))
-    content = image.GetBuffer().encode("utf-8", "surrogateescape")  # GDCM returns bytes as str
+    buffer = image.GetBuffer()
+    if buffer is None:
+        raise RuntimeError("GDCM cannot decode the frame")
+    content = buffer.encode("utf-8", "surrogateescape")  # GDCM returns bytes as str
     samples = np.frombuffer(content, f"{'iu'[not signed]}{allocated // 8}")
     if samples.size != rows * columns * channels:
         raise RuntimeError(f"{samples.size} samples, expected {rows * columns * channels}")

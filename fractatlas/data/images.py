@@ -4,6 +4,7 @@ A file is decoded completely or refused with a short reason. No decoder runs in 
 """
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,9 @@ FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "WEBP"
 TRUNCATION_MESSAGES = ("runcated", "less than expected", "not enough image data", "broken data stream",
                        "unexpected end", "but only got", "could not create decoder object", "input stream too small",
                        "corrupted strip", "corrupted tile")  # fmt: skip
+
+INTERNAL_ERRORS = (ArithmeticError, AssertionError, AttributeError, IndexError, KeyError, RecursionError, struct.error,
+                   TypeError)  # fmt: skip
 
 Image.MAX_IMAGE_PIXELS = None  # ``too_large`` replaces Pillow's limit, whose message does not contain the size
 
@@ -105,7 +109,9 @@ def read_content(content: bytes) -> Image.Image:
         message = _one_line(error)
         if any(words in message for words in TRUNCATION_MESSAGES):
             raise UnreadableError("truncated") from None
-        raise UnreadableError(f"damaged or not supported: {message or type(error).__name__}") from None
+        # The words of these are about code, not about the file.
+        internal = isinstance(error, INTERNAL_ERRORS) or not message
+        raise UnreadableError("damaged, or of an unusual kind" if internal else f"damaged: {message}") from None
 
 
 def _read_image(content: bytes) -> Image.Image:

@@ -44,6 +44,8 @@ def read_tiff(content: bytes) -> Image.Image:
     with file:
         page, number = _full_page(file)
         refuse_large(page.imagewidth, page.imagelength)
+        if len(page.dataoffsets) != len(page.databytecounts):
+            raise UnreadableError("damaged: the numbers of strips and of their sizes differ")
         if any(start + size > len(content) for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)):
             raise UnreadableError("truncated")
         orientation = _value(page, "Orientation", 1)
@@ -57,7 +59,7 @@ def read_tiff(content: bytes) -> Image.Image:
 
 
 def _full_page(file: TiffFile) -> tuple[TiffPage, int]:
-    pages = []
+    pages, number = [], -1
     for number, frame in enumerate(file.pages):
         if number == MAX_PAGES:
             raise UnreadableError(f"more than {MAX_PAGES:,} pages in one file; {CONVERT}")
@@ -65,6 +67,8 @@ def _full_page(file: TiffFile) -> tuple[TiffPage, int]:
         kind = page.tags["NewSubfileType"].value if "NewSubfileType" in page.tags else 0
         if not kind & (REDUCED | MASK) and _value(page, "SubfileType", 1) != 2:
             pages.append((page, number))
+    if number < 0:
+        raise UnreadableError("truncated, or a damaged header")
     if not pages:
         raise UnreadableError("TIFF file without a full page; export the image again")
     if len(pages) > 1:

@@ -95,12 +95,12 @@ def read_input(path: str) -> Image.Image:
         status = os.stat(archive)
         opened = _open_archive(archive, status.st_mtime_ns, status.st_size)
         info = opened.getinfo(member)
+        if info.flag_bits & 1:
+            raise UnreadableError("encrypted; unpack the archive with its password")
         if info.file_size > MAX_BYTES:
             raise UnreadableError(f"{info.file_size} bytes is above the limit of {MAX_BYTES}")
         if info.file_size > max(ALWAYS_READ, MAX_RATIO * info.compress_size):
             raise UnreadableError(f"compressed more than {MAX_RATIO} times; unpack the archive")
-        if info.flag_bits & 1:
-            raise UnreadableError("encrypted; unpack the archive with its password")
         content = opened.read(info)
     except NotImplementedError:
         raise UnreadableError("zip compression method is not supported; unpack the archive") from None
