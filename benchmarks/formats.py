@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("work", type=Path, help="folder for the DICOM files")
     parser.add_argument("--before", type=Path, help="another checkout")
     options = parser.parse_args()
-    files = {"JPEG": sorted(options.images.glob("*.jpg"))}
+    files = {"JPEG": sorted(options.images.rglob("*.jpg"))}
     for bits in (8, 12):
         folder = options.work / str(bits)
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,8 @@ def main() -> None:
     checkouts = {"this": REPOSITORY} | ({"before": options.before.absolute()} if options.before else {})
     readers = {}
     for name, checkout in checkouts.items():
-        paths = os.pathsep.join([str(checkout), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+        others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path != str(REPOSITORY)]
+        paths = os.pathsep.join([str(checkout), *others])
         environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
         readers[name] = subprocess.Popen([sys.executable, "-c", READER], env=environment, stdin=subprocess.PIPE,
                                          stdout=subprocess.PIPE, text=True)  # fmt: skip

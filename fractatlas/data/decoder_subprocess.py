@@ -146,11 +146,7 @@ def main() -> None:
         except MemoryError:
             result = MemoryError()
         except Exception as error:
-            result = (
-                RuntimeError(str(error))
-                if isinstance(error, RuntimeError | NotImplementedError)
-                else ValueError(str(error))
-            )
+            result = (ValueError if isinstance(error, ValueError) else RuntimeError)(str(error))
         pickle.dump(result, results)
         results.flush()
 

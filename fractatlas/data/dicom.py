@@ -296,6 +296,9 @@ def _render(samples: np.ndarray, pixel_format: PixelFormat, dataset: Dataset) ->
         image = map_to_image(samples, lambda stored: window.grey_levels(values_of(stored), inverted))
         used = f"display window (centre {window.center:g}, width {window.width:g})"
     elif pixel_format.stored <= 8 and not pixel_format.signed and table is None and rescale == (1, 0):
+        if pixel_format.stored == 8:
+            levels = samples.astype(np.uint8, copy=False)
+            return Image.fromarray(255 - levels if inverted else levels)
         return map_to_image(samples, lambda stored: grey_levels(stored, 0, 2**pixel_format.stored - 1, inverted))
     else:
         if table is not None:  # it need not be monotonic
