@@ -59,6 +59,11 @@ def is_dicom(start: bytes) -> bool:
     return (explicit or short) and (element == 0 or dictionary_has_tag((group, element)))
 
 
+def is_tiff(start: bytes) -> bool:
+    """Return whether ``start``, the first four bytes of a file, is TIFF or BigTIFF."""
+    return start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
 def is_readable_image(start: bytes) -> bool:
     """Return whether ``start``, the first ``START`` bytes of a file, begin an image that is read, other than DICOM."""
     return (

@@ -16,13 +16,13 @@ from fractatlas.data.file_kinds import (
     START,
     is_dicom,
     is_readable_image,
+    is_tiff,
     other_kind,
     unreadable_image,
     unsupported_jpeg,
 )
 from fractatlas.data.grey_levels import refuse_constant, samples_to_image
 from fractatlas.data.image_limits import MAX_BYTES, UnreadableError, memory_lock, refuse_large, too_large
-from fractatlas.data.tiff import is_tiff, read_tiff
 
 # Excluded: formats that start other programs (EPS) and icons, cursors and fonts.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "WEBP")
@@ -116,6 +116,8 @@ def read_content(content: bytes) -> Image.Image:
 
 def _read_image(content: bytes) -> Image.Image:
     if is_tiff(content):
+        from fractatlas.data.tiff import read_tiff  # loads tifffile, which other images do not need
+
         return _to_grey(read_tiff(content))
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         refuse_large(*image.size)

@@ -22,11 +22,6 @@ PILLOW_ONLY = {2, 3, 4, 6, 7}  # fax and JPEG
 MAX_SAMPLES = 16
 
 
-def is_tiff(start: bytes) -> bool:
-    """Return whether ``start``, the first four bytes of a file, is TIFF or BigTIFF."""
-    return start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-
-
 def read_tiff(content: bytes) -> Image.Image:
     """Read the only full page of a TIFF file; thumbnails, pyramid levels and masks are ignored.
 
