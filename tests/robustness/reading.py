@@ -89,7 +89,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "DICOM, rescale, windows, lookup tables": ("slope, intercept, window, function, VOI and modality tables", DCM2PNM),
     "DICOM, empty and invalid attributes": ("each optional attribute empty or nonsensical", "the file without it"),
     "DICOM, more than 8 bits without a window": ("BitsStored x PixelRepresentation x photometric", "numpy"),
-    "DICOM, colours": ("RGB, YBR, palettes; planar or not; 8 and 16 bits", "numpy"),
+    "DICOM, colours": ("RGB and palettes; planar or not; 8 and 16 bits", "numpy"),
     "TIFF": ("SampleFormat x BitsPerSample x byte order x planar x photometric x compression", "libtiff, numpy"),
     "PNG": ("colour type x bit depth", "libspng, numpy"),
     "JPEG 2000": ("channels x precision", "numpy"),
