@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ def write_plan(tmp_path):
 def commands(monkeypatch) -> list[tuple]:
     """Replace training and evaluation; return the list of commands.
 
-    Each command leaves the files of a real one. The larger ``optimizer.lr``, the better are the predictions.
+    Each command leaves the files of a real one. The larger ``optimizer.lr``, the better are the predictions. Each of
+    the folds of ``split=kfold`` has 40 images, and the validation subset of a fold is the next one.
     """
     called = []
 
@@ -53,8 +55,17 @@ def commands(monkeypatch) -> list[tuple]:
         probability = np.clip(0.5 + quality * (labels - 0.5) + random.normal(0, 0.1, 80), 0, 1)
         names = [f"{subset}{number}" for number in range(80)]
         columns = {"image_id": names, "group": names, "split": subset, "label": labels, "probability": probability}
-        pd.DataFrame(columns).to_csv(folder / "predictions.csv", index=False)
-        record = {"model": "resnet50", "operating_point": {"threshold": 0.5}, "versions": {"commit": "abc"}}
+        table, temperature = pd.DataFrame(columns), 1.0
+        trained = yaml.safe_load(
+            (folder if verb == "train" else folder.parent).joinpath(".hydra/config.yaml").read_text()
+        )
+        if folds := trained["split"].get("folds"):
+            fold = (trained["split"]["fold"] + (subset == "val")) % folds
+            names = [f"{fold}_{number}" for number in range(40)]
+            table, temperature = table[:40].assign(image_id=names, group=names), 1.0 + trained["split"]["fold"]
+        table.to_csv(folder / "predictions.csv", index=False)
+        point = {"rule": "fixed", "threshold": 0.5, "temperature": temperature}
+        record = {"model": "resnet50", "operating_point": point, "versions": {"commit": "abc"}, "device": "1 x cpu"}
         (folder / "metrics.json").write_text(json.dumps(record))
 
     monkeypatch.setattr(train_and_score, "run_command", run_command)
@@ -71,19 +82,19 @@ def run(tmp_path, commands):
     return run
 
 
-def test_test_subset_is_scored_after_all_trainings_of_a_recipe(write_plan, run, commands, tmp_path):
+def test_test_subset_of_each_run_is_scored_once_after_its_training(write_plan, run, commands, tmp_path):
     recipes = {"A b": ["optimizer.lr=0.1"], "C": ["optimizer.lr=0.2"]}
     out = run(write_plan(seeds=[0, 1], recipes=recipes))
-    assert [command[0] for command in commands] == (["train"] * 2 + ["evaluate"] * 2) * 2
+    assert [command[0] for command in commands] == ["train", "evaluate"] * 4
     run = tmp_path / "logs" / "a_b" / "seed_1"
-    assert commands[1] == ("train", "optimizer.lr=0.1", "seed=1", "test=false", f"hydra.run.dir={run}")
+    assert commands[2] == ("train", "optimizer.lr=0.1", "seed=1", "test=false", f"hydra.run.dir={run}")
     checkpoint = f"ckpt={run}/checkpoints/best.ckpt"
     assert commands[3] == ("evaluate", checkpoint, "subset=test", f"hydra.run.dir={run}/test")
     table = pd.read_csv(out / "recipes.csv")
     assert list(table["recipe"].unique()) == ["A b", "A b, ensemble of 2", "C", "C, ensemble of 2"]
     assert list(table["subset"]) == ["val", "test"] * 4
     assert (table["auroc_low"] <= table["auroc"]).all()
-    tables = {f"{name}.{ending}" for name in ("recipes", "differences") for ending in ("csv", "md")}
+    tables = {f"{name}.{ending}" for name in ("recipes", "runs", "differences") for ending in ("csv", "md")}
     assert {file.name for file in out.iterdir()} == {*tables, "recipes.png", "predictions"}
     differences = pd.read_csv(out / "differences.csv")
     assert set(differences["recipe"]) == {"C"}
@@ -92,7 +103,7 @@ def test_test_subset_is_scored_after_all_trainings_of_a_recipe(write_plan, run, 
 
 def test_tables_can_be_computed_from_the_predictions_next_to_them(write_plan, run):
     out = run(write_plan(seeds=[0, 1], recipes={"A b": ["optimizer.lr=0.1"]}, steps={"S": ["optimizer.lr=0.2"]}))
-    files = {file.name: pd.read_csv(file) for file in (out / "predictions").iterdir()}
+    files = {file.name: pd.read_csv(file) for file in (out / "predictions").glob("*.csv")}
     assert set(files) == {"a_b_seed_0.csv", "a_b_seed_1.csv", "s_seed_0.csv", "s_seed_1.csv"}
     assert set(files["s_seed_0.csv"]["split"]) == {"val"}
     scores = pd.read_csv(out / "recipes.csv").set_index(["recipe", "subset"])["auroc"]
@@ -100,6 +111,8 @@ def test_tables_can_be_computed_from_the_predictions_next_to_them(write_plan, ru
         tables = [files[f"a_b_seed_{seed}.csv"].set_index("split").loc[subset] for seed in (0, 1)]
         areas = [roc_auc_score(table["label"], table["probability"]) for table in tables]
         assert scores["A b", subset] == pytest.approx(np.mean(areas))
+        runs = pd.read_csv(out / "runs.csv").query("recipe == 'A b' and subset == @subset")
+        assert runs["auroc"].tolist() == pytest.approx(areas)
 
 
 def test_finished_runs_are_kept_and_other_settings_are_refused(write_plan, run, commands, tmp_path):
@@ -110,7 +123,10 @@ def test_finished_runs_are_kept_and_other_settings_are_refused(write_plan, run, 
     assert len(commands) == 2
     assert (out / "recipes.csv").read_text() == before
     write_plan(seeds=[0], recipes={"A": ["optimizer.lr=0.3", "data.num_workers=0", f"paths.weights={tmp_path}"]})
-    with pytest.raises(InputError, match=r"other settings: optimizer.lr was 0.1, is 0.3; move or delete"):
+    with pytest.raises(InputError, match=r"a_seed_0.json .*other settings: optimizer.lr was 0.1, is 0.3; move or del"):
+        run(plan)
+    shutil.rmtree(out / "predictions")  # the run folder is compared, too
+    with pytest.raises(InputError, match=r"seed_0 was started with other settings: optimizer.lr was 0.1, is 0.3; move"):
         run(plan)
     write_plan(seeds=[0], recipes={"A": ["optimizer.lr=0.1", "trainer.max_epochs=9"]})
     with pytest.raises(InputError, match=r"trainer.max_epochs was \d+, is 9"):
@@ -177,6 +193,104 @@ def test_rows_that_are_not_requested_are_kept(write_plan, run, commands):
     assert len(commands) == count
 
 
+def test_runs_are_taken_as_done_when_their_run_folders_are_gone(write_plan, run, commands, tmp_path):
+    steps = {"start": ["optimizer.lr=0.1"], "better": ["optimizer.lr=0.3"]}
+    plan = write_plan(seeds=[0, 1], recipes={"A": [], "B": ["optimizer.lr=0.2"]}, steps=steps)
+    out = run(plan)
+    count, complete = len(commands), {file.name: file.read_text() for file in out.glob("*.[cm]*")}
+    shutil.rmtree(tmp_path / "logs")
+    for file in out.glob("*.*"):
+        file.unlink()
+    run(plan)
+    assert len(commands) == count
+    assert not (tmp_path / "logs").exists()
+    assert {file.name: file.read_text() for file in out.glob("*.[cm]*")} == complete
+    write_plan(seeds=[0, 1, 2], recipes={"A": []})  # only what is missing is trained
+    run(plan)
+    assert [command[0] for command in commands[count:]] == ["train", "evaluate"]
+    assert "seed=2" in commands[count]
+
+
+def test_tables_are_written_without_training(write_plan, run, commands, tmp_path):
+    plan = write_plan(seeds=[0, 1], recipes={"A": [], "B": ["optimizer.lr=0.2"]}, steps={"S": []})
+    with pytest.raises(InputError, match=r"no recipe or step is finished; run fractatlas plan .*small.yaml"):
+        run(plan, tables=True)
+    assert not commands
+    out = run(plan)
+    count, complete = len(commands), {file.name: file.read_text() for file in out.glob("*.[cm]*")}
+    for file in [*out.glob("*.*"), *(out / "predictions").iterdir()]:
+        file.unlink()
+    run(plan, tables=True)  # from the run folders, such as those of an earlier version
+    assert {file.name: file.read_text() for file in out.glob("*.[cm]*")} == complete
+    shutil.rmtree(tmp_path / "logs")
+    write_plan(seeds=[0, 1], recipes={"A": ["optimizer.lr=9"], "B": []}, steps={"S": []})
+    run(plan, tables=True)  # tables of results do not depend on what the plan would train today
+    assert {file.name: file.read_text() for file in out.glob("*.[cm]*")} == complete
+    assert len(commands) == count
+
+
+def test_recipe_with_an_unfinished_run_is_in_no_new_table(write_plan, run, tmp_path, caplog):
+    plan = write_plan(seeds=[0, 1], recipes={"A": [], "B": ["optimizer.lr=0.2"]})
+    out = run(plan)
+    for file in [*out.glob("*.*"), *(out / "predictions").glob("b_seed_1*")]:
+        file.unlink()
+    shutil.rmtree(tmp_path / "logs")
+    with caplog.at_level("INFO"):
+        run(plan, tables=True)
+    assert "B: 1 of 2 runs finished, so it is in no table" in caplog.text
+    assert set(pd.read_csv(out / "recipes.csv")["recipe"]) == {"A", "A, ensemble of 2"}
+
+
+def test_each_fold_is_trained_and_scores_are_those_of_all_images(write_plan, run, commands, tmp_path):
+    plan = write_plan(seeds=[1, 2], folds=3, recipes={"A": ["optimizer.lr=0.1"], "B": ["optimizer.lr=0.3"]})
+    out = run(plan)
+    folder = tmp_path / "logs" / "a" / "seed_2_fold_1"
+    options = ("split=kfold", "split.folds=3", "split.fold=1", "seed=2", "test=false", f"hydra.run.dir={folder}")
+    assert commands[8] == ("train", "optimizer.lr=0.1", *options)
+    assert len(commands) == 2 * 2 * 3 * 2
+    recipes = pd.read_csv(out / "recipes.csv")
+    assert list(recipes["recipe"].unique()) == ["A", "A, ensemble of 2", "B", "B, ensemble of 2"]
+    assert set(recipes["n"]) == {120}
+    assert set(recipes["split"]) == {"3 folds"}
+    runs = pd.read_csv(out / "runs.csv")
+    assert runs.groupby(["recipe", "seed", "subset"])["n"].apply(list).tolist() == [[40, 40, 40, 120]] * 8
+    assert runs["temperature"][:3].tolist() == [1, 2, 3]
+    differences = pd.read_csv(out / "differences.csv")
+    assert (differences["n"] == 120).all()
+    assert (differences.query("score == 'auroc'")["difference"] > 0).all()
+    for name in ("a", "b"):
+        files = {file.name for file in (out / "pooled" / name).iterdir()}
+        assert {"report.html", "metrics.json", "predictions.csv", "model_card.md", "strata.csv"} <= files
+    scores = json.loads((out / "pooled" / "b" / "metrics.json").read_text())["test"]
+    ensemble = recipes.query("recipe == 'B, ensemble of 2' and subset == 'test'").iloc[0]
+    assert (scores["auroc"]["value"], scores["n"]) == (pytest.approx(ensemble["auroc"]), 120)
+    assert "Each of 3 folds is test for one network" in (out / "pooled" / "b" / "model_card.md").read_text()
+    complete = {file: file.read_text() for file in out.rglob("*.*") if file.suffix in (".csv", ".md", ".html", ".json")}
+    shutil.rmtree(tmp_path / "logs")
+    shutil.rmtree(out / "pooled")
+    run(plan, tables=True)
+    assert {file: file.read_text() for file in complete} == complete
+
+
+def test_stopped_plan_with_folds_continues_with_the_next_fold(write_plan, run, commands, tmp_path, monkeypatch):
+    plan = write_plan(seeds=[1], folds=3, recipes={"A": []})
+    fake = train_and_score.run_command
+
+    def stopped(run: Path, verb: str, *arguments: str) -> None:
+        if "split.fold=2" in arguments:
+            raise SystemExit(75)
+        fake(run, verb, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_and_score, "run_command", stopped)
+        with pytest.raises(SystemExit):
+            run(plan)
+    shutil.rmtree(tmp_path / "logs")
+    run(plan)
+    assert [command[0] for command in commands] == ["train", "evaluate"] * 3
+    assert ["split.fold=2" in command for command in commands[4:]] == [True, False]
+
+
 def test_folder_of_a_run_that_never_began_is_used(write_plan, run, commands, tmp_path):
     (tmp_path / "logs" / "a" / "seed_0").mkdir(parents=True)  # Hydra creates it before the configuration is checked
     (tmp_path / "logs" / "a" / "seed_0" / "train.log").touch()
@@ -210,7 +324,12 @@ def test_output_folder_that_cannot_be_created_is_reported_before_training(write_
         ("seeds: []\nrecipes: {A: []}", "needs a seed"),
         ("seeds: [0]", "a recipe or a step"),
         ("seeds: [x]\nrecipes: {A: []}", "seeds.0"),
-        ("seeds: [0]\nrecipe: {A: []}", "recipe: unknown key; a plan has seeds, config_dir, common, recipes, steps"),
+        (
+            "seeds: [0]\nrecipe: {A: []}",
+            "recipe: unknown key; a plan has seeds, folds, config_dir, common, recipes, st",
+        ),
+        ("seeds: [0]\nfolds: 2\nrecipes: {A: []}", "folds: Input should be greater than or equal to 3"),
+        ("seeds: [0]\nfolds: 5\nrecipes: {A: [split.fold=1]}", "split.fold=1: remove it, or remove folds"),
         ("seeds: [0]\nrecipes: {A: []}\nconfig_dir: nowhere", "config_dir: no folder"),
         ("seeds: [0]\nrecipes: {A: [experiment=best]}\nconfig_dir: .", "A: experiment=best: no such choice"),
     ],
@@ -245,8 +364,8 @@ def test_plan_on_phantoms(phantoms, tmp_path, monkeypatch):
         out = run_plan(file)
     recipes = pd.read_csv(out / "recipes.csv")
     record = json.loads((tmp_path / f"logs/plans/{tmp_path.name}/small/plain/seed_0/metrics.json").read_text())
-    assert recipes.loc[0, "auroc"] == record["val"]["auroc"]["value"]
-    assert recipes.loc[0, "auroc_low"] == record["val"]["auroc"]["low"]
+    assert recipes.loc[0, "auroc"] == pytest.approx(record["val"]["auroc"]["value"])
+    assert recipes.loc[0, "auroc_low"] == pytest.approx(record["val"]["auroc"]["low"])
     steps = pd.read_csv(out / "steps.csv")
     assert steps.loc[0, "auroc"] == recipes.loc[0, "auroc"]
     assert np.isfinite(steps.loc[1, "auroc_difference"])
