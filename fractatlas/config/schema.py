@@ -10,7 +10,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, dataclass_transform, get_args, get_type_hints
 
-from annotated_types import Ge, Gt, Interval, Len, Lt
+from annotated_types import Ge, Gt, Interval, Len, Lt, MinLen
 from pydantic import ConfigDict, Field, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator
 
 from fractatlas.config.trusted import SWITCH, is_trusted
@@ -464,7 +464,7 @@ class PredictConfig(Strict):
     """A configuration composed from ``conf/predict.yaml``."""
 
     task_name: Name
-    ckpt: TypedPath
+    ckpt: TypedPath | Annotated[list[TypedPath], MinLen(1)]
     input: TypedPath
     heatmaps: bool
     gradcam: bool

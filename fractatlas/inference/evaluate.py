@@ -23,6 +23,7 @@ from fractatlas.data.splits import (
 from fractatlas.errors import InputError
 from fractatlas.evaluation import provenance
 from fractatlas.evaluation.operating_point import DEFAULT_OPERATING_POINT
+from fractatlas.evaluation.run_folder import best_checkpoint
 from fractatlas.inference.model import UNFINISHED, load_model
 from fractatlas.io import write_csv, write_text
 from fractatlas.models.heatmaps import heatmap_kind
@@ -54,7 +55,7 @@ def evaluate(config: dict[str, Any]) -> bool:
     started = time.monotonic()
     quieten()
     run, subset = Path(config["paths"]["output_dir"]), config["subset"]
-    model = load_model(config["ckpt"], trusted_targets=config["trusted_targets"])
+    model = load_model(best_checkpoint(Path(config["ckpt"])), trusted_targets=config["trusted_targets"])
     split = _training_split(config, model.checkpoint)
     trained = model.config
     trained["data"]["cache_dir"] = config["paths"]["cache_dir"]

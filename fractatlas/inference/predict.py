@@ -25,7 +25,7 @@ from fractatlas.evaluation.candidates import CORNERS, DECIMALS
 from fractatlas.evaluation.localisation import place
 from fractatlas.evaluation.overlays import annotate, full_heat, overlay
 from fractatlas.inference.inputs import Inputs, read_input
-from fractatlas.inference.model import UNFINISHED, load_model
+from fractatlas.inference.model import UNFINISHED, Ensemble, load_model
 from fractatlas.io import atomic_path, write_csv
 from fractatlas.progress_bar import track
 from fractatlas.training.silence_warnings import quieten
@@ -59,8 +59,8 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
         The number of inputs that could not be read.
 
     Raises:
-        InputError: the file is not a checkpoint of this project, this machine does not have the accelerator, or
-            ``box_threshold`` is given for a network without a fracture map.
+        InputError: a file is not a checkpoint of this project, several checkpoints cannot be averaged, this machine
+            does not have the accelerator, or ``box_threshold`` is given for a network without a fracture map.
     """
     quieten()
     for library in ("pydicom", "tifffile"):
@@ -68,6 +68,8 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     warnings.filterwarnings("ignore", module="pydicom|PIL|tifffile")
     run = Path(config["paths"]["output_dir"])
     model = load_model(config["ckpt"], trusted_targets=config["trusted_targets"])
+    if isinstance(model, Ensemble):
+        log.info("mean of the calibrated probabilities of %s", plural(len(model.members), "network"))
     finds_boxes = model.has_map and not config["gradcam"]
     if config["box_threshold"] is not None and not finds_boxes:
         raise InputError(
@@ -80,7 +82,7 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     trainer = build_trainer(config, run, callbacks=[], logger=False, enable_progress_bar=False)
     if trainer.world_size > 1:
         raise InputError("predict runs on one device: remove trainer.devices, or use trainer=cpu or trainer=gpu")
-    model.classifier.to(trainer.strategy.root_device)
+    model.to(trainer.strategy.root_device)
     for name in ("predictions.csv", "errors.csv", "boxes.csv"):
         (run / name).unlink(missing_ok=True)
     overlays = [*(run / "overlays").glob(f"{'[0-9]' * 5}_*.jpg")]
