@@ -63,7 +63,7 @@ def prepare(arguments: Sequence[str], schema_class: type) -> list[str]:
     """
     groups = group_keys(schema_class)
     folder: str | None = None
-    arguments = list(_joined(arguments))
+    arguments = list(joined(arguments))
     _check_options(arguments)
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -160,7 +160,7 @@ def compose_with_hydra(verb: str, prepared: Sequence[str]) -> DictConfig:
         return compose(options.get("--config-name", verb), overrides, return_hydra_config=True)
 
 
-def _joined(arguments: Sequence[str]) -> Iterator[str]:
+def joined(arguments: Sequence[str]) -> Iterator[str]:
     """Yield ``--config-dir DIR`` and ``-cd DIR`` as ``--config-dir=DIR``, and every other argument unchanged."""
     rest = iter(arguments)
     for argument in rest:

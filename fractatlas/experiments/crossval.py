@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from fractatlas.config.overrides import compose_config
+from fractatlas.config.overrides import compose_config, joined
 from fractatlas.errors import InputError
 from fractatlas.experiments.plan import DEFAULTS, check_options, check_plan, read_plan
 from fractatlas.io import write_text
@@ -29,6 +29,7 @@ def write_plan(arguments: Sequence[str]) -> Path:
     Raises:
         InputError: an argument is invalid, or the folder contains the cross-validation of other options.
     """
+    arguments = list(joined(arguments))
     own = {key: value for key, _, value in (argument.partition("=") for argument in arguments) if key in OWN}
     options = [argument for argument in arguments if argument.partition("=")[0] not in OWN]
     for option in options:

@@ -96,7 +96,9 @@ def test_checkpoints_that_cannot_be_averaged_are_refused(pair, checkpoint, make_
     def unfinished(content: dict) -> None:
         del content["operating_point"]
 
-    with pytest.raises(InputError, match=r"small.ckpt and .*first.ckpt cannot be averaged: crop was 64, is 48; use ch"):
+    with pytest.raises(
+        InputError, match=r"small.ckpt and .*first.ckpt cannot be averaged: preprocess.crop was 64, is 48;"
+    ):
         load_model([pair[0], make_checkpoint("small.ckpt", other_input)])
     with pytest.raises(InputError, match=r"bare.ckpt: training is not finished.* finish it with resume=RUN, or leave"):
         load_model([pair[0], make_checkpoint("bare.ckpt", unfinished)])
