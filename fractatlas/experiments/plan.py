@@ -221,10 +221,9 @@ def run_plan(
             write_pooled(out / "pooled" / folder_name(name), name, seeds, read_images(runs.records))
     if not finished:
         raise InputError(f"{file}: no recipe or step is finished; run fractatlas plan {file}")
-    rest = (name for name in names if name not in finished)
-    finished |= {
-        name: seeds for name in rest if (seeds := runs.recorded(name, "test" if name in plan.recipes else "val"))
-    }
+    for name in names:
+        if name not in finished and (seeds := runs.recorded(name, "test" if name in plan.recipes else "val")):
+            finished[name] = seeds
     _write_joint_tables(plan, out, {name: finished[name] for name in names if name in finished})
     return out
 
