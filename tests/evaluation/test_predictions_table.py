@@ -29,7 +29,7 @@ def test_thresholds_of_folds_are_kept_and_checked(file):
     header = "image_id,label,probability,fold_threshold\n"
     table = read_predictions(file(f"{header}a.jpg,1,0.9,0.4\nb.jpg,0,0.1,0.6\n"))
     assert table["fold_threshold"].tolist() == [0.4, 0.6]
-    with pytest.raises(InputError, match="line 3: fold_threshold is 2, should be a number from 0 to 1"):
+    with pytest.raises(InputError, match="line 3: fold_threshold is 2.0, should be a number from 0 to 1"):
         read_predictions(file(f"{header}a.jpg,1,0.9,0.4\nb.jpg,0,0.1,2\n"))
 
 

@@ -40,7 +40,7 @@ def test_seeds_can_be_added_but_other_options_need_another_folder(tmp_path):
     assert read_plan(file).seeds == [1, 2]
     text = file.read_text()
     for other in (["optimizer.lr=0.2"], ["optimizer.lr=0.1", "folds=3"]):
-        with pytest.raises(InputError, match=r"crossval.yaml: contains a cross-validation with .*; use another"):
+        with pytest.raises(InputError, match=r"crossval.yaml: contains another cross-validation .*; use another out"):
             write_plan([out, "seeds=1", *other])
     assert file.read_text() == text
 

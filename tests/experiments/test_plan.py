@@ -1,5 +1,8 @@
+import copy
+import functools
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +13,25 @@ from sklearn.metrics import roc_auc_score
 
 from fractatlas.config.overrides import compose_config
 from fractatlas.errors import InputError
-from fractatlas.experiments import train_and_score
+from fractatlas.evaluation import bootstrap, paired_comparison
+from fractatlas.experiments import plan as plan_module
+from fractatlas.experiments import pooled_folder, result_tables, train_and_score
 from fractatlas.experiments.plan import check_options, read_plan, run_plan
+from fractatlas.report import report_page
 from tests.conftest import REPOSITORY, SMALL
 
 PLANS = sorted((REPOSITORY / "experiments").glob("*/*.yaml"))
+
+
+@functools.cache
+def composed(options: tuple[str, ...]) -> dict:
+    return compose_config(options)
+
+
+def compose_once(options: Sequence[str]) -> dict:
+    """Compose a configuration, or return the earlier one, unless files of the test can have changed."""
+    changing = any(option.startswith("--config-dir") for option in options)
+    return compose_config(options) if changing else copy.deepcopy(composed(tuple(options)))
 
 
 @pytest.fixture
@@ -46,7 +63,7 @@ def commands(monkeypatch) -> list[tuple]:
         (folder / ".hydra").mkdir(parents=True)
         quality = 0.2
         if verb == "train":
-            config = compose_config([one for one in arguments if not one.startswith("hydra.")])
+            config = compose_once([one for one in arguments if not one.startswith("hydra.")])
             quality = config["optimizer"]["lr"]
             (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
             (folder / "split.csv").touch()
@@ -71,8 +88,16 @@ def commands(monkeypatch) -> list[tuple]:
 
 
 @pytest.fixture
-def run(tmp_path, commands):
-    """Run a plan with fake commands, tables in ``out``, and runs in ``logs``."""
+def run(tmp_path, commands, monkeypatch):
+    """Run a plan with fake commands, tables in ``out``, and runs in ``logs``.
+
+    Intervals have few resamples, and configurations are composed once, to save time.
+    """
+    few = functools.partial(bootstrap.bootstrap_weights, resamples=100)
+    for module in (result_tables, pooled_folder, paired_comparison, report_page):
+        monkeypatch.setattr(module, "bootstrap_weights", lambda groups, resamples=0: few(groups))
+    for module in (plan_module, train_and_score):
+        monkeypatch.setattr(module, "compose_config", compose_once)
 
     def run(file: Path, **options) -> Path:
         return run_plan(file, **{"out": tmp_path / "out", "logs": tmp_path / "logs", **options})
