@@ -27,7 +27,7 @@ from tests.data.sources.miniatures import write_dicoms
 
 DOCS = REPOSITORY / "docs"
 TESTED = [REPOSITORY / "README.md", DOCS / "get_started.md", DOCS / "howto" / "config_dir.md",
-          DOCS / "howto" / "extension.md", DOCS / "howto" / "grid.md",
+          DOCS / "howto" / "cross_validate.md", DOCS / "howto" / "extension.md", DOCS / "howto" / "grid.md",
           *sorted((DOCS / "tutorials").glob("*.md"))]  # fmt: skip
 PAGES = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("experiments/**/README.md")),
          *(file for file in sorted(DOCS.rglob("*.md")) if "_build" not in file.parts)]  # fmt: skip
@@ -36,7 +36,9 @@ BLOCK = re.compile(r"(?:^<!-- test: (?P<how>.*?) -->\n)?^```bash\n(?P<commands>.
 SMALL = "data.prepare.images=160 data.batch_size=16 data.num_workers=0 preprocess.resize=64 preprocess.crop=64"
 SMALL_IMAGES = "data.batch_size=16 data.num_workers=0 preprocess.resize=64 preprocess.crop=64"  # without phantoms
 OWN = "own_radiographs"  # the page that starts with a folder of DICOM files
-TRAINS = re.compile(r"^((python train\.py|fractatlas train)(?! resume=| --help)|fractatlas search).*$", re.MULTILINE)
+TRAINS = re.compile(
+    r"^((python train\.py|fractatlas train)(?! resume=| --help)|fractatlas (search|crossval)).*$", re.MULTILINE
+)
 
 sys.path.insert(0, str(DOCS / "_ext"))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from annotated_types import Ge, Gt, Interval, Le, Len, Lt
+from annotated_types import Ge, Gt, Interval, Le, Len, Lt, MinLen
 from sphinx.util.docutils import SphinxDirective
 
 from fractatlas.config import reference, schema
@@ -195,6 +195,8 @@ def _limit(limit: Any) -> str:
         return f"{low} to {high}"
     if isinstance(limit, Len):
         return f"{limit.min_length} of them"
+    if isinstance(limit, MinLen):
+        return f"at least {limit.min_length} of them"
     words = {Ge: "at least {}", Gt: "above {}", Le: "at most {}", Lt: "below {}"}
     for kind, text in words.items():
         if isinstance(limit, kind):

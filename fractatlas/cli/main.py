@@ -19,6 +19,7 @@ VERBS = {
     "compare": ("runs", "Compare runs on the same images"),
     "table": ("runs", "Print a Markdown table of runs"),
     "plan": ("experiments", "Train, score and tabulate the runs of an experiment"),
+    "crossval": ("experiments", "Cross-validate a training over folds of groups"),
     "probe": ("experiments", "Score frozen ImageNet features with a linear classifier"),
 }
 HELP = """usage: fractatlas VERB [ARGUMENT ...]

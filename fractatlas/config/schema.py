@@ -10,7 +10,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, dataclass_transform, get_args, get_type_hints
 
-from annotated_types import Ge, Gt, Interval, Len, Lt
+from annotated_types import Ge, Gt, Interval, Len, Lt, MinLen
 from pydantic import ConfigDict, Field, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator
 
 from fractatlas.config.trusted import SWITCH, is_trusted
@@ -198,13 +198,14 @@ class NoAugmentation(Strict):
 
 
 class LightAugmentation(Strict):
-    """Flip, rotate, and change brightness and contrast at random."""
+    """Flip, rotate, scale, and change brightness and contrast at random."""
 
     _target_: Literal["fractatlas.data.transforms.light_augmentation"]
     flip: Probability
     degrees: Annotated[float, Interval(ge=0, le=180)]
     brightness: Probability
     contrast: Probability
+    scale: Probability = 0.0
 
 
 class Backbone(Strict):
@@ -525,7 +526,7 @@ class PredictConfig(Strict):
     """A configuration composed from ``conf/predict.yaml``."""
 
     task_name: Name
-    ckpt: TypedPath
+    ckpt: TypedPath | Annotated[list[TypedPath], MinLen(1)]
     input: TypedPath
     heatmaps: bool
     gradcam: bool

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pydicom
 
-from fractatlas.data.images import DICOM_HEADER, is_dicom
+from fractatlas.data.file_kinds import START, is_dicom
 from fractatlas.progress_bar import track
 
 COLUMNS = {"PatientID": "patient", "BodyPartExamined": "body_part", "ViewPosition": "view",
@@ -53,7 +53,7 @@ def hash_patient_id(patient_id: str) -> str:
 def _read_file(file: Path, tags: Sequence[str]) -> dict[str, str]:
     try:
         with file.open("rb") as content:
-            if not is_dicom(content.read(DICOM_HEADER)):
+            if not is_dicom(content.read(START)):
                 return {}
             content.seek(0)
             dataset = pydicom.dcmread(content, force=True, stop_before_pixels=True, specific_tags=[*tags])

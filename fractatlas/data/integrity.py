@@ -14,7 +14,8 @@ import pandas as pd
 import PIL
 from PIL import Image
 
-from fractatlas.data.images import DICOM_HEADER, UnreadableError, is_dicom, read_content
+from fractatlas.data.file_kinds import START, is_dicom
+from fractatlas.data.images import UnreadableError, read_content
 from fractatlas.io import cache_lock, write_csv
 from fractatlas.progress_bar import track
 from fractatlas.wording import plural
@@ -34,7 +35,7 @@ class ImageStatistics:
         bytes: file size.
         error: ``"truncated"``, ``"unreadable"`` or ``""``. With an error, all fields below but ``reason`` keep their
             defaults.
-        mode: mode of the stored image in Pillow, or ``DICOM``.
+        mode: mode of the stored image in Pillow, ``DICOM``, or ``other`` for a file that Pillow cannot open.
         orientation: EXIF orientation, 1 to 8.
         width: pixels of the upright image.
         height: pixels of the upright image.
@@ -72,9 +73,12 @@ def inspect(content: bytes) -> ImageStatistics:
         reason = " ".join(str(error).split())
         return ImageStatistics(key, size, "truncated" if reason == "truncated" else "unreadable", reason=reason)
     mode, orientation = "DICOM", 1
-    if not is_dicom(content[:DICOM_HEADER]):
-        with Image.open(io.BytesIO(content)) as image:
-            mode, orientation = image.mode, image.getexif().get(ORIENTATION, 1)
+    if not is_dicom(content[:START]):
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                mode, orientation = image.mode, image.getexif().get(ORIENTATION, 1)
+        except Exception:  # another library can read kinds of TIFF that Pillow cannot
+            mode = "other"
     small = np.asarray(upright.resize((17, 16), Image.Resampling.LANCZOS), dtype=np.int16)
     return ImageStatistics(
         key,

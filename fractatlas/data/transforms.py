@@ -150,20 +150,26 @@ class BatchAugmentation(nn.Module):
         return augmented[0] * 255, *augmented[1:]
 
 
-def light_augmentation(flip: float, degrees: float, brightness: float, contrast: float) -> nn.Module:
-    """Return a transform of a batch that flips, rotates, and changes brightness and contrast, each image differently.
+def light_augmentation(
+    flip: float, degrees: float, brightness: float, contrast: float, scale: float = 0.0
+) -> nn.Module:
+    """Return a transform of a batch that flips, turns, scales and changes brightness and contrast of each image.
 
     Args:
         flip: probability of a horizontal flip.
         degrees: largest rotation in either direction.
         brightness: largest relative change.
         contrast: largest relative change.
+        scale: largest relative enlargement and, inversely, reduction: 0.25 scales by 0.8 to 1.25.
     """
     import kornia.augmentation as augmentation  # takes half a second, and only this function uses it
 
+    factors = (1 / (1 + scale), 1 + scale)
     return BatchAugmentation(
         augmentation.RandomHorizontalFlip(p=flip),
-        augmentation.RandomRotation(degrees, p=1.0),
+        augmentation.RandomAffine(degrees, scale=factors, p=1.0)
+        if scale
+        else augmentation.RandomRotation(degrees, p=1.0),
         # torchvision's formulas; the images of a batch share the order of the two steps, but not their strengths.
         augmentation.ColorJitter(brightness, contrast, p=1.0),
     )

@@ -73,6 +73,14 @@ def _write_score(pen: ImageDraw.ImageDraw, box: Sequence[float], text: str, font
     pen.text((x, y + height / 2), text, fill="white", font=font, anchor="lm")  # JPEG would blur a colour
 
 
+def full_heat(box_threshold: float | None) -> float:
+    """Return the probability of a fracture map that is drawn in the last colour, the same in all images.
+
+    The box threshold is in the middle of the colours. Without one (``None`` or 0), all probabilities are in the scale.
+    """
+    return min(1.0, 2 * box_threshold) if box_threshold else 1.0
+
+
 def is_crop(view: np.ndarray, size: tuple[int, int]) -> bool:
     """Return whether a view (left, top, right, bottom) leaves out a pixel of an image of ``size`` (width, height)."""
     left, top, right, bottom = (float(edge) for edge in view)
@@ -91,7 +99,9 @@ def colour_key(width: int, height: int, highest: float = 1.0) -> Image.Image:
     return overlay(grey, np.tile(np.linspace(0, highest, width), (height, 1)))
 
 
-def annotate(image: Image.Image, probability: float, highest: float | None, note: str = "") -> Image.Image:
+def annotate(
+    image: Image.Image, probability: float, highest: float | None, note: str = "", maximum: str = "maximum"
+) -> Image.Image:
     """Add a strip below a drawn radiograph with the probability and the key of the heatmap's colours.
 
     Args:
@@ -99,6 +109,7 @@ def annotate(image: Image.Image, probability: float, highest: float | None, note
         probability: of a fracture.
         highest: the largest heat in the image, 0 to 1, as ``overlay`` draws it; ``None`` if it has no heatmap.
         note: a line below, in the colour of candidate boxes.
+        maximum: the text at the end of the key.
     """
     width, size = image.width, max(9, round(min(image.size) / 18))
     font, line = ImageFont.load_default(size), round(1.5 * size)
@@ -114,10 +125,10 @@ def annotate(image: Image.Image, probability: float, highest: float | None, note
         pen.text((size // 2, image.height + row * line + size // 4), text, fill=colour, font=font)
     if highest:
         left, top = round(size + pen.textlength(lines[1], font)), image.height + line + size // 2
-        right = round(width - 1.5 * size - pen.textlength("maximum", font))
+        right = round(width - 1.5 * size - pen.textlength(maximum, font))
         if right > left:
             drawn.paste(colour_key(right - left, size, highest), (left, top))
-            pen.text((right + size // 2, top - size // 4), "maximum", fill="white", font=font)
+            pen.text((right + size // 2, top - size // 4), maximum, fill="white", font=font)
     return drawn
 
 
@@ -127,7 +138,7 @@ def draw_radiographs(
     boxes: Mapping[str, np.ndarray],
     heatmaps: Heatmaps | None,
     candidates: pd.DataFrame | None = None,
-    absolute: bool = False,
+    full: float | None = None,
 ) -> list[dict[str, Any]]:
     """Draw every radiograph of a table with the boxes of its fractures and, if it has one, its heatmap.
 
@@ -135,9 +146,9 @@ def draw_radiographs(
         table: ``image_id, path, label, probability``, one row per radiograph.
         root: the data folder; radiographs without a file in it are skipped.
         boxes: for each fractured image id, (n, 4) left, top, right, bottom in pixels.
-        heatmaps: each is scaled to its own maximum, unless ``absolute``.
+        heatmaps: scaled to ``full``.
         candidates: ``image_id, left, top, right, bottom, score`` of the candidate boxes to draw.
-        absolute: whether heat is drawn as it is, 0 to 1, for heatmaps that are probabilities.
+        full: the heat that is drawn in the last colour, see ``full_heat``; ``None`` is the maximum of each heatmap.
 
     Returns:
         For each drawn radiograph ``image_id, label, probability``, ``image``: PIL, RGB, ``SIDE`` pixels on the
@@ -157,7 +168,7 @@ def draw_radiographs(
             row = rows[item.image_id]
             view = heatmaps.view[row] * scale
             heat = place(heatmaps.heat[row], view, *small.size)
-            heat = heat if absolute else heat / max(heat.max(), 1e-9)
+            heat = np.minimum(heat / (full or max(heat.max(), 1e-9)), 1)
             highest = float(heat.max())
         corners, found = boxes.get(item.image_id), None
         if candidates is not None:

@@ -22,6 +22,8 @@ from fractatlas.evaluation.predictions_table import read_predictions
 from fractatlas.evaluation.subset_assessment import SubsetAssessment, subset_table
 from fractatlas.io import read_csv
 
+CROSS_VALIDATION = "runs/*/seed_*_fold_*/checkpoints/best.ckpt"  # in the folder of ``fractatlas crossval``
+
 
 def best_checkpoint(path: Path) -> Path:
     """Return the best checkpoint of a run folder; any other path is returned unchanged.
@@ -35,6 +37,16 @@ def best_checkpoint(path: Path) -> Path:
     if not file.is_file():
         raise InputError(f"{path} has no checkpoints/best.ckpt; give the run folder of a training, or a checkpoint")
     return file
+
+
+def best_checkpoints(path: Path) -> list[Path]:
+    """Return the best checkpoints of all runs of a cross-validation; for any other path, that of ``best_checkpoint``.
+
+    Raises:
+        InputError: as ``best_checkpoint``.
+    """
+    found = sorted(path.glob(CROSS_VALIDATION)) if path.is_dir() else []
+    return found or [best_checkpoint(path)]
 
 
 class RunFolder:

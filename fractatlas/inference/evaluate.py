@@ -32,6 +32,7 @@ from fractatlas.evaluation import elsewhere, operating_point, provenance
 from fractatlas.evaluation.markdown import METRIC_TITLES
 from fractatlas.evaluation.operating_point import DEFAULT_OPERATING_POINT
 from fractatlas.evaluation.predictions_table import read_predictions
+from fractatlas.evaluation.run_folder import best_checkpoint
 from fractatlas.inference.model import UNFINISHED, load_model
 from fractatlas.io import write_csv, write_text
 from fractatlas.models.heatmaps import heatmap_kind
@@ -65,7 +66,7 @@ def evaluate(config: dict[str, Any]) -> bool:
     quieten()
     other = config.get("data")
     run, subset = Path(config["paths"]["output_dir"]), scored_subset(config["subset"], bool(other))
-    model = load_model(config["ckpt"], trusted_targets=config["trusted_targets"])
+    model = load_model(best_checkpoint(Path(config["ckpt"])), trusted_targets=config["trusted_targets"])
     split = _training_split(config, model.checkpoint, subset, bool(other))
     trained = model.config
     trained["data"]["cache_dir"] = config["paths"]["cache_dir"]

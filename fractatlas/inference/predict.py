@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,14 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from fractatlas.build import build_trainer
-from fractatlas.data.images import UnreadableError, read_radiograph
+from fractatlas.data.dicom import RADIOGRAPHS
+from fractatlas.data.image_limits import UnreadableError
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
 from fractatlas.evaluation.candidates import CORNERS, DECIMALS
 from fractatlas.evaluation.localisation import place
-from fractatlas.evaluation.overlays import annotate, overlay
-from fractatlas.inference.inputs import Inputs
-from fractatlas.inference.model import UNFINISHED, load_model
+from fractatlas.evaluation.overlays import annotate, full_heat, overlay
+from fractatlas.inference.inputs import Inputs, read_input
+from fractatlas.inference.model import UNFINISHED, Ensemble, load_model
 from fractatlas.io import atomic_path, write_csv
 from fractatlas.progress_bar import track
 from fractatlas.training.silence_warnings import quieten
@@ -36,18 +37,19 @@ OVERLAY_SIDE = 512  # pixels of the shorter side
 SHOWN_ERRORS = 10  # in the log; errors.csv lists all
 READ_AHEAD = 2  # batches of preprocessed images that may wait for the network
 T = TypeVar("T")
-Sized = tuple[Tensor, tuple[int, int]]  # pixels, and width and height of the upright image
+# Pixels, width and height of the upright image, and the modality of a DICOM file, "" for other files.
+Prepared = tuple[Tensor, tuple[int, int], str]
 
 
 def predict(config: dict[str, Any], inputs: Inputs) -> int:
     """Predict images and write ``predictions.csv`` to ``paths.output_dir``.
 
     ``predictions.csv`` has one row per readable image, in the order of ``inputs``: ``path``, ``probability`` (of a
-    fracture), ``probability_calibrated`` (if the checkpoint has an operating point) and ``prediction`` (1 if the
-    probability reaches the threshold). ``errors.csv`` has ``path, error`` for each unreadable file or folder. If the
-    network has a fracture map, ``boxes.csv`` has ``path, left, top, right, bottom, score`` for each box of
-    ``Prediction.boxes``. With ``heatmaps``, each readable image is drawn with its heatmap and these boxes in
-    ``overlays/``.
+    fracture), ``probability_calibrated`` (if the checkpoint has an operating point), ``prediction`` (1 if the
+    probability reaches the threshold) and ``modality`` (of a DICOM file, such as ``DX``). ``errors.csv`` has
+    ``path, error`` for each unreadable file or folder. If the network has a fracture map, ``boxes.csv`` has
+    ``path, left, top, right, bottom, score`` for each box of ``Prediction.boxes``. With ``heatmaps``, each readable
+    image is drawn with its heatmap and these boxes in ``overlays/``.
 
     Args:
         config: a checked ``PredictConfig``, plain.
@@ -57,14 +59,17 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
         The number of inputs that could not be read.
 
     Raises:
-        InputError: the file is not a checkpoint of this project, this machine does not have the accelerator, or
-            ``box_threshold`` is given for a network without a fracture map.
+        InputError: a file is not a checkpoint of this project, several checkpoints cannot be averaged, this machine
+            does not have the accelerator, or ``box_threshold`` is given for a network without a fracture map.
     """
     quieten()
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # errors.csv states what is wrong with a file
-    warnings.filterwarnings("ignore", module="pydicom|PIL")
+    for library in ("pydicom", "tifffile"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # errors.csv states what is wrong with a file
+    warnings.filterwarnings("ignore", module="pydicom|PIL|tifffile")
     run = Path(config["paths"]["output_dir"])
     model = load_model(config["ckpt"], trusted_targets=config["trusted_targets"])
+    if isinstance(model, Ensemble):
+        log.info("mean of the calibrated probabilities of %s", plural(len(model.members), "network"))
     finds_boxes = model.has_map and not config["gradcam"]
     if config["box_threshold"] is not None and not finds_boxes:
         raise InputError(
@@ -77,7 +82,7 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     trainer = build_trainer(config, run, callbacks=[], logger=False, enable_progress_bar=False)
     if trainer.world_size > 1:
         raise InputError("predict runs on one device: remove trainer.devices, or use trainer=cpu or trainer=gpu")
-    model.classifier.to(trainer.strategy.root_device)
+    model.to(trainer.strategy.root_device)
     for name in ("predictions.csv", "errors.csv", "boxes.csv"):
         (run / name).unlink(missing_ok=True)
     overlays = [*(run / "overlays").glob(f"{'[0-9]' * 5}_*.jpg")]
@@ -89,26 +94,30 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     errors = dict(inputs.errors)
     paths: list[str] = []
     logits: list[Tensor] = []
+    modalities: list[str] = []
     boxes: dict[str, np.ndarray] = {}
     threads, ahead = config["threads"] or os.cpu_count() or 1, READ_AHEAD * config["batch_size"]
 
-    def prepare(image: Image.Image) -> Sized:
-        return model.preprocess(image), image.size
+    def prepare(image: Image.Image) -> Prepared:
+        return model.preprocess(image), image.size, image.info.get("modality", "")
 
+    box_threshold = model.box_threshold if config["box_threshold"] is None else config["box_threshold"]
     images = track(read_ahead(inputs.images, prepare, threads, ahead), "predicting", len(inputs.images))
-    for batch_paths, pixels, sizes in batches(images, config["batch_size"], errors):
+    for batch_paths, pixels, sizes, batch_modalities in batches(images, config["batch_size"], errors):
         with trainer.precision_plugin.forward_context():
             batch_logits, heat = model.forward(pixels, config["heatmaps"] or finds_boxes, config["gradcam"])
         for row, path in enumerate(batch_paths if heat is not None else ()):
             assert heat is not None
             cells, found = heat[row].float().cpu().numpy(), None
             if finds_boxes:
-                found = model.find_boxes(cells, sizes[row], config["box_threshold"])
+                found = model.find_boxes(cells, sizes[row], box_threshold)
                 boxes[path] = found
             if config["heatmaps"]:
                 file = run / "overlays" / f"{len(paths) + row + 1:05d}_{_safe_name(path)}.jpg"
-                write_overlay(file, path, cells, model.preprocess, batch_logits[row].sigmoid().item(), found)
+                probability = batch_logits[row].sigmoid().item()
+                write_overlay(file, path, cells, model.preprocess, probability, found, box_threshold)
         paths += batch_paths
+        modalities += batch_modalities
         logits.append(batch_logits.double().cpu())
     probabilities, calibrated, fractured = model.decide(torch.cat(logits) if logits else torch.zeros(0))
     columns: dict[str, Any] = {"path": paths, "probability": probabilities}
@@ -116,7 +125,14 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
         columns["probability_calibrated"] = calibrated
     else:
         log.warning(UNFINISHED, model.checkpoint)
-    columns["prediction"] = fractured.astype(np.int64)
+    columns |= {"prediction": fractured.astype(np.int64), "modality": modalities}
+    others = Counter(modality for modality in modalities if modality and modality not in RADIOGRAPHS)
+    if others:
+        counts = ", ".join(f"{count} {modality}" for modality, count in others.most_common())
+        log.warning(
+            "%s not of a radiographic modality (%s): %s; check their probabilities, the network is for radiographs",
+            plural(others.total(), "DICOM image is", "DICOM images are"), ", ".join(RADIOGRAPHS), counts,
+        )  # fmt: skip
     if errors:
         for path, reason in list(errors.items())[:SHOWN_ERRORS]:
             log.warning("%s: %s", path, reason)
@@ -147,6 +163,7 @@ def write_overlay(
     preprocess: Preprocess,
     probability: float,
     boxes: np.ndarray | None = None,
+    box_threshold: float | None = None,
 ) -> None:
     """Draw the radiograph in ``path`` with its heatmap and boxes.
 
@@ -154,24 +171,27 @@ def write_overlay(
         file: a JPEG. The radiograph has ``OVERLAY_SIDE`` pixels on its shorter side; below it are the probability, the
             key of the colours, and how many boxes there are.
         path: of the radiograph.
-        heat: (h, w), Grad-CAM, whose maximum is drawn as ``probability``; a fracture map if ``boxes`` is given, which
-            is drawn as it is.
+        heat: (h, w), a fracture map if ``boxes`` is given, drawn in the colours of ``full_heat``; otherwise Grad-CAM,
+            whose maximum is drawn as ``probability``.
         preprocess: that gave the network's input.
         probability: of a fracture.
         boxes: float (n, 5), as ``Prediction.boxes``.
+        box_threshold: smallest score of a box.
     """
-    image = read_radiograph(Path(path))
+    image = read_input(path)
     scale = OVERLAY_SIDE / min(image.size)
     view = np.array(preprocess.view(*image.size)) * scale
     width, height = (max(1, round(side * scale)) for side in image.size)
-    heat, note = place(heat, view, width, height), ""
+    heat, note, maximum = place(heat, view, width, height), "", "maximum"
     if boxes is None:
         heat = probability * heat / max(heat.max(), 1e-9)
     else:
+        maximum = f"maximum {heat.max():.2f}"
+        heat = np.minimum(heat / full_heat(box_threshold), 1)
         boxes = boxes * [scale, scale, scale, scale, 1]
         note = f"{plural(len(boxes), 'box', 'boxes')} of the fracture map" if len(boxes) else "no box"
     drawn = overlay(image.resize((width, height)), heat, view=view, candidates=boxes)
-    drawn = annotate(drawn, probability, heat.max(), note)
+    drawn = annotate(drawn, probability, heat.max(), note, maximum)
     with atomic_path(file) as temporary:
         drawn.save(temporary, "JPEG", quality=90)
 
@@ -188,7 +208,7 @@ def read_ahead(
 
     def read(path: str) -> T | UnreadableError:
         try:
-            return preprocess(read_radiograph(Path(path)))
+            return preprocess(read_input(path))
         except UnreadableError as error:
             return error
 
@@ -207,18 +227,19 @@ def read_ahead(
 
 
 def batches(
-    images: Iterable[tuple[str, Sized | UnreadableError]], size: int, errors: dict[str, str]
-) -> Iterator[tuple[list[str], Tensor, list[tuple[int, int]]]]:
+    images: Iterable[tuple[str, Prepared | UnreadableError]], size: int, errors: dict[str, str]
+) -> Iterator[tuple[list[str], Tensor, list[tuple[int, int]], list[str]]]:
     """Group readable images into batches; add the others to ``errors``, reason by path.
 
     Yields:
-        Up to ``size`` paths, their pixels, uint8 (n, 1, height, width), and width and height of the upright images.
+        Up to ``size`` paths, their pixels, uint8 (n, 1, height, width), width and height of the upright images, and
+        their modalities.
     """
-    readable: dict[str, Sized] = {}
+    readable: dict[str, Prepared] = {}
 
-    def batch() -> tuple[list[str], Tensor, list[tuple[int, int]]]:
-        pixels, sizes = zip(*readable.values(), strict=True)
-        return list(readable), torch.stack(pixels), list(sizes)
+    def batch() -> tuple[list[str], Tensor, list[tuple[int, int]], list[str]]:
+        pixels, sizes, modalities = zip(*readable.values(), strict=True)
+        return list(readable), torch.stack(pixels), list(sizes), list(modalities)
 
     for path, image in images:
         if isinstance(image, UnreadableError):

@@ -16,7 +16,8 @@ from fractatlas.evaluation.bootstrap import bootstrap_weights
 from fractatlas.evaluation.detection import FALSE_ALARMS
 from fractatlas.evaluation.localisation import FRACTURE_MAP
 from fractatlas.evaluation.markdown import METRIC_TITLES, format_fraction, format_percent
-from fractatlas.evaluation.overlays import BOX_COLOUR, CANDIDATE_COLOUR, colour_key, draw_radiographs
+from fractatlas.evaluation.metrics import classify
+from fractatlas.evaluation.overlays import BOX_COLOUR, CANDIDATE_COLOUR, colour_key, draw_radiographs, full_heat
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.evaluation.shown_images import most_confident_errors, spread_by_probability
 from fractatlas.io import write_text
@@ -61,7 +62,7 @@ def write_report(folder: Path) -> Path:
         reference=REFERENCE_ACCURACY.get(metrics["task_name"], {}),
         format_percent=format_percent,
         duration=format_duration,
-        confusion=confusion_matrix(last.table["label"], last.table["probability"] >= run.threshold, labels=[0, 1]),
+        confusion=confusion_matrix(last.table["label"], classify(last.table, run.threshold), labels=[0, 1]),
         curves={name: svg_address(svg) for name, svg in curves.items()},
         history=svg_address(figures.history(history, monitor["name"], monitor["epoch"])) if history else None,
         forest=svg_address(figures.forest(last.strata, {name: METRIC_TITLES[name] for name in FOREST})),
@@ -70,6 +71,7 @@ def write_report(folder: Path) -> Path:
         colours={"box": BOX_COLOUR, "candidate": CANDIDATE_COLOUR},
         errors=_pictures(run, most_confident_errors(last.table, run.threshold)),
         colour_key=jpeg_address(colour_key(240, 12)),
+        full_heat=full_heat(metrics["operating_point"].get("box_threshold")),
         heatmaps=_pictures(run, spread_by_probability(last.table)) if run.heatmaps is not None else [],
         config=yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else None,
         card=re.findall(r"^## (.+)\n\n(.+)$", card, re.MULTILINE),
@@ -166,9 +168,9 @@ def _missing_intervals(run: RunFolder) -> list[str]:
 def _pictures(run: RunFolder, table: pd.DataFrame) -> list[dict[str, Any]]:
     if run.data_root is None or "path" not in table:
         return []
-    threshold = run.metrics["operating_point"].get("box_threshold", math.inf)
+    threshold = run.metrics["operating_point"].get("box_threshold")
     candidates = pd.concat([one.candidates for one in run.subsets])
-    shown = candidates[candidates["score"] >= threshold]
-    absolute = run.metrics.get("heatmaps") == FRACTURE_MAP
-    drawn = draw_radiographs(table, run.data_root, run.boxes, run.heatmaps, shown, absolute)
+    shown = candidates[candidates["score"] >= (math.inf if threshold is None else threshold)]
+    full = full_heat(threshold) if run.metrics.get("heatmaps") == FRACTURE_MAP else None
+    drawn = draw_radiographs(table, run.data_root, run.boxes, run.heatmaps, shown, full)
     return [item | {"image": jpeg_address(item["image"])} for item in drawn]

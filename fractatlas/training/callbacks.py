@@ -80,6 +80,7 @@ class MapGrid(callbacks.Callback):
         with torch.autocast(pl_module.device.type, enabled=False):  # as the scores
             _, cells = network.backbone.with_map(data.preprocess.normalise(pixels.to(pl_module.device)))
         heat = interpolate(cells.sigmoid()[:, None], pixels.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        heat = heat / heat.max().clamp(min=1e-9)  # the first maps have about 0.01 everywhere
         tiles = [
             np.asarray(overlay(to_pil_image(image), one.cpu().numpy(), boxes[row].numpy()))
             for image, one, row in zip(pixels, heat, rows, strict=True)

@@ -24,7 +24,7 @@ from fractatlas.data.splits import recorded_split
 from fractatlas.errors import InputError
 from fractatlas.evaluation import operating_point, provenance, shown_images, subset_assessment
 from fractatlas.evaluation.localisation import FRACTURE_MAP, Heatmaps
-from fractatlas.evaluation.overlays import draw_radiographs, tile
+from fractatlas.evaluation.overlays import draw_radiographs, full_heat, tile
 from fractatlas.io import run_lock, write_csv
 from fractatlas.models.checkpoint import read_checkpoint, write_checkpoint
 from fractatlas.models.heatmaps import heatmap_kind
@@ -151,8 +151,9 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
         record = write_scores(run, record, predictions, data, trainer, heatmaps, timer.seconds)
         if isinstance(logger, RunLogger):
             if heatmaps:
-                absolute = record["heatmaps"] == FRACTURE_MAP
-                _log_heatmaps(logger, heatmaps, data, predictions, absolute, trainer.global_step)
+                is_map = record["heatmaps"] == FRACTURE_MAP
+                full = full_heat(record["operating_point"].get("box_threshold")) if is_map else None
+                _log_heatmaps(logger, heatmaps, data, predictions, full, trainer.global_step)
             logger.write_comparison(hyperparameters(config) | _final_scores(record, subsets))
         else:
             logger.log_hyperparams(hyperparameters(config))
@@ -231,7 +232,7 @@ def _log_heatmaps(
     heatmaps: Heatmaps,
     data: RadiographDataModule,
     predictions: pd.DataFrame,
-    absolute: bool,
+    full: float | None,
     step: int,
 ) -> None:
     """Log radiographs of fractures with their heatmaps as TensorBoard images, one grid per subset.
@@ -241,5 +242,5 @@ def _log_heatmaps(
     boxes = data.source.boxes()
     for subset, table in predictions.groupby("split"):
         table = shown_images.spread_by_probability(table.merge(data.catalogue[["image_id", "path"]], on="image_id"))
-        if drawn := draw_radiographs(table, data.root, boxes, heatmaps, absolute=absolute):
+        if drawn := draw_radiographs(table, data.root, boxes, heatmaps, full=full):
             logger.experiment.add_image(f"x-rays/{subset}_heatmaps", tile(drawn), step, dataformats="HWC")

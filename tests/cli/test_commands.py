@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -297,6 +298,22 @@ def test_two_processes_train_together_and_write_one_run(phantoms, tmp_path, line
     assert len(predictions) == report["val"]["n"] + report["test"]["n"]
     assert not predictions["image_id"].duplicated().any()
     assert report["monitor"]["value"] == pytest.approx(report["val"]["auroc"]["value"], abs=1e-6)
+
+
+@pytest.mark.integration
+def test_two_processes_train_a_fracture_map_on_a_fold(phantoms, tmp_path):
+    options = ("split=kfold", "split.folds=3", "split.fold=1", "model.mirror=true", "callbacks=averaged", "report=true")
+    arguments = [*SMALL, *options, f"data.root={phantoms}", "trainer=ddp_cpu", "trainer.max_epochs=1"]
+    script("train.py", *arguments, "map=fpn", "map.channels=8", "monitor=val/hit", folder=tmp_path)
+    (run,) = (tmp_path / "logs" / "train" / "runs").iterdir()
+    report = json.loads((run / "metrics.json").read_text())
+    assert report["device"].startswith("2 x cpu")
+    assert report["heatmaps"] == "fracture map"
+    assert set(report["detection"]) == {"val", "test"}
+    assert 0 <= report["monitor"]["value"] <= 1
+    predictions = pd.read_csv(run / "predictions.csv")
+    with np.load(run / "heatmaps.npz") as file:
+        assert sorted(file["image_id"]) == sorted(predictions["image_id"])
 
 
 @pytest.mark.integration

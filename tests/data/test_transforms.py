@@ -150,12 +150,14 @@ def statistics(images):
     return {name: value.numpy() for name, value in (values | {"angle": angle}).items()}
 
 
-def test_boxes_and_masks_are_augmented_like_the_images():
+@pytest.mark.parametrize("scale", [0.0, 0.25])
+def test_boxes_and_masks_are_augmented_like_the_images(scale):
     torch.manual_seed(0)
+    augment = light_augmentation(flip=0.5, degrees=10, brightness=0.2, contrast=0.2, scale=scale)
     images = torch.zeros(20, 1, 128, 128, dtype=torch.uint8)
     images[:, :, 30:60, 80:100] = 255
     boxes = [torch.tensor([[80.0, 30.0, 100.0, 60.0]]) if row else torch.zeros(0, 4) for row in range(20)]
-    augmented, moved, masks = AUGMENT(images, boxes, (images > 0).float())
+    augmented, moved, masks = augment(images, boxes, (images > 0).float())
     assert moved[0].shape == (0, 4)
     assert masks.unique().tolist() == [0, 1]
     for image, box, mask in list(zip(augmented, moved, masks, strict=True))[1:]:
@@ -164,6 +166,16 @@ def test_boxes_and_masks_are_augmented_like_the_images():
         assert box[0] == pytest.approx(bounds, abs=2)
         bright = image > image.max() / 2
         assert (bright == mask.bool()).float().mean() > 0.99
+
+
+def test_images_are_scaled_by_up_to_the_factor():
+    torch.manual_seed(0)
+    images = torch.zeros(200, 1, 128, 128, dtype=torch.uint8)
+    images[:, :, 44:84, 44:84] = 255
+    augment = light_augmentation(flip=0.0, degrees=0.0, brightness=0.0, contrast=0.0, scale=0.25)
+    factors = augment(images).sum(dim=(1, 2, 3)).sqrt() / images.float().sum(dim=(1, 2, 3)).sqrt()
+    assert 0.78 < factors.min() < 0.83
+    assert 1.2 < factors.max() < 1.27
 
 
 def test_a_crop_larger_than_the_image_is_refused():

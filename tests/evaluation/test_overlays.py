@@ -12,6 +12,7 @@ from fractatlas.evaluation.overlays import (
     annotate,
     colour_key,
     draw_radiographs,
+    full_heat,
     overlay,
     tile,
 )
@@ -126,7 +127,11 @@ def test_drawn_radiographs_state_whether_heat_is_absent_or_cropped(radiograph):
     assert [item["cropped"] for item in radiograph] == [True, False, False]
 
 
-def test_heat_that_is_a_probability_is_drawn_as_it_is_and_candidates_at_the_scale_of_the_picture(tmp_path):
+def test_the_box_threshold_is_in_the_middle_of_the_colours():
+    assert [full_heat(threshold) for threshold in (0.2, 0.6, 0.0, None)] == [0.4, 1.0, 1.0, 1.0]
+
+
+def test_heat_is_drawn_with_the_colours_of_all_images_and_candidates_at_the_scale_of_the_picture(tmp_path):
     Image.fromarray(np.full((512, 512), 90, dtype=np.uint8)).save(tmp_path / "a.png")
     table = pd.DataFrame({"image_id": ["a"], "path": ["a.png"], "label": [1], "probability": [0.9]})
     heatmaps = Heatmaps(np.array(["a"]), np.full((1, 2, 2), 0.25, np.float16), np.float32([[0, 0, 512, 512]]))
@@ -134,10 +139,13 @@ def test_heat_that_is_a_probability_is_drawn_as_it_is_and_candidates_at_the_scal
         [["a", 100, 200, 300, 400, 0.3], ["b", 0, 0, 50, 50, 0.9]],
         columns=["image_id", "left", "top", "right", "bottom", "score"],
     )
-    (absolute,), (scaled,) = (draw_radiographs(table, tmp_path, {}, heatmaps, candidates, of) for of in (True, False))
-    assert (absolute["highest"], scaled["highest"]) == (0.25, 1.0)
-    assert np.ptp(np.asarray(absolute["image"])[0, 0]) < np.ptp(np.asarray(scaled["image"])[0, 0])
-    rows, columns = np.nonzero((np.asarray(absolute["image"]) == CANDIDATE_COLOUR).all(axis=2))
+    (of_all,), (above,), (own,) = (
+        draw_radiographs(table, tmp_path, {}, heatmaps, candidates, full) for full in (0.5, 0.1, None)
+    )
+    assert [item["highest"] for item in (of_all, above, own)] == [0.5, 1.0, 1.0]
+    assert np.array_equal(np.asarray(above["image"]), np.asarray(own["image"]))
+    assert np.ptp(np.asarray(of_all["image"])[0, 0]) < np.ptp(np.asarray(own["image"])[0, 0])
+    rows, columns = np.nonzero((np.asarray(of_all["image"]) == CANDIDATE_COLOUR).all(axis=2))
     assert (columns.min(), rows.min(), columns.max(), rows.max()) == (50, 100, 149, 199)
 
 

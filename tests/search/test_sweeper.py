@@ -447,7 +447,8 @@ def test_joblib_launcher_runs_trials_in_parallel(tmp_path, phantoms):
 
 @pytest.mark.integration
 def test_trials_on_two_devices_join_one_study(tmp_path, phantoms):
-    arguments = ["trainer=ddp_cpu", "trainer.max_epochs=1", "hydra.sweeper.n_trials=2"]
+    with_map = ["map=fpn", "map.channels=8", "monitor=val/hit"]
+    arguments = ["trainer=ddp_cpu", "trainer.max_epochs=1", "hydra.sweeper.n_trials=2", *with_map]
     status, output = sweep(tmp_path, phantoms, *arguments)
     assert status == 0, output
     assert list(trials_of(tmp_path)["state"]) == ["complete"] * 2

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fractatlas.data.images import DICOM_HEADER, MAGIC, is_dicom
+from fractatlas.data.file_kinds import START, is_dicom, is_readable_image, unreadable_image
 from fractatlas.data.sources.source import Source
 from fractatlas.data.sources.table import SUBSET_NAMES
 from fractatlas.errors import InputError
@@ -122,7 +122,7 @@ def _is_image(file: Path) -> bool:
         return False
     try:
         with file.open("rb") as content:
-            start = content.read(DICOM_HEADER)
+            start = content.read(START)
     except OSError:
         return False
-    return is_dicom(start) or start.startswith(MAGIC)
+    return is_dicom(start) or is_readable_image(start) or bool(unreadable_image(start))
