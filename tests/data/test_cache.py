@@ -81,7 +81,9 @@ def test_only_a_changed_image_is_decoded_again(tmp_path, phantoms, images, decod
     root = shutil.copytree(phantoms, tmp_path / "data")
     opened(tmp_path / "cache", root, images)
     changed = root / images["path"][7]
-    Image.fromarray(np.full((300, 200), 99, dtype=np.uint8)).save(changed)
+    pixels = np.full((300, 200), 99, dtype=np.uint8)
+    pixels[:, 0] = 0  # outside of the crop; an image of one grey level would be refused
+    Image.fromarray(pixels).save(changed, quality=100)
     now = read_catalogue(FracAtlas(root))
     now = now[now["excluded"] == ""].reset_index(drop=True)
     decoded.clear()
@@ -132,6 +134,12 @@ def test_a_complete_cache_is_read_without_its_lock(tmp_path, phantoms, images, m
     opened(tmp_path, phantoms, images[:20])
     monkeypatch.setattr(cache, "cache_lock", lambda folder: pytest.fail("locked"))
     opened(tmp_path, phantoms, images[:20])
+
+
+def test_without_a_cache_the_error_names_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(InputError, match=r"a.png cannot be read: not an image; restore it and start again"):
+        Decoder(tmp_path, ["a.png"], SMALL)([0])
 
 
 @pytest.mark.fault("image deleted or changed while it is read", "an error that names the file")
