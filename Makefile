@@ -11,6 +11,7 @@ FAULT_TABLE ?= tests/README.md
 ENGINE ?= docker
 IMAGE ?= fractatlas
 TORCH ?= cpu
+READING_TABLE ?= tests/reading.md
 ARGS ?=
 # The options of the search on each data set, and the study names that conf/hydra/sweeper/resumable.yaml gives them.
 SEARCHED_fracatlas := model.variant=$(DENSENET)
@@ -87,7 +88,8 @@ integration: setup  ## The tests that train longer, kill processes, or start ser
 test-all: setup  ## All tests
 	$(PYTEST) -m "integration or not integration" $(ARGS)
 
-faults:  ## Fault tests at full length: kills, hostile files, fuzzing; writes a table (FAULT_TABLE=FILE)
+faults:  ## Fault tests at full length: kills, hostile files, fuzzing; writes two tables (FAULT_TABLE=FILE READING_TABLE=FILE)
+	$(RUN) -m tests.robustness.reading --table $(READING_TABLE)
 	FRACTATLAS_KILLS=50 FRACTATLAS_FUZZ=100000 FRACTATLAS_EXAMPLES=3 $(MAKE) test ARGS="-m fault --timeout 3600 --fault-table $(FAULT_TABLE) $(ARGS)"
 
 dependencies: setup  ## Known vulnerabilities of the pinned packages (queries PyPI), and their licences
@@ -107,6 +109,7 @@ bench: setup  ## Speed, as ratios within one run
 	$(RUN) benchmarks/training.py $(ARGS)
 	$(RUN) benchmarks/cost.py
 	$(RUN) benchmarks/reading.py
+	$(RUN) benchmarks/table.py
 	$(RUN) benchmarks/predict.py
 	$(RUN) benchmarks/search.py
 	$(RUN) benchmarks/serving.py

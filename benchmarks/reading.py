@@ -23,8 +23,9 @@ from torchvision import transforms
 
 from fractatlas.build import build, build_data
 from fractatlas.config.overrides import compose_config
+from fractatlas.data.catalogue import read_catalogue
 from fractatlas.data.datamodule import RadiographDataModule
-from fractatlas.data.sources.fracatlas import read_catalogue
+from fractatlas.data.sources.fracatlas import FracAtlas
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -157,7 +158,7 @@ def main() -> None:
         # Without the cache first, so that phantoms exist and the files are in the page cache.
         root = open_data(compose_config([*source, "data.cache=false"])).root
         started = time.perf_counter()
-        read_catalogue(root, Path(config["data"]["cache_dir"]))
+        read_catalogue(FracAtlas(root), Path(config["data"]["cache_dir"]))
         catalogue_read = time.perf_counter()
         data = open_data(config)
         measure_reading(data, catalogue_read - started, time.perf_counter() - catalogue_read)

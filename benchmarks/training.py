@@ -30,8 +30,9 @@ from lightning.pytorch.callbacks import Callback
 
 from fractatlas.build import build, build_classifier, build_data, build_trainer
 from fractatlas.config.overrides import compose_config
+from fractatlas.data.catalogue import read_catalogue
 from fractatlas.data.sources import phantom
-from fractatlas.data.sources.fracatlas import read_catalogue
+from fractatlas.data.sources.fracatlas import FracAtlas
 from fractatlas.models.precision import choose_precision
 from fractatlas.training.allocator import keep_freed_memory
 from fractatlas.training.silence_warnings import quieten
@@ -136,7 +137,7 @@ def train_with_timm(
 
 def link_images(root: Path, folder: Path, images: int, validation: int) -> None:
     """Link ``images`` in the folders ``train/<class>``, and ``validation`` of them in ``validation/<class>``."""
-    catalogue = read_catalogue(root, None)
+    catalogue = read_catalogue(FracAtlas(root), None)
     usable = catalogue[catalogue["excluded"] == ""]
     for label, rows in usable.groupby("label"):
         for subset, count in (("train", images // 2), ("validation", validation // 2)):

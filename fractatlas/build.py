@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+import pandas as pd
 import torch
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 
 from fractatlas.config.schema import listed_targets
 from fractatlas.data.datamodule import RadiographDataModule
+from fractatlas.data.sources.registry import LOADING_KEYS, open_source
 from fractatlas.errors import InputError
 from fractatlas.models.backbones import Backbone
 from fractatlas.models.classifier import FractureClassifier
@@ -31,10 +33,18 @@ def build(part: dict[str, Any], **arguments: Any) -> Any:
         raise InputError(f"{target}: {type(error).__name__}: {reason}; correct its arguments or its code") from error
 
 
-def build_data(config: dict[str, Any], split: Any = None) -> RadiographDataModule:
-    """Build the data module of a plain ``TrainConfig``; ``split`` replaces its function from a catalogue to a split."""
-    return build(
-        config["data"],
+def build_data(config: dict[str, Any], split: Any = None, seen: pd.DataFrame | None = None) -> RadiographDataModule:
+    """Build the data module of a plain ``TrainConfig``.
+
+    Args:
+        config: checked.
+        split: replaces its function from a catalogue to a split.
+        seen: as for ``RadiographDataModule``.
+    """
+    return RadiographDataModule(
+        open_source(config["data"]),
+        **{name: config["data"][name] for name in LOADING_KEYS},
+        seen=seen,
         split=split or build(config["split"]),
         preprocess=build(config["preprocess"]),
         augment=build(config["augment"]),

@@ -12,9 +12,10 @@ from hydra import compose, initialize_config_dir
 
 from fractatlas.config.schema import TrainConfig
 from fractatlas.config.validation import validate
+from fractatlas.data.catalogue import read_catalogue
 from fractatlas.data.leaks import find_leaks
 from fractatlas.data.sources import phantom
-from fractatlas.data.sources.fracatlas import read_boxes, read_catalogue
+from fractatlas.data.sources.fracatlas import FracAtlas
 from fractatlas.data.splits import grouped_split
 from fractatlas.evaluation import metrics, subset_assessment
 from fractatlas.evaluation.localisation import read_heatmaps
@@ -87,7 +88,7 @@ def phantoms(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def catalogue(phantoms) -> pd.DataFrame:
-    return read_catalogue(phantoms)
+    return read_catalogue(FracAtlas(phantoms))
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +101,7 @@ def radiographs() -> Path:
 
 @pytest.fixture(scope="session")
 def real_catalogue(radiographs, tmp_path_factory) -> pd.DataFrame:
-    return read_catalogue(radiographs, tmp_path_factory.mktemp("memory"))
+    return read_catalogue(FracAtlas(radiographs), tmp_path_factory.mktemp("memory"))
 
 
 @pytest.fixture(scope="session")
@@ -135,7 +136,7 @@ def run_folder(phantoms, catalogue, tmp_path_factory) -> Path:
     scored = split[split["split"] != "train"]
     predictions = made_up_predictions(scored, 0)
     predictions.to_csv(folder / "predictions.csv", index=False)
-    boxes = read_boxes(phantoms)
+    boxes = FracAtlas(phantoms).boxes()
     rows = catalogue.set_index("image_id").loc[scored["image_id"]]
     heat = np.zeros((len(rows), 8, 8), dtype=np.float16)
     heat[:, 0, 0] = 1  # the maximum is always at the upper left

@@ -23,17 +23,22 @@ from fractatlas.config.schema import TrainConfig
 from fractatlas.config.validation import known_keys
 from fractatlas.evaluation.markdown import METRIC_TITLES
 from tests.conftest import REPOSITORY
+from tests.data.sources.miniatures import write_dicoms
 
 DOCS = REPOSITORY / "docs"
 TESTED = [REPOSITORY / "README.md", DOCS / "get_started.md", DOCS / "howto" / "config_dir.md",
-          DOCS / "howto" / "extension.md", DOCS / "howto" / "grid.md",
+          DOCS / "howto" / "cross_validate.md", DOCS / "howto" / "extension.md", DOCS / "howto" / "grid.md",
           *sorted((DOCS / "tutorials").glob("*.md"))]  # fmt: skip
 PAGES = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("experiments/**/README.md")),
          *(file for file in sorted(DOCS.rglob("*.md")) if "_build" not in file.parts)]  # fmt: skip
 BLOCK = re.compile(r"(?:^<!-- test: (?P<how>.*?) -->\n)?^```bash\n(?P<commands>.*?)^```$", re.MULTILINE | re.DOTALL)
 # Appended to every command that trains.
 SMALL = "data.prepare.images=160 data.batch_size=16 data.num_workers=0 preprocess.resize=64 preprocess.crop=64"
-TRAINS = re.compile(r"^((python train\.py|fractatlas train)(?! resume=| --help)|fractatlas search).*$", re.MULTILINE)
+SMALL_IMAGES = "data.batch_size=16 data.num_workers=0 preprocess.resize=64 preprocess.crop=64"  # without phantoms
+OWN = "own_radiographs"  # the page that starts with a folder of DICOM files
+TRAINS = re.compile(
+    r"^((python train\.py|fractatlas train)(?! resume=| --help)|fractatlas (search|crossval)).*$", re.MULTILINE
+)
 
 sys.path.insert(0, str(DOCS / "_ext"))
 
@@ -64,7 +69,11 @@ def test_commands_of_a_page_run(page, tmp_path):
         (tmp_path / script).write_bytes((REPOSITORY / script).read_bytes())
     commands = "\n".join(commands for how, commands in blocks(page) if how == "run")
     commands = re.sub(r" \\\n +", " ", commands)  # one line for each command, to which SMALL is appended
-    commands = TRAINS.sub(lambda found: f"{found[0].partition('  #')[0]} {SMALL}", commands)
+    small = SMALL
+    if page.stem == OWN:
+        write_dicoms(tmp_path / "scans", 150).to_csv(tmp_path / "labels.csv", index=False)
+        small = SMALL_IMAGES
+    commands = TRAINS.sub(lambda found: f"{found[0].partition('  #')[0]} {small}", commands)
     commands = commands.replace("phantom-1600-0", "phantom-160-0")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FRACATLAS_")}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from annotated_types import Ge, Gt, Interval, Le, Len, Lt
+from annotated_types import Ge, Gt, Interval, Le, Len, Lt, MinLen
 from sphinx.util.docutils import SphinxDirective
 
 from fractatlas.config import reference, schema
@@ -47,7 +47,7 @@ def rows(keys: dict[str, Entry], schema_class: type, prefix: str) -> Iterator[Ro
         key, hint = f"{prefix}{name}", hints.get(name, Any)
         if entry.comment == "group":
             yield Row(key, "choice", f"`{entry.value}`", f"see the configuration group `{name}`")
-        elif isinstance(entry.value, dict) and (part := schema_of(entry.value)):
+        elif isinstance(entry.value, dict) and (part := schema_of(entry.value) or _dataclass(hint)):
             yield Row(key, describe(hint), f"`{part.__name__}`", _meaning(key, entry, part))
             yield from rows(entry.value, part, f"{key}.")
         else:
@@ -160,9 +160,13 @@ def setup(app: Any) -> dict[str, Any]:
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
+def _dataclass(hint: Any) -> type | None:
+    return hint if dataclasses.is_dataclass(hint) and isinstance(hint, type) else None
+
+
 def _extended(file: Path) -> str:
     defaults = yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults", [])
-    return next((item for item in defaults if isinstance(item, str) and item != "_self_"), "")
+    return next((item for item in defaults if isinstance(item, str) and item[0] not in "_/"), "")
 
 
 def _container(group: str) -> type | None:
@@ -192,6 +196,8 @@ def _limit(limit: Any) -> str:
         return f"{low} to {high}"
     if isinstance(limit, Len):
         return f"{limit.min_length} of them"
+    if isinstance(limit, MinLen):
+        return f"at least {limit.min_length} of them"
     words = {Ge: "at least {}", Gt: "above {}", Le: "at most {}", Lt: "below {}"}
     for kind, text in words.items():
         if isinstance(limit, kind):

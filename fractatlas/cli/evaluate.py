@@ -18,9 +18,14 @@ WITH_CKPT = hydra_command.TRAINING_KEYS | {
     "catalogue": "with ckpt=..., the catalogue is that of the data folder",
     "heatmaps": "with ckpt=..., the network computes the heatmaps",
     "trainer.precision": "here, scores are computed in float32",
+}
+WITHOUT_DATA = {
     "paths.data_root": "with ckpt=..., data_root=DIR sets the data folder",
+    "recalibrate": "without data=..., the temperature was chosen on images of the same data",
 }
 WITH_PREDICTIONS = {
+    "data": "with predictions=..., catalogue=FILE and data_root=DIR describe the images",
+    "recalibrate": "with predictions=..., no temperature is chosen again",
     "subset": "with predictions=..., the column split selects the subsets",
     "split_file": "with predictions=..., the column split selects the subsets",
     "gradcam": "with predictions=..., no network is used",
@@ -47,17 +52,29 @@ def _check(config: dict[str, Any]) -> None:
         hydra_command.refuse_overrides(reasons)
         hydra_command.require_files(config, "predictions", "catalogue", "heatmaps")
     else:
-        from fractatlas.data.sources.fracatlas import require_layout
+        from fractatlas.data.sources.fracatlas import FracAtlas
+        from fractatlas.data.sources.registry import open_source
+        from fractatlas.data.splits import scored_subset
 
-        other, used = ("val", "test") if config["subset"] == "test" else ("test", "val")
-        unused = f"with subset={config['subset']}, trainer.limit_{used}_batches applies"
-        without_report = {} if config["report"] else {"gradcam": "with report=false, no heatmaps are computed"}
-        hydra_command.refuse_overrides(WITH_CKPT | {f"trainer.limit_{other}_batches": unused} | without_report)
+        data = config.get("data")
+        subset = scored_subset(config["subset"], bool(data))
+        other, used = ("val", "test") if subset == "test" else ("test", "val")
+        reasons = WITH_CKPT | {
+            f"trainer.limit_{other}_batches": f"with subset={subset}, trainer.limit_{used}_batches applies"
+        }
+        if not config["report"]:
+            reasons |= {"gradcam": "with report=false, no heatmaps are computed"}
+        reasons |= {"data_root": "with data=..., data.root=DIR sets the data folder"} if data else WITHOUT_DATA
+        hydra_command.refuse_overrides(reasons)
+        if data and subset not in ("test", "all"):
+            raise InputError(f"subset={subset}: the network was not trained on data=...; use subset=all or subset=test")
         hydra_command.require_checkpoint(config)
         hydra_command.require_files(config, "split_file")
         hydra_command.require_accelerator(config["trainer"])
-        if config["data_root"]:
-            require_layout(Path(config["data_root"]))
+        if data:
+            open_source(data).require()
+        if config["data_root"] and not Path(config["data_root"]).is_dir():
+            FracAtlas(config["data_root"]).require()  # other layouts are checked when the checkpoint is loaded
 
 
 def _evaluate(config: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from fractatlas.cli.errors import one_line_errors
 from fractatlas.config.overrides import CONF, as_override, compose_with_hydra, is_multirun, prepare
 from fractatlas.config.validation import validate
 from fractatlas.errors import InputError
-from fractatlas.evaluation.run_folder import best_checkpoint
+from fractatlas.evaluation.run_folder import best_checkpoint, best_checkpoints
 from fractatlas.io import run_lock
 from fractatlas.progress_bar import log_above_bars
 
@@ -156,14 +156,20 @@ def require_files(config: Mapping[str, Any], *keys: str) -> None:
             raise InputError(f"{key}={config[key]}: no such file; correct the path")
 
 
-def require_checkpoint(config: Mapping[str, Any]) -> None:
+def require_checkpoint(config: Mapping[str, Any], several: bool = False) -> None:
     """Require that ``ckpt`` of a plain configuration is a checkpoint or a run folder with one.
 
+    Args:
+        config: of the command.
+        several: whether ``ckpt`` can also be a list, and the folder of a cross-validation.
+
     Raises:
-        InputError: it does not exist.
+        InputError: a checkpoint does not exist.
     """
-    if not best_checkpoint(Path(config["ckpt"])).is_file():
-        raise InputError(f"ckpt={config['ckpt']}: no such file; correct the path")
+    for given in [config["ckpt"]] if isinstance(config["ckpt"], str) else config["ckpt"]:
+        files = best_checkpoints(Path(given)) if several else [best_checkpoint(Path(given))]
+        if not all(file.is_file() for file in files):
+            raise InputError(f"ckpt={given}: no such file; correct the path")
 
 
 def require_accelerator(trainer: Mapping[str, Any]) -> None:

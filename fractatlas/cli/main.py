@@ -14,12 +14,13 @@ VERBS = {
     "predict": ("predict", "Predict fractures in image files"),
     "serve": ("serve", "Serve a page and a JSON API that predict uploaded images"),
     "export": ("export", "Export a checkpoint to ONNX"),
-    "data": ("data", "Download or audit the FracAtlas data set"),
+    "data": ("data", "Download FracAtlas, audit a data set, or export it as a table"),
     "search": ("train", "Search hyperparameters with Optuna"),
     "report": ("runs", "Write the report page and the model card of a run folder again"),
     "compare": ("runs", "Compare runs on the same images"),
     "table": ("runs", "Print a Markdown table of runs"),
     "plan": ("experiments", "Train, score and tabulate the runs of an experiment"),
+    "crossval": ("experiments", "Cross-validate a training over folds of groups"),
     "probe": ("experiments", "Score frozen ImageNet features with a linear classifier"),
 }
 HELP = """usage: fractatlas VERB [ARGUMENT ...]

@@ -26,7 +26,7 @@ def _check(config: dict[str, Any]) -> None:
     without_boxes = {"box_threshold": "with gradcam=true, which gives no boxes"} if config["gradcam"] else {}
     hydra_command.refuse_overrides(NO_EFFECT | without_boxes)
     require_match(config["input"])
-    hydra_command.require_checkpoint(config)
+    hydra_command.require_checkpoint(config, several=True)
     hydra_command.require_accelerator(config["trainer"])
     if config["dicom_out"] and importlib.util.find_spec("highdicom") is None:
         raise InputError("dicom_out=true needs highdicom: pip install highdicom")

@@ -26,7 +26,7 @@ def serve() -> None:
             print(help_text("serve", ServeConfig, arguments, run_folder=False))
             return
         config = _compose(arguments)
-        require_checkpoint(config)
+        require_checkpoint(config, several=True)
         if missing := [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]:
             raise InputError(f"serve needs {', '.join(missing)}: pip install {' '.join(missing)}")
         log_to_terminal()

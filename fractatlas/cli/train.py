@@ -47,13 +47,12 @@ def search() -> None:
 
 def _check(config: dict[str, Any]) -> None:
     """Check the data folder, the packages of the trackers, the table of the split and the file of the weights."""
-    from fractatlas.data.sources.fracatlas import require_layout
+    from fractatlas.data.sources.registry import open_source
     from fractatlas.data.splits import read_split
     from fractatlas.models.weight_files import find_weights
 
     data, model, resume = config["data"], config["model"], config["resume"]
-    if data["prepare"] is None or Path(data["root"]).exists():
-        require_layout(Path(data["root"]))
+    open_source(data).require()
     hydra_command.require_accelerator(config["trainer"])
     for module, package in TRACKERS.items():
         if config["logger"].get(module) and importlib.util.find_spec(module) is None:

@@ -21,6 +21,7 @@ from fractatlas.config.validation import (
     group_keys,
     known_keys,
     path_keys,
+    path_list_keys,
     unknown_key_message,
     validate,
 )
@@ -54,14 +55,15 @@ NOT_COMPARED = ("paths.", "logger.", "callbacks.checkpoint.dirpath", "model.weig
 def prepare(arguments: Sequence[str], schema_class: type) -> list[str]:
     """Quote the values that Hydra's grammar rejects, and replace ``resume=RUN`` by the arguments that continue ``RUN``.
 
-    The values of ``path_keys`` are used as they were typed, except in a multirun, where a comma separates values.
+    The values of ``path_keys`` are used as they were typed, except in a multirun, where a comma separates values. For
+    ``path_list_keys``, ``[a,b]`` is a list, unless a file has this name.
 
     Raises:
         InputError: an argument is invalid, or the run cannot be resumed with these arguments.
     """
     groups = group_keys(schema_class)
     folder: str | None = None
-    arguments = list(_joined(arguments))
+    arguments = list(joined(arguments))
     _check_options(arguments)
     for argument in arguments:
         key, equals, value = argument.partition("=")
@@ -85,8 +87,8 @@ def prepare(arguments: Sequence[str], schema_class: type) -> list[str]:
         if is_multirun(arguments) and re.match(r"(interval|range|tag|choice)\(", value) and not _is_accepted(argument):
             raise InputError(f"{argument}: no axis; write {AXIS_SYNTAX}")
     multirun = is_multirun(arguments)
-    paths = set() if multirun else path_keys(schema_class)
-    quoted = [_quote(argument, paths) for argument in arguments]
+    paths, lists = (set(), set()) if multirun else (path_keys(schema_class), path_list_keys(schema_class))
+    quoted = [_quote(argument, paths, lists) for argument in arguments]
     if multirun:
         quoted = list(_left_to_the_jobs(_last_of_each_key(quoted), schema_class))
     return quoted if folder is None else _resume(folder, quoted)
@@ -158,7 +160,7 @@ def compose_with_hydra(verb: str, prepared: Sequence[str]) -> DictConfig:
         return compose(options.get("--config-name", verb), overrides, return_hydra_config=True)
 
 
-def _joined(arguments: Sequence[str]) -> Iterator[str]:
+def joined(arguments: Sequence[str]) -> Iterator[str]:
     """Yield ``--config-dir DIR`` and ``-cd DIR`` as ``--config-dir=DIR``, and every other argument unchanged."""
     rest = iter(arguments)
     for argument in rest:
@@ -299,7 +301,7 @@ def _value(argument: str) -> str:
     return str(OverridesParser.create().parse_override(argument).value())
 
 
-def _quote(argument: str, paths: set[str]) -> str:
+def _quote(argument: str, paths: set[str], lists: set[str]) -> str:
     """Return ``key=value`` unchanged if Hydra's grammar accepts it, otherwise with the value in quotes."""
     key, equals, value = argument.partition("=")
     if argument.startswith("-") or not equals:
@@ -309,6 +311,10 @@ def _quote(argument: str, paths: set[str]) -> str:
     except HydraException:
         parsed = None
     if key.lstrip("+") in paths:
+        if key.lstrip("+") in lists and re.fullmatch(r"\[.+\]", value) and not Path(value).exists():
+            names = [one.strip() for one in value[1:-1].split(",")]
+            names = [one[1:-1] if _in_quotes(one) else _expand_home(one) for one in names]
+            return f"{key}=[{','.join(map(_as_string, names))}]"
         # In quotes already if the user quoted it for Hydra, or if Lightning starts a second process.
         if parsed and _in_quotes(value) and not parsed.is_sweep_override():
             return argument

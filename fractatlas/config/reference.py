@@ -36,14 +36,23 @@ def read_choice(file: Path, extend: bool = True) -> tuple[str, dict[str, Entry]]
     node: Any = yaml.compose(text)
     keys = _entries(node, text.splitlines()) if node is not None else {}
     inherited: dict[str, Entry] = {}
-    for item in yaml.safe_load(text)["defaults"] if "defaults" in keys else ():
+    defaults = yaml.safe_load(text)["defaults"] if "defaults" in keys else []
+    for item in defaults:
         if isinstance(item, str) and item != "_self_" and extend:
-            inherited = _merge(inherited, read_choice(file.parent / f"{item}.yaml")[1])
+            inherited = _merge(inherited, read_choice(_base(file, item))[1])
         elif isinstance(item, dict) and not next(iter(item)).startswith("override"):
             name, choice = next(iter(item.items()))
             inherited[name] = Entry(str(choice), "group")
     keys.pop("defaults", None)
-    return " ".join(head), _merge(inherited, keys)
+    # Without _self_, the keys of this file come last, as in Hydra.
+    first, second = (keys, inherited) if defaults[:1] == ["_self_"] else (inherited, keys)
+    return " ".join(head), _merge(first, second)
+
+
+def _base(file: Path, item: str) -> Path:
+    """Return the file that an entry of the defaults list names: ``fracatlas``, or ``/loading@_here_`` of ``conf/``."""
+    name = item.partition("@")[0]
+    return file.parents[1] / f"{name[1:]}.yaml" if name.startswith("/") else file.parent / f"{name}.yaml"
 
 
 def schema_of(keys: dict[str, Entry]) -> type | None:

@@ -10,7 +10,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, dataclass_transform, get_args, get_type_hints
 
-from annotated_types import Ge, Gt, Interval, Len, Lt
+from annotated_types import Ge, Gt, Interval, Len, Lt, MinLen
 from pydantic import (
     ConfigDict,
     Discriminator,
@@ -73,18 +73,73 @@ class Phantom(Partial):
     seed: Count
 
 
-class Data(Strict):
-    """The images, and how they are cached and batched."""
+class Loading(Strict):
+    """How images are cached and batched: the keys of every data set."""
 
-    _target_: Literal["fractatlas.data.datamodule.RadiographDataModule"]
-    root: str
-    prepare: Phantom | None
     cache: bool
     cache_dir: str
     keep_contradictions: bool
     batch_size: Positive
     num_workers: Count
     pin_memory: bool
+
+
+class FracAtlasData(Loading):
+    """FracAtlas in its published layout, or phantoms in this layout."""
+
+    # The name is that of earlier versions, so that their checkpoints and run folders stay valid.
+    _target_: Literal["fractatlas.data.datamodule.RadiographDataModule"]
+    root: str
+    prepare: Phantom | None
+
+
+class Columns(Strict):
+    """Names of the columns of a table; ``null``: the table has no such column."""
+
+    image_id: str | None
+    path: Annotated[str, Field(min_length=1)]
+    label: Annotated[str, Field(min_length=1)]
+    patient: str | None
+    exam: str | None
+    group: str | None
+    split: str | None
+    source: str | None
+
+
+class TableData(Loading):
+    """A table with one row for each image."""
+
+    _target_: Literal["fractatlas.data.sources.table.Table"]
+    table: Annotated[str, Field(min_length=1)] | Annotated[list[str], Len(1, 100)]
+    root: str | None
+    positive: str | None
+    columns: Columns
+    boxes: str | Annotated[list[str | None], Len(1, 100)] | None
+    dicom_tags: list[Literal["PatientID", "BodyPartExamined", "ViewPosition", "PixelSpacing", "PatientSex",
+                             "PatientAge"]]  # fmt: skip
+
+
+class FoldersData(Loading):
+    """A folder with one sub-folder for each class."""
+
+    _target_: Literal["fractatlas.data.sources.folders.Folders"]
+    root: Annotated[str, Field(min_length=1)]
+    positive: str | None
+
+
+class MuraData(Loading):
+    """MURA in its published layout."""
+
+    _target_: Literal["fractatlas.data.sources.mura.Mura"]
+    root: Annotated[str, Field(min_length=1)]
+    given_split: bool
+
+
+class GrazPedWriData(Loading):
+    """GRAZPEDWRI-DX in its published layout."""
+
+    _target_: Literal["fractatlas.data.sources.grazpedwri.GrazPedWri"]
+    root: Annotated[str, Field(min_length=1)]
 
 
 class DrawnSplit(Partial):
@@ -175,6 +230,8 @@ class Backbone(Strict):
     variant: str
 
     def __post_init__(self):
+        if getattr(self, "head", None) == "keep" and self.weights in (None, "imagenet"):
+            raise ValueError(f"head=keep: model.weights={self.weights} has no head of a fracture; use a run folder")
         if self.weights == "imagenet" and self.variant.endswith("_tiny"):
             raise ValueError(
                 f"weights=imagenet: there are no ImageNet weights for {self.variant}; use model.weights=null"
@@ -186,6 +243,7 @@ class DenseNet(Backbone):
 
     _target_: Literal["fractatlas.models.backbones.densenet"]
     variant: Literal["densenet121", "densenet161", "densenet169", "densenet201", "densenet_tiny"]
+    head: Literal["new", "keep"] | None = None
 
 
 class ResNet(Backbone):
@@ -193,6 +251,7 @@ class ResNet(Backbone):
 
     _target_: Literal["fractatlas.models.backbones.resnet"]
     variant: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet_tiny"]
+    head: Literal["new", "keep"] | None = None
 
 
 class FractureMap(Partial):
@@ -446,6 +505,7 @@ class Paths(Strict):
 
 # Parts with several schemas: ``_target_`` selects one.
 _BY_TARGET = Field(discriminator="_target_")
+Data = Annotated[FracAtlasData | TableData | FoldersData | MuraData | GrazPedWriData, _BY_TARGET]
 Split = Annotated[DrawnSplit | KFoldSplit | ManifestSplit, _BY_TARGET]
 Preprocess = Annotated[ResizeAndCrop | Letterbox, _BY_TARGET]
 Augment = Annotated[NoAugmentation | LightAugmentation, _BY_TARGET, EXTENSIBLE]
@@ -499,7 +559,7 @@ class EvaluateConfig(Strict):
 
     task_name: Name
     ckpt: TypedPath | None
-    subset: Literal["train", "val", "test", "all"]
+    subset: Literal["train", "val", "test", "all"] | None
     split_file: TypedPath | None
     predictions: TypedPath | None
     catalogue: TypedPath | None
@@ -510,6 +570,8 @@ class EvaluateConfig(Strict):
     threshold: Threshold
     trainer: Trainer
     paths: Paths
+    data: Data | None = None
+    recalibrate: Proportion | None = None
     trusted_targets: list[str] = field(default_factory=list)
 
 
@@ -517,7 +579,7 @@ class PredictConfig(Strict):
     """A configuration composed from ``conf/predict.yaml``."""
 
     task_name: Name
-    ckpt: TypedPath
+    ckpt: TypedPath | Annotated[list[TypedPath], MinLen(1)]
     input: TypedPath
     heatmaps: bool
     dicom_out: bool
@@ -533,7 +595,7 @@ class PredictConfig(Strict):
 class ServeConfig(Strict):
     """A configuration composed from ``conf/serve.yaml``."""
 
-    ckpt: TypedPath
+    ckpt: TypedPath | Annotated[list[TypedPath], MinLen(1)]
     host: Annotated[str, Field(min_length=1)]
     port: Annotated[int, Interval(ge=0, le=65535)]
     device: Literal["auto", "cpu", "cuda", "mps"]

@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
@@ -159,6 +159,12 @@ def path_keys(schema_class: type) -> set[str]:
         for name, hint in hints.items()
         if any(schema.AS_TYPED in getattr(one, "__metadata__", ()) for one in (hint, *get_args(hint)))
     }
+
+
+def path_list_keys(schema_class: type) -> set[str]:
+    """Return the keys of ``path_keys`` whose value can also be a list of paths."""
+    hints = get_type_hints(schema_class)
+    return {key for key in path_keys(schema_class) if any(get_origin(one) is list for one in get_args(hints[key]))}
 
 
 def explain(error: Exception, schema_class: type, conf: Path) -> str:

@@ -1,32 +1,32 @@
-"""Search a FracAtlas folder for all known kinds of defects.
+"""Search a data set for all known kinds of defects.
 
 The results are ``audit.csv``, one row per finding, and ``audit.html``, one file with thumbnails.
 """
 
-import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from xml.etree import ElementTree
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics import roc_auc_score
 
 from fractatlas.data import groups
-from fractatlas.data.groups import BODY, NEAR, near_duplicates, neighbours
-from fractatlas.data.images import decode
-from fractatlas.data.sources.fracatlas import COCO, CONTRADICTION, VIEWS, contradictions, read_boxes, read_catalogue
-from fractatlas.errors import InputError
+from fractatlas.data.attributes import strata_of
+from fractatlas.data.catalogue import CONTRADICTION, NO_FILE, contradictions, read_catalogue
+from fractatlas.data.groups import NEAR, near_duplicates
+from fractatlas.data.images import read_content
+from fractatlas.data.sources.fracatlas import BODY, GAP, VIEWS, FracAtlas, neighbours
+from fractatlas.data.sources.source import Source
 from fractatlas.io import write_csv, write_text
 from fractatlas.pages import jpeg_address, render
 from fractatlas.progress_bar import track
 from fractatlas.wording import plural
 
-VOC = Path("Annotations/PASCAL VOC")
 Finding = tuple[str, str, str, str]  # image_id, kind, detail, action
-# Numbers that other authors published for a complete release, for comparison.
+# Numbers that other authors published for a complete release of FracAtlas, for comparison.
 REPORTED = {
     "truncated": "59",
     "bytes after the end": "20",
@@ -43,21 +43,26 @@ REPORTED = {
     "opposite labels": "4 clusters",
     "truncated copy": "",
 }
+# Kinds that every source can have; those of FracAtlas are listed even if there are none.
+GENERAL = ("truncated", "unreadable", "bytes after the end", "EXIF rotation", "identical files", "identical pixels",
+           "near-duplicates", "opposite labels", "truncated copy")  # fmt: skip
+BETWEEN = "near-duplicates between sources"
 # Kinds whose findings form groups, and the catalogue column that identifies the group.
 GROUPED = {
     "identical files": "content",
     "identical pixels": "pixels",
     "near-duplicates": "duplicates",
     "opposite labels": "duplicates",
+    BETWEEN: "duplicates",
 }
 MAX_THUMBNAILS = 12  # images, or groups of images, of one kind
 
 
-def audit_folder(root: Path, out: Path, cache: Path) -> str:
-    """Audit a FracAtlas folder and write ``audit.csv`` and ``audit.html``.
+def audit_source(source: Source, out: Path, cache: Path) -> str:
+    """Audit a data set and write ``audit.csv`` and ``audit.html``.
 
     Args:
-        root: the data folder.
+        source: the data set.
         out: folder for the two files.
         cache: folder that stores image statistics.
 
@@ -65,37 +70,61 @@ def audit_folder(root: Path, out: Path, cache: Path) -> str:
         The number of findings by kind, as text.
 
     Raises:
-        InputError: ``root`` is not a FracAtlas folder, or ``cache`` is not writable.
+        InputError: the source does not have its format, or ``cache`` is not writable.
     """
-    catalogue = read_catalogue(root, cache)
-    findings = find_defects(root, catalogue)
-    summary, usable = summarise(catalogue, findings), catalogue[catalogue["excluded"] == ""]
+    source.require()
+    catalogue = read_catalogue(source, cache)
+    findings = find_defects(source, catalogue)
+    is_fracatlas = isinstance(source, FracAtlas)
+    summary = summarise(catalogue, findings, (*REPORTED,) if is_fracatlas else GENERAL)
+    usable = catalogue[catalogue["excluded"] == ""]
     galleries, rows = _galleries(catalogue, findings), catalogue.set_index("image_id")
     page = render(
         "audit.html.jinja",
+        name=source.name,
+        finding=source.finding,
+        is_fracatlas=is_fracatlas,
+        relations=describe_known(catalogue),
         images=len(catalogue),
         usable=len(usable),
         fractured=int(usable["label"].sum()),
         summary=summary,
         shortcuts=shortcuts(catalogue),
         aurocs=shortcut_aurocs(catalogue),
-        agreement=label_agreement(catalogue),
+        agreement=label_agreement(catalogue) if "exam" in catalogue and is_fracatlas else None,
         galleries=galleries,
-        thumbnails=_thumbnails(root, rows["path"], galleries),
+        thumbnails=_thumbnails(source.root, rows["path"], galleries),
         labels=rows["label"].to_dict(),
         rule=groups,
+        gap=GAP,
     )
     write_csv(out / "audit.csv", findings)
     write_text(out / "audit.html", page)
     counts = f"{plural(len(catalogue), 'image')}, {len(catalogue) - len(usable)} excluded"
-    return f"{summary.to_string(index=False)}\n{counts}; findings: {out / 'audit.html'} and audit.csv"
+    table = summary if is_fracatlas else summary.drop(columns="reported")
+    return f"{table.to_string(index=False)}\n{counts}; findings: {out / 'audit.html'} and audit.csv"
 
 
-def find_defects(root: Path, catalogue: pd.DataFrame) -> pd.DataFrame:
+def describe_known(catalogue: pd.DataFrame) -> list[str]:
+    """Return a sentence for each relation between images that the catalogue has: patients, exams, groups."""
+    names = {"patient": "patients", "given_exam": "exams (column exam)", "given_group": "groups (column group)"}
+    lines = []
+    for column, title in names.items():
+        if column in catalogue:
+            known = catalogue.loc[catalogue[column] != "", column]
+            of = f"{len(known)} of {plural(len(catalogue), 'image')}"
+            lines.append(f"{known.nunique():,} {title} are given, for {of}.")
+    if not lines:
+        inferred = "exams are inferred" if "exam" in catalogue else "only copies are known to belong together"
+        lines.append(f"No patients, exams or groups are given: {inferred}.")
+    return lines
+
+
+def find_defects(source: Source, catalogue: pd.DataFrame) -> pd.DataFrame:
     """Find all known kinds of defects.
 
     Args:
-        root: the data folder.
+        source: the data set.
         catalogue: its catalogue, from ``read_catalogue``.
 
     Returns:
@@ -104,19 +133,22 @@ def find_defects(root: Path, catalogue: pd.DataFrame) -> pd.DataFrame:
     rows = [
         *_file_defects(catalogue),
         *_label_defects(catalogue),
-        *_annotation_defects(root, catalogue),
+        *_annotation_defects(source, catalogue),
         *_copies(catalogue),
         *_opposite_labels(catalogue),
-        *_truncated_copies(root, catalogue),
+        *_truncated_copies(source.root, catalogue),
     ]
     table = pd.DataFrame(rows, columns=["image_id", "kind", "detail", "action"])
     return table.sort_values(["kind", "image_id"], kind="stable", ignore_index=True)
 
 
-def summarise(catalogue: pd.DataFrame, findings: pd.DataFrame) -> pd.DataFrame:
-    """Count findings by kind, with the published counts: ``kind, images, groups, reported``."""
+def summarise(catalogue: pd.DataFrame, findings: pd.DataFrame, listed: Sequence[str] = (*REPORTED,)) -> pd.DataFrame:
+    """Count findings by kind, with the published counts of FracAtlas: ``kind, images, groups, reported``.
+
+    Kinds that are not among ``listed`` have a row only if there is a finding.
+    """
     rows = []
-    for kind in dict.fromkeys([*REPORTED, *findings["kind"]]):
+    for kind in dict.fromkeys([*listed, *findings["kind"]]):
         ids = findings.loc[findings["kind"] == kind, "image_id"].unique()
         groups = ""
         if kind in GROUPED:
@@ -131,15 +163,18 @@ def shortcuts(catalogue: pd.DataFrame) -> pd.DataFrame:
     """Return the share of fractured images by attributes that are not anatomy: ``attribute, value, n, fractured``."""
     usable = catalogue[catalogue["excluded"] == ""]
     longer_side = usable[["width", "height"]].max(axis=1)
-    attributes = {
+    attributes: dict[str, Any] = {
         "size": np.where(longer_side > 600, "longer side above 600 px", "smaller"),
-        "hardware": np.where(usable["hardware"] == 1, "plates, screws", "none"),
-        "several views in one image": np.where(usable["multiscan"] == 1, "yes", "no"),
         "colour mode": usable["mode"].to_numpy(),
     }
-    for name, columns in (("body part", BODY), ("view", [*VIEWS])):
-        names = (usable[columns] == 1).dot(usable[columns].columns + " + ").str.removesuffix(" + ")
-        attributes[name] = names.replace("", "none").to_numpy()
+    if {"hardware", "multiscan", *BODY, *VIEWS} <= {*usable}:
+        attributes["hardware"] = np.where(usable["hardware"] == 1, "plates, screws", "none")
+        attributes["several views in one image"] = np.where(usable["multiscan"] == 1, "yes", "no")
+        for name, columns in (("body part", BODY), ("view", [*VIEWS])):
+            names = (usable[columns] == 1).dot(usable[columns].columns + " + ").str.removesuffix(" + ")
+            attributes[name] = names.replace("", "none").to_numpy()
+    else:
+        attributes |= {name: values.astype(object).to_numpy() for name, values in strata_of(usable).items()}
     rows = [
         [name, value, len(labels), labels.mean()]
         for name, values in attributes.items()
@@ -157,6 +192,10 @@ def shortcut_aurocs(catalogue: pd.DataFrame) -> pd.DataFrame:
         "bytes per pixel": usable["bytes"] / (usable["width"] * usable["height"]),
         "id": pd.to_numeric(usable["image_id"].str.extract(r"(\d+)", expand=False), errors="coerce").fillna(-1),
     }
+    if not usable["image_id"].str.contains(r"\d").all():
+        del numbers["id"]
+    if usable["label"].nunique() < 2:
+        numbers = {}
     rows = [[name, roc_auc_score(usable["label"], values)] for name, values in numbers.items()]
     return pd.DataFrame(rows, columns=["number", "auroc"])
 
@@ -188,7 +227,8 @@ def label_agreement(catalogue: pd.DataFrame) -> pd.DataFrame:
 def _file_defects(catalogue: pd.DataFrame) -> Iterator[Finding]:
     for row in catalogue.itertuples():
         if row.excluded in ("truncated", "unreadable"):
-            yield row.image_id, row.excluded, f"{row.bytes} bytes", "excluded"
+            reason = f"; {row.note}" if row.excluded == "unreadable" and row.note else ""
+            yield row.image_id, row.excluded, f"{row.bytes} bytes{reason}", "excluded"
         elif row.excluded not in ("", CONTRADICTION):
             yield row.image_id, row.excluded, "", "excluded"
         if row.junk:
@@ -197,23 +237,28 @@ def _file_defects(catalogue: pd.DataFrame) -> Iterator[Finding]:
 
 
 def _label_defects(catalogue: pd.DataFrame) -> Iterator[Finding]:
-    for row in catalogue[catalogue["note"] != ""].itertuples():
+    has_votes = "fracture_count" in catalogue
+    for row in catalogue[(catalogue["note"] != "") & (catalogue["excluded"] != "unreadable")].itertuples():
         for note in row.note.split("; "):
             if note.startswith("in both"):
                 yield row.image_id, "in both folders", note, "one copy is used"
             else:
-                yield row.image_id, "labels disagree", note, "majority of table, folder and boxes"
+                action = "majority of table, folder and boxes" if has_votes else "see the detail"
+                yield row.image_id, "labels disagree", note, action
+    if not has_votes:
+        return
     wrong = catalogue[(catalogue["fracture_count"] != catalogue["boxes"]) & (catalogue["path"] != "")]
     for row in wrong.itertuples():
         detail = f"{row.fracture_count} fractures in dataset.csv, {row.boxes} boxes in the annotations"
         yield row.image_id, "fracture count differs", detail, "the boxes are used"
 
 
-def _annotation_defects(root: Path, catalogue: pd.DataFrame) -> Iterator[Finding]:
+def _annotation_defects(source: Source, catalogue: pd.DataFrame) -> Iterator[Finding]:
     """Find EXIF rotations, and sizes and boxes that do not match the image."""
     readable = catalogue[catalogue["width"] > 0].set_index("image_id")
-    boxes = read_boxes(root)
-    for row in readable.itertuples():
+    boxes = source.boxes()
+    suspects = readable[(readable["orientation"] > 1) | readable.index.isin(boxes)]
+    for row in suspects.itertuples():
         drawn = boxes.get(row.Index, np.zeros((0, 4)))
         inside = _boxes_inside(drawn, row.width, row.height)
         if row.orientation > 1:
@@ -225,28 +270,35 @@ def _annotation_defects(root: Path, catalogue: pd.DataFrame) -> Iterator[Finding
             yield row.Index, "EXIF rotation", detail, "applied"
         if inside < len(drawn):
             yield row.Index, "box outside the image", f"{len(drawn) - inside} of {len(drawn)}", "clipped"
-    for source, sizes in (("COCO", _coco_sizes(root)), ("VOC", _voc_sizes(root))):
+    ids = set(catalogue["image_id"])
+    for kind, sizes in source.annotated_sizes().items():
         for image_id, (width, height) in sizes.items():
-            if image_id not in catalogue["image_id"].values:
-                yield image_id, f"only in {source}", "neither in dataset.csv nor in a folder", "ignored"
+            if image_id not in ids:
+                yield image_id, f"only in {kind}", "neither in dataset.csv nor in a folder", "ignored"
             elif image_id in readable.index:
                 image_width, image_height = readable.loc[image_id, ["width", "height"]]
                 if (width, height) != (image_width, image_height):
                     detail = f"{width} x {height}, the upright image is {image_width} x {image_height}"
-                    yield image_id, f"wrong size in {source}", detail, "the size is read from the image"
+                    yield image_id, f"wrong size in {kind}", detail, "the size is read from the image"
                 elif readable.at[image_id, "orientation"] >= 5:
                     detail = f"{width} x {height}, the file stores {height} x {width} and EXIF rotates it"
-                    yield image_id, f"upright size in {source}", detail, "correct, no action"
+                    yield image_id, f"upright size in {kind}", detail, "correct, no action"
 
 
 def _copies(catalogue: pd.DataFrame) -> Iterator[Finding]:
     for kind in ("identical files", "identical pixels", "near-duplicates"):
         column = GROUPED[kind]
-        known = catalogue[(catalogue[column] != "") & (catalogue["path"] != "")]
+        known = catalogue[(catalogue[column] != "") & (catalogue["excluded"] != NO_FILE)]
         for ids in known.groupby(column)["image_id"].agg(list):
             for image_id in ids if len(ids) > 1 else ():
                 detail = "with " + " ".join(other for other in ids if other != image_id)
                 yield image_id, kind, detail, "in one subset in every grouped split"
+    if "source" in catalogue:
+        known = catalogue[catalogue["duplicates"] != ""]
+        for _, rows in known[known.groupby("duplicates")["source"].transform("nunique") > 1].groupby("duplicates"):
+            detail = ", ".join(f"{row.image_id} of {row.source}" for row in rows.itertuples())
+            for image_id in rows["image_id"]:
+                yield image_id, BETWEEN, detail, "in one subset in every grouped split"
 
 
 def _opposite_labels(catalogue: pd.DataFrame) -> Iterator[Finding]:
@@ -264,7 +316,7 @@ def _truncated_copies(root: Path, catalogue: pd.DataFrame) -> Iterator[Finding]:
         one, other = (usable.iloc[position] for position in pair)
         if (int(one["dhash"], 16) ^ int(other["dhash"], 16)).bit_count() <= NEAR:
             continue
-        pixels = [np.asarray(decode((root / row["path"]).read_bytes())) for row in (one, other)]
+        pixels = [np.asarray(read_content((root / row["path"]).read_bytes())) for row in (one, other)]
         contrast = [rows[len(rows) * 19 // 20 :].std() for rows in pixels]  # of the lowest 5 %, in grey levels
         truncated, complete = (one, other) if contrast[0] < contrast[1] else (other, one)
         label = "fractured" if truncated["label"] else "not fractured"
@@ -277,30 +329,11 @@ def _boxes_inside(boxes: np.ndarray, width: int, height: int) -> int:
     return int(((boxes[:, :2] >= -2) & (boxes[:, 2:] <= np.array([width + 2, height + 2]))).all(axis=1).sum())
 
 
-def _coco_sizes(root: Path) -> dict[str, tuple[int, int]]:
-    if not (root / COCO).is_file():
-        return {}
-    images = json.loads((root / COCO).read_text(encoding="utf-8"))["images"]
-    return {image["file_name"]: (int(image.get("width", 0)), int(image.get("height", 0))) for image in images}
-
-
-def _voc_sizes(root: Path) -> dict[str, tuple[int, int]]:
-    sizes = {}
-    for file in sorted((root / VOC).glob("*.xml")):
-        try:
-            tree = ElementTree.parse(file)
-            name = tree.findtext("filename") or file.stem
-            sizes[name] = (int(tree.findtext("size/width") or 0), int(tree.findtext("size/height") or 0))
-        except (ElementTree.ParseError, ValueError) as error:
-            raise InputError(f"{file}: cannot be read as PASCAL VOC XML: {error}; correct or delete it") from None
-    return sizes
-
-
 def _thumbnails(root: Path, paths: pd.Series, galleries: list[dict]) -> dict[str, str]:
     """Return a ``data:`` URL of each image in the galleries, reduced to at most 132 x 132 pixels."""
 
     def thumbnail(image_id: str) -> str:
-        image = decode((root / paths[image_id]).read_bytes())
+        image = read_content((root / paths[image_id]).read_bytes())
         image.thumbnail((132, 132))
         return jpeg_address(image)
 
@@ -314,14 +347,18 @@ def _galleries(catalogue: pd.DataFrame, findings: pd.DataFrame) -> list[dict]:
     """Select the thumbnails of each kind: ``rows`` of related images."""
     readable, galleries = catalogue[catalogue["width"] > 0], []
     for kind, rows in findings.groupby("kind"):
-        if kind in ("identical files", "identical pixels"):
+        if kind in ("identical files", "identical pixels", BETWEEN):
             continue  # near-duplicates contain them
         images = readable[readable["image_id"].isin(rows["image_id"])]
         related = images.groupby("duplicates" if kind in GROUPED else "image_id")["image_id"].agg(list).tolist()
         details = rows.drop_duplicates("image_id").set_index("image_id")["detail"].to_dict()
         galleries.append({"kind": kind, "rows": _sample(related), "of": len(related), "details": details})
     usable = catalogue[catalogue["excluded"] == ""]
-    exams = [ids for ids in usable.groupby("exam")["image_id"].agg(list) if len(ids) > 1]
+    column = "exam" if "exam" in usable else "given_exam"
+    if column not in usable:
+        return galleries
+    usable = usable[usable[column] != ""]
+    exams = [ids for ids in usable.groupby(column)["image_id"].agg(list) if len(ids) > 1]
     sizes = pd.Series([len(ids) for ids in exams]).value_counts().sort_index()
     title = "exams: " + ", ".join(f"{count} of {size} images" for size, count in sizes.items())
     return [*galleries, {"kind": title, "rows": _sample(exams), "of": len(exams), "details": {}}]

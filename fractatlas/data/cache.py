@@ -19,9 +19,10 @@ import numpy as np
 import PIL
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor
 
-from fractatlas.data.images import decode
+from fractatlas.data.images import UnreadableError, read_content
 from fractatlas.data.integrity import content_key
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
@@ -52,7 +53,7 @@ class Decoder:
         Raises:
             InputError: a file cannot be read.
         """
-        return torch.stack([self.preprocess(decode(_read(self.root / self.paths[row]))) for row in rows])
+        return torch.stack([self.preprocess(_decode(self.root / self.paths[row])) for row in rows])
 
 
 class PixelCache:
@@ -141,7 +142,14 @@ def _decode_row(root: Path, key: str, path: str, preprocess: Preprocess) -> byte
     content = _read(root / path)
     if content_key(content) != key:
         raise InputError(f"{root / path} changed while it was read; start again when the data folder is complete")
-    return preprocess(decode(content)).numpy().tobytes()
+    return preprocess(read_content(content)).numpy().tobytes()
+
+
+def _decode(file: Path) -> Image.Image:
+    try:
+        return read_content(_read(file))
+    except UnreadableError as error:
+        raise InputError(f"{file} cannot be read: {error}; restore it and start again") from None
 
 
 def _read(file: Path) -> bytes:

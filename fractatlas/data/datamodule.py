@@ -14,12 +14,14 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
+from fractatlas.data.association import describe_association
 from fractatlas.data.cache import Decoder, PixelCache, open_cache
+from fractatlas.data.catalogue import exclude_seen, read_catalogue
 from fractatlas.data.fracture_masks import FractureMasks
 from fractatlas.data.groups import GIVEN, add_given
 from fractatlas.data.leaks import COLUMNS, crossings, describe_groups, describe_leak, find_leaks, reported_kinds
-from fractatlas.data.sources.fracatlas import read_boxes, read_catalogue, read_outlines
-from fractatlas.data.splits import SCORED
+from fractatlas.data.sources.source import Source
+from fractatlas.data.splits import SCORED, has_given_split
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
 from fractatlas.signals import STOP_SIGNALS
@@ -76,7 +78,7 @@ class ResumableSampler(DistributedSampler):
 
 
 class RadiographDataModule(lightning.LightningDataModule):
-    """Provide the radiographs of a FracAtlas folder in batches.
+    """Provide the radiographs of a source in batches.
 
     A batch contains ``image`` float32 (n, 3, size, size), normalised, ``label`` float32 (n,) and ``index`` int64 (n,),
     the row of ``subset(name)``. With ``masks``, it also contains ``mask`` (n, 2, size, size): the outlines and boxes of
@@ -85,7 +87,7 @@ class RadiographDataModule(lightning.LightningDataModule):
     pixels.
 
     Args:
-        root: folder in the published FracAtlas layout.
+        source: the data set; see ``data.sources``.
         split: function from a catalogue to a split; see ``splits``.
         preprocess: geometry and normalisation.
         augment: transform of a batch, uint8 (n, 1, size, size), on the training device, and of its boxes and masks.
@@ -96,13 +98,14 @@ class RadiographDataModule(lightning.LightningDataModule):
         cache: whether decoded images and image statistics are stored in ``cache_dir``.
         cache_dir: folder that any number of data sets, settings and processes can share.
         keep_contradictions: whether near-duplicates with opposite labels are kept.
-        prepare: function that writes the folder ``root`` if it does not exist.
         masks: whether batches contain the masks of the fractures.
+        seen: ``image_id, split, dhash`` of images that a network was trained with: images that are identical or nearly
+            identical to one of them are excluded. ``None`` excludes none.
     """
 
     def __init__(
         self,
-        root: str,
+        source: Source,
         split: Callable[[pd.DataFrame], pd.DataFrame],
         preprocess: Preprocess,
         augment: nn.Module,
@@ -113,16 +116,16 @@ class RadiographDataModule(lightning.LightningDataModule):
         cache: bool,
         cache_dir: str,
         keep_contradictions: bool,
-        prepare: Callable[[Path], None] | None = None,
         masks: bool = False,
+        seen: pd.DataFrame | None = None,
     ):
         super().__init__()
-        self.root = Path(root)
+        self.source, self.root = source, source.root
         self.preprocess = preprocess
         self.catalogue = self.split = pd.DataFrame()
         self.augment = augment
         self.validation_subset = "val"
-        self._make_split, self._prepare, self._seed = split, prepare, seed
+        self._make_split, self._seed, self._seen = split, seed, seen
         self._cache, self._keep_contradictions = Path(cache_dir) if cache else None, keep_contradictions
         self._batches_done, self._masks = 0, masks
         # Copying rows from the cache is faster than transferring them between processes.
@@ -131,15 +134,16 @@ class RadiographDataModule(lightning.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Generate the data folder if it does not exist and can be generated."""
-        if self._prepare and not self.root.exists():
-            self._prepare(self.root)
+        self.source.prepare()
 
     def setup(self, stage: str | None = None) -> None:
         """Read the catalogue, make the split, check it for leaks and fill the cache; a second call does nothing."""
         if len(self.catalogue):
             return
         log.info("reading the data in %s", self.root)
-        self.catalogue = read_catalogue(self.root, self._cache, self._keep_contradictions)
+        self.catalogue = read_catalogue(self.source, self._cache, self._keep_contradictions)
+        if self._seen is not None:
+            self.catalogue = exclude_seen(self.catalogue, self._seen)
         self.split = self._make_split(self.catalogue)
         given = [name for name in GIVEN.values() if name in self.split]
         from_split = {name for name in given if name not in self.catalogue}
@@ -161,7 +165,12 @@ class RadiographDataModule(lightning.LightningDataModule):
             log.info("in no subset: %s that the split does not contain", plural(unassigned, "image"))
         self.crossings = crossings(self.split, self.catalogue)
         self.leaks = find_leaks(self.split, self.catalogue)
-        _log_leaks(self.leaks, {kind for kind, column in COLUMNS.items() if column in from_split})
+        if self.leaks.keys() <= {"duplicates"}:
+            log.info("no patients, exams or groups are known: only near-duplicates stay together")
+        given_split = has_given_split(self.catalogue)
+        _log_leaks(self.leaks, {kind for kind, column in COLUMNS.items() if column in from_split}, given_split)
+        if association := describe_association(self._images(self.split)):
+            log.log(association.level, "%s", association.text)
         if self._cache:
             images = self._images(self.split)
             self._pixels = open_cache(self._cache, self.root, images["path"], images["content"], self.preprocess)
@@ -179,8 +188,8 @@ class RadiographDataModule(lightning.LightningDataModule):
         """Return the images of one subset."""
         table = self.subset(name)
         masks = None
-        if self._masks and (boxes := read_boxes(self.root)):
-            masks = FractureMasks(table, read_outlines(self.root), boxes, self.preprocess)
+        if self._masks and (boxes := self.source.boxes()):
+            masks = FractureMasks(table, self.source.outlines(), boxes, self.preprocess)
         if not self._cache:
             return Radiographs(table, Decoder(self.root, table["path"], self.preprocess), masks)
         rows = self._pixels.rows[self.split["split"] == name]
@@ -193,7 +202,7 @@ class RadiographDataModule(lightning.LightningDataModule):
 
     def boxes(self, name: str) -> list[Tensor]:
         """Return the boxes of each image of a subset in pixels of the preprocessed image: float (n, 4)."""
-        boxes, none = read_boxes(self.root), np.zeros((0, 4), dtype=np.float32)
+        boxes, none = self.source.boxes(), np.zeros((0, 4), dtype=np.float32)
         rows = self.subset(name).itertuples()
         return [self.preprocess.boxes(boxes.get(row.image_id, none), row.width, row.height) for row in rows]
 
@@ -287,12 +296,20 @@ def _ignore_stop_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _log_leaks(leaks: dict[str, dict[str, Any]], of_the_split: set[str]) -> None:
-    """Log one line for each kind of relation; ``of_the_split`` are the kinds that the file of the split gave."""
+def _log_leaks(leaks: dict[str, dict[str, Any]], of_the_split: set[str], given_split: bool) -> None:
+    """Log one line for each kind of relation.
+
+    Args:
+        leaks: from ``find_leaks``.
+        of_the_split: the kinds that the file of the split gave.
+        given_split: whether the data set gives a split.
+    """
     for kind in reported_kinds(leaks):
         leak = leaks.get(kind)
         if leak and leak["divided"]:
             remedy = "assign each to one subset in the file" if kind in of_the_split else "split=grouped prevents this"
+            if given_split:
+                remedy = "correct the given split, or draw the split (data.columns.split=null, data.given_split=false)"
             log.warning("leak check: %s; %s", describe_leak(kind, leak), remedy)
         else:
             log.info("leak check: %s", describe_leak(kind, leak))

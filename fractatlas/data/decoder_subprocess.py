@@ -1,15 +1,23 @@
 """Decode compressed DICOM pixels in a subprocess, because a damaged file can crash the process of the decoder GDCM."""
 
 import contextlib
-import io
 import os
 import pickle
 import subprocess
 import sys
 import threading
+from typing import Any
 
+import gdcm
+import imagecodecs
 import numpy as np
-import pydicom
+from pydicom.encaps import get_frame
+from pydicom.pixels import convert_color_space, get_decoder
+from pydicom.uid import JPEGExtended12Bit, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
+
+# JPEG with spectral selection and with full progression (both retired). GDCM decodes them, but pydicom has no decoder.
+PROGRESSIVE_JPEG = ("1.2.840.10008.1.2.4.53", "1.2.840.10008.1.2.4.55")
+Request = tuple[bytes, str, dict[str, Any]]
 
 
 class DecoderCrashedError(Exception):
@@ -19,14 +27,16 @@ class DecoderCrashedError(Exception):
 _threads = threading.local()
 
 
-def decode_in_subprocess(content: bytes) -> np.ndarray:
-    """Decode the pixels of a DICOM file in a subprocess.
+def decode_in_subprocess(pixels: bytes, syntax: str, options: dict[str, Any]) -> np.ndarray:
+    """Decode the pixels of a DICOM file with one frame in a subprocess.
 
     Args:
-        content: content of the file.
+        pixels: the value of the element PixelData.
+        syntax: the transfer syntax, encapsulated.
+        options: of ``as_array`` of pydicom's decoders.
 
     Returns:
-        ``pixel_array`` of pydicom.
+        Samples, (rows, columns) or (rows, columns, 3); colours are RGB.
 
     Raises:
         DecoderCrashedError: the subprocess ended; the next call starts a new one.
@@ -36,7 +46,7 @@ def decode_in_subprocess(content: bytes) -> np.ndarray:
     if not hasattr(_threads, "decoder"):
         _threads.decoder = _Decoder()  # one per thread: a crash affects one image only
     try:
-        result = _threads.decoder.decode(content)
+        result = _threads.decoder.decode((pixels, syntax, options))
     except (EOFError, OSError, pickle.UnpicklingError):
         del _threads.decoder
         raise DecoderCrashedError from None
@@ -56,8 +66,8 @@ class _Decoder:
         assert self.process.stdout
         self.files, self.results = self.process.stdin, self.process.stdout
 
-    def decode(self, content: bytes) -> np.ndarray | Exception:
-        pickle.dump(content, self.files)
+    def decode(self, request: Request) -> np.ndarray | Exception:
+        pickle.dump(request, self.files)
         self.files.flush()
         return pickle.load(self.results)
 
@@ -69,22 +79,74 @@ class _Decoder:
         self.process.wait()
 
 
+def decode(pixels: bytes, syntax: str, options: dict[str, Any]) -> np.ndarray:
+    """Decode pixels in this process; arguments and result are those of ``decode_in_subprocess``."""
+    stored = options["bits_stored"]
+    if syntax in PROGRESSIVE_JPEG or (syntax == JPEGExtended12Bit and stored > 8):
+        return _decode_with_gdcm(get_frame(pixels, 0, number_of_frames=1), syntax, options)
+    if syntax in JPEGLSTransferSyntaxes and stored in (6, 7) and options["samples_per_pixel"] == 1:
+        # GDCM returns wrong values for these numbers of bits.
+        samples = imagecodecs.jpegls_decode(get_frame(pixels, 0, number_of_frames=1))
+        if samples.shape != (options["rows"], options["columns"]):
+            raise RuntimeError(f"an image of {samples.shape}")
+        return samples.view(f"{'iu'[not options['pixel_representation']]}{samples.dtype.itemsize}")
+    if syntax in JPEGTransferSyntaxes:  # GDCM crashes for fewer bits
+        options = options | {"bits_stored": max(stored, min(8, options["bits_allocated"]))}
+    return get_decoder(syntax).as_array(pixels, **options)[0]
+
+
+def _decode_with_gdcm(frame: bytes, syntax: str, options: dict[str, Any]) -> np.ndarray:
+    """Decode JPEG of up to 12 bits, which pydicom does not hand to GDCM."""
+    rows, columns, channels = options["rows"], options["columns"], options["samples_per_pixel"]
+    fragment = gdcm.Fragment()
+    fragment.SetByteStringValue(frame)
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((columns, rows, 1))
+    image.SetDataElement(element)
+    photometric = gdcm.PhotometricInterpretation.GetPIType(options["photometric_interpretation"])
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(photometric))
+    if channels > 1:
+        image.SetPlanarConfiguration(0)
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
+    allocated, stored = options["bits_allocated"], options["bits_stored"]
+    signed = options["pixel_representation"]
+    image.SetPixelFormat(gdcm.PixelFormat(channels, allocated, stored, stored - 1, signed))
+    buffer = image.GetBuffer()
+    if buffer is None:
+        raise RuntimeError("GDCM cannot decode the frame")
+    content = buffer.encode("utf-8", "surrogateescape")  # GDCM returns bytes as str
+    samples = np.frombuffer(content, f"{'iu'[not signed]}{allocated // 8}")
+    if samples.size != rows * columns * channels:
+        raise RuntimeError(f"{samples.size} samples, expected {rows * columns * channels}")
+    if channels == 1:
+        return samples.reshape(rows, columns)
+    colours = samples.reshape(rows, columns, channels)
+    if options["photometric_interpretation"].startswith("YBR_FULL"):
+        return convert_color_space(colours, "YBR_FULL", "RGB")
+    return colours
+
+
 def main() -> None:
-    """Read pickled files from standard input and write pickled pixels to standard output."""
+    """Read pickled requests from standard input and write pickled pixels to standard output."""
     results = os.fdopen(os.dup(1), "wb")  # a copy, so that prints of a library do not mix with the results
     os.dup2(2, 1)
     while True:
         try:
-            content = pickle.load(sys.stdin.buffer)
+            request = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         result: np.ndarray | Exception
         try:
-            result = pydicom.dcmread(io.BytesIO(content), force=True).pixel_array
+            result = decode(*request)
         except MemoryError:
             result = MemoryError()
         except Exception as error:
-            result = RuntimeError(str(error)) if isinstance(error, RuntimeError) else ValueError(str(error))
+            result = (ValueError if isinstance(error, ValueError) else RuntimeError)(str(error))
         pickle.dump(result, results)
         results.flush()
 

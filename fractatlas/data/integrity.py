@@ -14,7 +14,8 @@ import pandas as pd
 import PIL
 from PIL import Image
 
-from fractatlas.data.images import decode
+from fractatlas.data.file_kinds import START, is_dicom
+from fractatlas.data.images import UnreadableError, read_content
 from fractatlas.io import cache_lock, write_csv
 from fractatlas.progress_bar import track
 from fractatlas.wording import plural
@@ -22,7 +23,7 @@ from fractatlas.wording import plural
 log = logging.getLogger(__name__)
 
 ORIENTATION = 0x0112  # EXIF tag
-VERSION = 1  # of ``inspect``; increase it when the results change, so that cached statistics are computed again
+VERSION = 2  # of ``inspect``; increase it when the results change, so that cached statistics are computed again
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,16 @@ class ImageStatistics:
     Attributes:
         content: hash of the file, 32 hexadecimal digits.
         bytes: file size.
-        error: ``"truncated"``, ``"unreadable"`` or ``""``. With an error, all fields below keep their defaults.
-        mode: mode of the stored image in Pillow.
+        error: ``"truncated"``, ``"unreadable"`` or ``""``. With an error, all fields below but ``reason`` keep their
+            defaults.
+        mode: mode of the stored image in Pillow, ``DICOM``, or ``other`` for a file that Pillow cannot open.
         orientation: EXIF orientation, 1 to 8.
         width: pixels of the upright image.
         height: pixels of the upright image.
         junk: number of bytes after the end marker of a JPEG.
         pixels: hash of the upright grey pixels, 32 hexadecimal digits.
         dhash: difference hash of 16 rows of 16 bits (Krawetz, "Kind of Like That", 2013), 64 hexadecimal digits.
+        reason: why an unreadable file cannot be read, in a few words.
     """
 
     content: str
@@ -52,23 +55,30 @@ class ImageStatistics:
     junk: int = 0
     pixels: str = ""
     dhash: str = ""
+    reason: str = ""
 
 
 FIELDS = [field.name for field in fields(ImageStatistics)]
 
 
 def inspect(content: bytes) -> ImageStatistics:
-    """Decode the content of an image file completely and compute its statistics.
+    """Decode the content of an image file completely, as ``images.read_content`` does, and compute its statistics.
 
     A file that was cut and closed with an end marker decodes without an error and is not recognised as truncated.
     """
     key, size = content_key(content), len(content)
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            mode, orientation = image.mode, image.getexif().get(ORIENTATION, 1)
-        upright = decode(content)
-    except Exception as error:  # decoders raise many types of exception for damaged files
-        return ImageStatistics(key, size, "truncated" if "truncated" in str(error) else "unreadable")
+        upright = read_content(content)
+    except UnreadableError as error:
+        reason = " ".join(str(error).split())
+        return ImageStatistics(key, size, "truncated" if reason == "truncated" else "unreadable", reason=reason)
+    mode, orientation = "DICOM", 1
+    if not is_dicom(content[:START]):
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                mode, orientation = image.mode, image.getexif().get(ORIENTATION, 1)
+        except Exception:  # another library can read kinds of TIFF that Pillow cannot
+            mode = "other"
     small = np.asarray(upright.resize((17, 16), Image.Resampling.LANCZOS), dtype=np.int16)
     return ImageStatistics(
         key,

@@ -6,25 +6,30 @@ import pandas as pd
 
 from fractatlas.data.splits import ALL, SCORED, SUBSETS
 
-COLUMNS = {"patients": "patient", "given_groups": "given_group", "exams": "exam", "duplicates": "duplicates"}
+COLUMNS = {"patients": "patient", "given_exams": "given_exam", "given_groups": "given_group", "exams": "exam",
+           "duplicates": "duplicates"}  # fmt: skip
 TITLES = {
     "patients": "patients (column patient)",
+    "given_exams": "exams (column exam)",
     "given_groups": "groups (column group)",
     "exams": "exams inferred from neighbouring ids",
     "duplicates": "near-duplicates",
 }
 UNKNOWN = {
     "patients": "there is no column patient",
+    "given_exams": "there is no column exam",
     "given_groups": "there is no column group",
-    "exams": "there is no catalogue with exams",
+    "exams": "there is no column exam, and none are inferred",
     "duplicates": "there is no catalogue with near-duplicates",
 }
 NOT_LINKED = {
     "patients": "no patient has several images",
+    "given_exams": "no exam has several images",
     "given_groups": "no group has several images",
     "exams": "every image is an exam of its own",
     "duplicates": "no image has one",
 }
+NAMED = ("patients", "given_exams", "given_groups")  # kinds whose values are names in the data; "" is not known
 SHOWN = 5  # names of divided groups
 
 
@@ -53,9 +58,10 @@ def find_leaks(split: pd.DataFrame, catalogue: pd.DataFrame) -> dict[str, dict[s
 
     Returns:
         For each kind of ``COLUMNS`` that was checked: ``of`` (images of the split), ``known`` (images with a value),
-        ``groups`` (number of patients or given groups; of exams and duplicates, those of several images), ``linked``
-        (images that belong together with another one), ``divided`` (groups in several subsets), ``names`` (of at most
-        ``SHOWN`` of these), ``images`` (images of divided groups by subset), and ``subsets`` (those of the split).
+        ``groups`` (number of patients, given exams or given groups; of inferred exams and duplicates, those of several
+        images), ``linked`` (images that belong together with another one), ``divided`` (groups in several subsets),
+        ``names`` (of at most ``SHOWN`` of these), ``images`` (images of divided groups by subset), and
+        ``subsets`` (those of the split).
     """
     counts, found = crossings(split, catalogue), {}
     for kind in [kind for kind in COLUMNS if kind in counts]:
@@ -67,7 +73,7 @@ def find_leaks(split: pd.DataFrame, catalogue: pd.DataFrame) -> dict[str, dict[s
         found[kind] = {
             "of": len(split),
             "known": len(named),
-            "groups": int((named if kind in ("patients", "given_groups") else several)[column].nunique()),
+            "groups": int((named if kind in NAMED else several)[column].nunique()),
             "linked": len(several),
             "divided": len(names),
             "names": [str(name) for name in names[:SHOWN]],
@@ -81,9 +87,10 @@ def describe_leak(kind: str, leak: dict[str, Any] | None) -> str:
     """Return one line about one kind of relation, from ``find_leaks``; ``None`` means that it was not checked."""
     title = TITLES[kind]
     if leak is None:
-        return f"{title.removesuffix(' (column patient)')}: not checked: {UNKNOWN[kind]}"
+        plain = title.removesuffix(" (column patient)").removesuffix(" inferred from neighbouring ids")
+        return f"{plain}: not checked: {UNKNOWN[kind]}"
     subsets, notes = leak["subsets"], []
-    if leak["known"] < leak["of"] and kind in ("patients", "given_groups"):
+    if leak["known"] < leak["of"] and kind in NAMED:
         notes.append(f"known for {leak['known']} of {leak['of']} images")
     if "unmatched" in leak:
         notes.append(f"not checked for {leak['unmatched']} of {leak['of']} images, which are not in the catalogue")
@@ -107,8 +114,12 @@ def describe_leak(kind: str, leak: dict[str, Any] | None) -> str:
 
 
 def reported_kinds(leaks: dict[str, dict[str, Any]]) -> list[str]:
-    """Return the kinds of relation that are reported, checked or not; given groups only if there are any."""
-    return [kind for kind in COLUMNS if kind in leaks or kind != "given_groups"]
+    """Return the kinds of relation that are reported, checked or not: given exams and groups only if there are any.
+
+    Given exams replace inferred ones.
+    """
+    optional = {"given_exams", "given_groups"} | ({"exams"} if "given_exams" in leaks else set())
+    return [kind for kind in COLUMNS if kind in leaks or kind not in optional]
 
 
 def describe_leaks(leaks: dict[str, dict[str, Any]]) -> list[str]:

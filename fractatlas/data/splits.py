@@ -1,10 +1,14 @@
 """Assign images to subsets: a split is a table ``image_id, label, group, split``, without excluded images.
 
+A catalogue with ``given_split``, the split of the data set itself, is split by it in ``grouped_split`` and
+``random_split``.
+
 ``group`` comes from the catalogue and, with a manifest, from its columns of ``groups.GIVEN``; these columns follow
 ``split``. Only ``grouped_split`` and ``kfold_split`` keep groups in one subset; ``leaks.find_leaks`` counts the divided
 groups of any split.
 """
 
+import logging
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +19,9 @@ import pandas as pd
 from fractatlas.data.groups import GIVEN, add_given, read_given
 from fractatlas.errors import InputError
 from fractatlas.io import read_csv
+from fractatlas.wording import plural
 
+log = logging.getLogger(__name__)
 SUBSETS = ("train", "val", "test")
 ALL = "all"  # every image that is not excluded, to score a network on
 SCORED = (*SUBSETS, ALL)
@@ -47,7 +53,9 @@ def grouped_split(
     Raises:
         InputError: the sum of the ratios is not 1, a subset would lack a class, or ``previous`` cannot be read.
     """
-    return _draw(catalogue, "group", SUBSETS, ratios, seed, previous)
+    if has_given_split(catalogue):
+        return _given_split(catalogue, ratios, seed, previous)
+    return _require_all(_draw(catalogue, "group", SUBSETS, ratios, seed, previous), "group")
 
 
 def random_split(
@@ -58,13 +66,15 @@ def random_split(
     This is the split of the reference report. The share of each class in each subset is exact to one image. Arguments,
     return value and errors are those of ``grouped_split``.
     """
-    return _draw(catalogue, "image_id", SUBSETS, ratios, seed, previous)
+    if has_given_split(catalogue):
+        return _given_split(catalogue, ratios, seed, previous)
+    return _require_all(_draw(catalogue, "image_id", SUBSETS, ratios, seed, previous), "image_id")
 
 
 def kfold_split(catalogue: pd.DataFrame, *, folds: int, fold: int, seed: int) -> pd.DataFrame:
     """Split by group into ``folds`` equal folds: ``fold`` is ``test``, the next one ``val``, the others ``train``.
 
-    Over all values of ``fold``, each image is in ``test`` once.
+    A split of the data set itself is not used. Over all values of ``fold``, each image is in ``test`` once.
 
     Args:
         catalogue: from ``read_catalogue``.
@@ -79,7 +89,7 @@ def kfold_split(catalogue: pd.DataFrame, *, folds: int, fold: int, seed: int) ->
         raise InputError(f"split.fold={fold} should be less than split.folds={folds}; the first fold is 0")
     names = ["train"] * folds
     names[(fold + 1) % folds], names[fold] = "val", "test"
-    return _draw(catalogue, "group", names, [1 / folds] * folds, seed, None)
+    return _require_all(_draw(catalogue, "group", names, [1 / folds] * folds, seed, None), "group")
 
 
 def manifest_split(catalogue: pd.DataFrame, *, path: str) -> pd.DataFrame:
@@ -116,6 +126,61 @@ def _listed_split(catalogue: pd.DataFrame, listed: pd.DataFrame, path: str) -> p
     table = _included(catalogue).merge(listed[["image_id", "split"]], on="image_id", validate="one_to_one")
     order = ["image_id", "label", "group", "split"]
     return _require_both_classes(table[order + [name for name in table if name not in order]], path)
+
+
+def scored_subset(given: str | None, other_data: bool) -> str:
+    """Return the subset that an evaluation scores: ``given``, or by default ``test``, and ``ALL`` of other data."""
+    return given or (ALL if other_data else "test")
+
+
+def has_given_split(catalogue: pd.DataFrame) -> bool:
+    """Return whether the data set itself assigns images to subsets."""
+    return "given_split" in catalogue and bool((catalogue["given_split"] != "").any())
+
+
+def given_test_images(catalogue: pd.DataFrame) -> pd.DataFrame:
+    """Return the test subset that the data set itself gives, or its ``val`` if it gives no ``test``.
+
+    Raises:
+        InputError: there is none, or every image of it is excluded.
+    """
+    given = catalogue["given_split"] if has_given_split(catalogue) else pd.Series("", index=catalogue.index)
+    name = next((name for name in ("test", "val") if (given == name).any()), None)
+    if name is None:
+        raise InputError("subset=test: the data have no column split with test or val; use subset=all")
+    table = _included(catalogue[given == name]).assign(split="test")
+    if table.empty:
+        raise InputError(f"subset=test: none of {(given == name).sum()} images is usable; use another data folder")
+    return table
+
+
+def _given_split(catalogue: pd.DataFrame, ratios: Sequence[float], seed: int, previous: str | None) -> pd.DataFrame:
+    """Return the split that the data set gives; what is missing of ``val`` and ``test`` is completed.
+
+    Without ``test``, ``val`` becomes ``test``. Without ``val``, it is drawn from ``train`` by group, with the shares of
+    ``ratios``. Images without a value are in no subset.
+    """
+    if previous:
+        problem = f"split.previous={previous}: the data have a split of their own"
+        raise InputError(f"{problem}; remove the argument, or ignore that split (data.columns.split=null)")
+    table = _included(catalogue)
+    table.insert(3, "split", table["image_id"].map(catalogue.set_index("image_id")["given_split"]))
+    table = table[table["split"] != ""].reset_index(drop=True)
+    counts = table["split"].value_counts()
+    if "train" not in counts or len(counts) < 2:
+        problem = f"the given split has no image in {'train' if 'train' not in counts else 'val and test'}"
+        raise InputError(f"{problem}; correct the column, or draw the split (data.columns.split=null)")
+    if "test" not in counts:
+        table["split"] = table["split"].replace("val", "test")
+        log.info("given split: no test; its val (%s) is used as test", plural(int(counts["val"]), "image"))
+    if "val" not in counts or "test" not in counts:
+        train = table[table["split"] == "train"].drop(columns="split").assign(excluded="")
+        share = ratios[1] / (ratios[0] + ratios[1])
+        drawn = _draw(train, "group", ("train", "val"), (1 - share, share), seed, None)
+        table.loc[table["split"] == "train", "split"] = drawn["split"].to_numpy()
+        val = plural(int((drawn["split"] == "val").sum()), "image")
+        log.info("given split: no val for training; %s of %d training images are drawn by group", val, len(drawn))
+    return _require_both_classes(table, "the given split")
 
 
 def all_images(catalogue: pd.DataFrame) -> pd.DataFrame:
@@ -177,6 +242,22 @@ def read_hashes(split: Path) -> pd.DataFrame | None:
     return table.loc[table["pixels"] != "", ["image_id", *HASHES]]  # without unreadable images
 
 
+def read_seen(split: Path) -> pd.DataFrame | None:
+    """Return the images that a network was trained on or selected with, from a run's ``split.csv``.
+
+    Returns:
+        ``image_id, split`` (train or val) and ``dhash``; ``None`` without a ``catalogue.csv`` with hashes next to it.
+    """
+    file = split.parent / "catalogue.csv"
+    if not file.is_file():
+        return None
+    table = read_csv(file, ["image_id"], "use the catalogue.csv of a run", dtype=str, keep_default_na=False)
+    if "dhash" not in table:
+        return None
+    used = read_split(split).query("split != 'test'")[["image_id", "split"]]
+    return used.merge(table.loc[table["dhash"] != "", ["image_id", "dhash"]], on="image_id")
+
+
 def _included(catalogue: pd.DataFrame) -> pd.DataFrame:
     columns = ["image_id", "label", "group", *(name for name in GIVEN.values() if name in catalogue)]
     return catalogue.loc[catalogue["excluded"] == "", columns].reset_index(drop=True)
@@ -211,6 +292,10 @@ def _draw(
         units.loc[order, "subset"] = np.searchsorted(cuts[:-1], np.cumsum(weights) - weights / 2)
     drawn = table[unit].map(units["subset"]).map(lambda number: names[int(number)])
     table.insert(3, "split", earlier.fillna(drawn).astype("str"))
+    return table
+
+
+def _require_all(table: pd.DataFrame, unit: str) -> pd.DataFrame:
     return _require_both_classes(table, f"{len(table)} images split by {unit}")
 
 

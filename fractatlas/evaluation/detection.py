@@ -43,7 +43,7 @@ class Detections:
     Attributes:
         images: one row for each radiograph, with ``image_id, label, group``.
         candidates: the rows of ``candidates.find_candidates`` of these radiographs, with ``in_box`` (bool: the peak is
-            in a box) and ``row`` (of ``images``).
+            in a box) and ``row`` (of ``images``). With the columns of ``match_by_iou``, the corners are not needed.
         boxes: one row for each box: ``left, top, right, bottom`` in pixels, ``row`` (of ``images``) and ``score``, the
             highest of the candidates whose peak is in the box, ``-inf`` if there is none.
     """
@@ -227,10 +227,18 @@ def _curve(curves: np.ndarray) -> dict[str, list[float]]:
 
 
 def _matches(detections: Detections) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return indices of the candidates by decreasing score, and for each of ``IOUS`` whether they match a box."""
+    order = np.argsort(-detections.candidates["score"].to_numpy(), kind="mergesort")
+    known = {*IOUS} <= {*detections.candidates}
+    table = detections.candidates if known else match_by_iou(detections)
+    return order, [table[name].to_numpy(dtype=bool)[order] for name in IOUS]
+
+
+def match_by_iou(detections: Detections) -> pd.DataFrame:
     """Match candidates with boxes by IoU, as COCO does.
 
     Returns:
-        Indices of the candidates by decreasing score, and for each of ``IOUS`` whether these are matched with a box.
+        The candidates with a column for each of ``IOUS``: bool, whether the candidate is matched with a box.
     """
     from pycocotools.cocoeval import COCOeval  # takes a quarter of a second, and only detection needs it
 
@@ -242,10 +250,10 @@ def _matches(detections: Detections) -> tuple[np.ndarray, list[np.ndarray]]:
         evaluation.evaluate()
     rows = [row for row in evaluation.evalImgs if row is not None]
     ids = np.array([number for row in rows for number in row["dtIds"]], dtype=int)
-    scores = np.array([value for row in rows for value in row["dtScores"]])
     matched = np.concatenate([np.zeros((len(IOUS), 0)), *(row["dtMatches"] for row in rows)], axis=1) > 0
-    order = np.argsort(-scores, kind="mergesort")
-    return ids[order] - 1, list(matched[:, order])
+    columns = np.zeros((len(IOUS), len(detections.candidates)), dtype=bool)
+    columns[:, ids - 1] = matched
+    return detections.candidates.assign(**dict(zip(IOUS, columns, strict=True)))
 
 
 def to_coco(detections: Detections) -> tuple[Any, Any]:

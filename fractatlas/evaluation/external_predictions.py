@@ -91,7 +91,7 @@ def evaluate_predictions(config: dict[str, Any]) -> None:
             table, source.threshold, catalogue, train, source.boxes, source.heatmaps, point.get("box_threshold")
         )
     record |= subset_assessment.write(out, assessed)
-    if source.data_root:
+    if source.data_root and "source" not in record.get("data", {}):
         record["data_root"] = str(source.data_root)
     write_csv(out / "predictions.csv", table)
     copies = {name: source.file(name) for name in ("catalogue.csv", "heatmaps.npz")}

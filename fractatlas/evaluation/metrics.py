@@ -2,6 +2,8 @@
 
 Every metric is computed from labels, probabilities and *weights* (b, n): each row counts how often each image was
 drawn. A row of ones gives the metric itself; 2,000 rows give its bootstrap distribution in one pass.
+
+Predictions that are pooled over folds have the column ``fold_threshold``: each fold has its own threshold.
 """
 
 from typing import Any
@@ -32,7 +34,7 @@ def evaluate(table: pd.DataFrame, threshold: float = 0.5, weights: np.ndarray | 
     Args:
         table: one row per image with ``label`` (0 or 1), ``probability`` (of a fracture) and ``group``; images of one
             group are drawn together. If ``probability_calibrated`` is a column, its calibration metrics are added.
-        threshold: the smallest probability that is classified as fractured.
+        threshold: the smallest probability that is classified as fractured, unless the table has ``fold_threshold``.
         weights: float64 (b, n), from ``bootstrap_weights``; ``None`` draws them.
 
     Returns:
@@ -49,6 +51,16 @@ def evaluate(table: pd.DataFrame, threshold: float = 0.5, weights: np.ndarray | 
         "threshold": threshold,
         **intervals(table, threshold, weights),
     }
+
+
+def classify(table: pd.DataFrame, threshold: float) -> pd.Series:
+    """Return whether each image is classified as fractured: bool (n,).
+
+    Args:
+        table: ``probability`` and, if each fold has its own threshold, ``fold_threshold``.
+        threshold: the smallest probability that is classified as fractured, without the column ``fold_threshold``.
+    """
+    return table["probability"] >= table.get("fold_threshold", threshold)
 
 
 def intervals(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> dict[str, Score | None]:
@@ -87,7 +99,7 @@ def _small_count_intervals(
     table: pd.DataFrame, threshold: float, values: dict[str, np.ndarray]
 ) -> dict[str, tuple[float, float] | None]:
     """Return the intervals for small counts of proportions, and of the metrics that can be derived from proportions."""
-    fractured, positive = table["label"] == 1, table["probability"] >= threshold
+    fractured, positive = table["label"] == 1, classify(table, threshold)
 
     def proportion(of: np.ndarray, images: pd.Series) -> tuple[float, float] | None:
         return proportion_interval(of, int(images.sum()), table.loc[images, "group"].nunique())
@@ -116,7 +128,7 @@ def _reasons(table: pd.DataFrame, threshold: float) -> dict[str, str]:
         counted = plural(int(groups.min()), "group" if table["group"].duplicated().any() else "image") + f" {few}"
         unsupported = ("average_precision", "mcc", "brier", "brier_calibrated")
         reasons |= dict.fromkeys(unsupported, f"{counted}, fewer than {MIN_GROUPS}")
-    positive, constant = table["probability"] >= threshold, table["probability"].nunique() == 1
+    positive, constant = classify(table, threshold), table["probability"].nunique() == 1
     if positive.all() or not positive.any():
         reasons["balanced_accuracy"] = "all decisions are equal: the value is 0.5 for any images"
         reasons["mcc"] = "all decisions are equal: the value is 0 by convention"
@@ -133,7 +145,7 @@ def resampled(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> dic
     labels = table["label"].to_numpy()
     probabilities = table["probability"].to_numpy(dtype=np.float64)
     rows = {
-        **decision_metrics(labels, probabilities >= threshold, weights),
+        **decision_metrics(labels, classify(table, threshold).to_numpy(), weights),
         **ranking_metrics(labels, probabilities, weights),
         **calibration_metrics(labels, probabilities, weights),
     }

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from fractatlas.data.images import decode
+from fractatlas.data.images import read_content
 from fractatlas.evaluation.candidates import CORNERS
 from fractatlas.evaluation.localisation import Heatmaps, place
 
@@ -160,7 +160,7 @@ def draw_radiographs(
     for item in table.itertuples():
         if not isinstance(item.path, str) or not (root / item.path).is_file():
             continue
-        image = decode((root / item.path).read_bytes())
+        image = read_content((root / item.path).read_bytes())
         scale = SIDE / min(image.size)
         small = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.LANCZOS)
         heat = view = highest = None

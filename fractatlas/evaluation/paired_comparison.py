@@ -17,7 +17,7 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, thresholds: tuple[float, 
 
     Args:
         first: ``image_id, label, probability, group``.
-        second: ``image_id, label, probability``.
+        second: ``image_id, label, probability``. Both may have ``fold_threshold``.
         thresholds: of the first and of the second table.
 
     Returns:
@@ -53,11 +53,15 @@ def compare_seeds(
         left = both[["image_id", "label", "group"]]
     weights = bootstrap_weights(left["group"])
     one, other = (
-        seed_means([left.merge(table[["image_id", "probability"]], on="image_id") for table in tables], at, weights)
+        seed_means([left.merge(_predicted(table), on="image_id") for table in tables], at, weights)
         for tables, at in zip((first, second), thresholds, strict=True)
     )
     rows = [{"metric": name, "n": len(left)} | row for name in one if (row := difference(one[name], other[name]))]
     return pd.DataFrame(rows)
+
+
+def _predicted(table: pd.DataFrame) -> pd.DataFrame:
+    return table[[name for name in ("image_id", "probability", "fold_threshold") if name in table]]
 
 
 def difference(first: np.ndarray, second: np.ndarray) -> dict[str, float] | None:

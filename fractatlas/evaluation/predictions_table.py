@@ -19,9 +19,10 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
     Returns:
         ``image_id`` (str), ``group``, ``split`` (default: ``test``), ``label`` (0 or 1), ``probability`` (of a
-        fracture, 0 to 1) and, if the file has them, ``probability_calibrated`` and ``patient``. ``group`` joins the
-        images with the same value in the file's column ``group`` or ``patient``; it is ``image_id`` if the file has
-        neither. Rows are in the file's order.
+        fracture, 0 to 1) and, if the file has them, ``probability_calibrated``, ``fold_threshold`` (of the network
+        that predicted the image, if several networks are pooled) and ``patient``. ``group`` joins the images with the
+        same value in the file's column ``group`` or ``patient``; it is ``image_id`` if the file has neither. Rows are
+        in the file's order.
 
     Raises:
         InputError: a column or a value is missing or invalid; the message contains the line.
@@ -31,7 +32,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
     if table.empty:
         raise InputError(f"{path} has no rows; add one row per image")
     for name, allowed in (("label", "0 or 1"), ("probability", "a number from 0 to 1"),
-                          ("probability_calibrated", "a number from 0 to 1")):  # fmt: skip
+                          ("probability_calibrated", "a number from 0 to 1"),
+                          ("fold_threshold", "a number from 0 to 1")):  # fmt: skip
         if name not in table:
             continue
         values = pd.to_numeric(table[name], errors="coerce")
@@ -45,7 +47,16 @@ def read_predictions(path: Path) -> pd.DataFrame:
     if "patient" in given:
         table["patient"] = given["patient"]
         group = merge_groups(table["image_id"], [group, given["patient"]])
-    order = ["image_id", "group", "split", "label", "probability", "probability_calibrated", "patient"]
+    order = [
+        "image_id",
+        "group",
+        "split",
+        "label",
+        "probability",
+        "probability_calibrated",
+        "fold_threshold",
+        "patient",
+    ]
     return table.assign(group=group)[[name for name in order if name in table or name == "group"]]
 
 

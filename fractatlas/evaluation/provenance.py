@@ -93,15 +93,33 @@ def content_notices(record: dict[str, Any]) -> list[str]:
     ]
 
 
+def finding_notices(record: dict[str, Any]) -> list[str]:
+    """Return what label 1 means, if it is not a fracture."""
+    data = record.get("data", {})
+    finding = data.get("finding", "fracture")
+    if finding == "fracture":
+        return []
+    return [f'In {data["name"]}, label 1 ("fractured" on this page) means {finding}, not fracture.']
+
+
 def describe_decision(point: dict[str, Any]) -> str:
     """Return how threshold and temperature of an operating point were chosen."""
-    threshold = f"probability is at least {point['threshold']:.4f}"
     rule = {
         "fixed": "fixed",
         "default": "the default",
         "youden": "the largest sensitivity + specificity on the validation subset",
         "target_sensitivity": "the highest that reaches the wanted sensitivity on the validation subset",
     }.get(point["rule"], point["rule"])
+    if folds := point.get("folds"):
+        low, high = folds["temperatures"]
+        shown = " to ".join(dict.fromkeys(f"{one:.4f}" for one in (folds["thresholds"][0], folds["thresholds"][-1])))
+        return (
+            "Each image is predicted by the network of its fold, which was trained without its group. It is classified "
+            f"as fractured if its calibrated probability is at least the threshold of the fold: {shown} ({rule}). The "
+            f"temperatures of the {folds['networks']} networks are {low:.3f} to {high:.3f}, each chosen on the "
+            "validation subset of its fold."
+        )
+    threshold = f"probability is at least {point['threshold']:.4f}"
     text = f"An image is classified as fractured if its {threshold} ({rule})."
     if "box_threshold" in point:
         chosen = "the highest F1 against the boxes of the validation subset"

@@ -11,14 +11,18 @@ import pandas as pd
 import yaml
 
 from fractatlas.data import leaks
-from fractatlas.data.sources.fracatlas import read_boxes
+from fractatlas.data.sources.fracatlas import FracAtlas
 from fractatlas.data.sources.phantom import is_generated
+from fractatlas.data.sources.registry import open_source
+from fractatlas.data.sources.source import Source
 from fractatlas.errors import InputError
 from fractatlas.evaluation.candidates import COLUMNS
 from fractatlas.evaluation.localisation import Heatmaps, read_heatmaps
 from fractatlas.evaluation.predictions_table import read_predictions
 from fractatlas.evaluation.subset_assessment import SubsetAssessment, subset_table
 from fractatlas.io import read_csv
+
+CROSS_VALIDATION = "runs/*/seed_*_fold_*/checkpoints/best.ckpt"  # in the folder of ``fractatlas crossval``
 
 
 def best_checkpoint(path: Path) -> Path:
@@ -33,6 +37,16 @@ def best_checkpoint(path: Path) -> Path:
     if not file.is_file():
         raise InputError(f"{path} has no checkpoints/best.ckpt; give the run folder of a training, or a checkpoint")
     return file
+
+
+def best_checkpoints(path: Path) -> list[Path]:
+    """Return the best checkpoints of all runs of a cross-validation; for any other path, that of ``best_checkpoint``.
+
+    Raises:
+        InputError: as ``best_checkpoint``.
+    """
+    found = sorted(path.glob(CROSS_VALIDATION)) if path.is_dir() else []
+    return found or [best_checkpoint(path)]
 
 
 class RunFolder:
@@ -110,22 +124,40 @@ class RunFolder:
         rows = read_csv(file, ["image_id", "label", "split"], "use the split.csv of a run", dtype={"image_id": str})
         return rows.loc[rows["split"] == "train", ["image_id", "label"]]
 
+    @cached_property
+    def source(self) -> Source | None:
+        """The source of the images, if its files still exist."""
+        data = self.metrics.get("data", {})
+        settings, root = data.get("source"), self.metrics.get("data_root")
+        if not settings or root:  # a run of an earlier version, or a folder that was given with predictions
+            root = root or data.get("root")
+            source: Source | None = FracAtlas(root) if root and (Path(root) / "dataset.csv").is_file() else None
+            return source
+        source = open_source(settings | ({"prepare": None} if "prepare" in settings else {}))
+        try:
+            source.require()
+        except InputError:
+            return None
+        return source
+
     @property
     def data_root(self) -> Path | None:
         """The data folder, if it still exists."""
-        root = self.metrics.get("data_root") or self.metrics.get("data", {}).get("root")
-        return Path(root) if root and (Path(root) / "dataset.csv").is_file() else None
+        return self.source.root if self.source else None
 
     @cached_property
     def has_phantoms(self) -> bool:
         """Whether the images are generated phantoms, according to the data folder or the configuration."""
-        generated = self.data_root is not None and is_generated(self.data_root)
-        return generated or bool(self.config and self.config["data"].get("prepare"))
+        if self.data_root is not None and is_generated(self.data_root):
+            return True
+        # An evaluation on other data stores their source; the configuration is that of the training.
+        settings = self.metrics.get("data", {}).get("source") or (self.config or {}).get("data", {})
+        return bool(settings.get("prepare"))
 
     @cached_property
     def boxes(self) -> dict[str, np.ndarray]:
         """For each fractured image id, (n, 4) left, top, right, bottom in pixels of the upright radiograph."""
-        return read_boxes(self.data_root) if self.data_root else {}
+        return self.source.boxes() if self.source else {}
 
     @cached_property
     def heatmaps(self) -> Heatmaps | None:

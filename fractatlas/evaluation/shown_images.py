@@ -3,6 +3,8 @@
 import numpy as np
 import pandas as pd
 
+from fractatlas.evaluation.metrics import classify
+
 ERRORS, HEATMAPS = 8, 12  # images of each kind
 
 
@@ -11,11 +13,12 @@ def most_confident_errors(table: pd.DataFrame, threshold: float) -> pd.DataFrame
 
     Args:
         table: ``image_id, label, probability`` of one subset.
-        threshold: the smallest probability that is classified as fractured.
+        threshold: as for ``metrics.classify``.
     """
     ranked = table.sort_values(["probability", "image_id"])
-    false_negatives = ranked[(ranked["label"] == 1) & (ranked["probability"] < threshold)].head(ERRORS)
-    false_positives = ranked[(ranked["label"] == 0) & (ranked["probability"] >= threshold)].tail(ERRORS)[::-1]
+    positive = classify(ranked, threshold)
+    false_negatives = ranked[(ranked["label"] == 1) & ~positive].head(ERRORS)
+    false_positives = ranked[(ranked["label"] == 0) & positive].tail(ERRORS)[::-1]
     return pd.concat([false_negatives, false_positives])
 
 

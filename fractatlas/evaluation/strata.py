@@ -11,7 +11,7 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
 
-from fractatlas.data.groups import BODY
+from fractatlas.data.attributes import as_numbers, attribute_columns, strata_of
 from fractatlas.data.sources.fracatlas import BODY_PARTS, VIEWS
 from fractatlas.evaluation.bootstrap import bootstrap_weights, interval
 from fractatlas.evaluation.localisation import BOX_SIZES, SHORTER_SIDE
@@ -60,10 +60,11 @@ def shortcuts(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, dict[str, A
         table: predictions of the subset to score, joined with the catalogue.
 
     Returns:
-        For ``file`` (``FILE_COLUMNS``), ``record`` (``RECORD_COLUMNS``) and ``file and record``: ``auroc`` of the
-        baseline, and ``classifier_above``, the classifier's AUROC minus it, each with its interval. The second is
-        ``None`` for training images, because the classifier was fitted on them and the baseline was not. Empty if a
-        subset has only one class or the catalogue lacks the columns, or if there are too few groups to cross-fit.
+        For ``file`` (``FILE_COLUMNS``), ``record`` (``RECORD_COLUMNS``, or the attributes of another source) and ``file
+        and record``: ``auroc`` of the baseline, and ``classifier_above``, the classifier's AUROC minus it, each with
+        its interval. The second is ``None`` for training images, because the classifier was fitted on them and the
+        baseline was not. Empty if a subset has only one class or the catalogue lacks the columns, or if there are too
+        few groups to cross-fit.
     """
     scores: dict[str, dict[str, Any]] = {}
     if train["label"].nunique() < 2 or table["label"].nunique() < 2:
@@ -74,11 +75,19 @@ def shortcuts(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, dict[str, A
         return scores
     weights, labels = bootstrap_weights(table["group"]), table["label"].to_numpy()
     own = ranking_metrics(labels, table["probability"].to_numpy(), weights)["auroc"]
-    baselines = {"file": FILE_COLUMNS, "record": RECORD_COLUMNS, "file and record": (*FILE_COLUMNS, *RECORD_COLUMNS)}
+    both = {*train} & {*table}
+    record = RECORD_COLUMNS if {*RECORD_COLUMNS} <= both else tuple(c for c in attribute_columns(table) if c in both)
+    baselines: dict[str, tuple[str, ...]] = {"file": FILE_COLUMNS}
+    if record:
+        baselines |= {"record": record, "file and record": (*FILE_COLUMNS, *record)}
+    train, table = train.copy(), table.copy()
+    texts = {"mode"}
+    if record != RECORD_COLUMNS:
+        texts |= {column for column in record if not _made_numeric(column, train, table)}
     for name, columns in baselines.items():
-        if not {*columns} <= {*train} & {*table}:
+        if not {*columns} <= both:
             continue
-        text = [column for column in columns if column == "mode"]
+        text = [column for column in columns if column in texts]
         encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
         model = make_pipeline(
             make_column_transformer((encoder, text), remainder="passthrough"),
@@ -98,6 +107,15 @@ def shortcuts(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, dict[str, A
     return scores
 
 
+def _made_numeric(column: str, *tables: pd.DataFrame) -> bool:
+    """Turn a column of all tables into numbers, or into text if one of them is not numeric; return which."""
+    numbers = [as_numbers(table[column]) for table in tables]
+    is_number = all(one is not None for one in numbers)
+    for table, values in zip(tables, numbers, strict=True):
+        table[column] = values if is_number else table[column].astype(str)
+    return is_number
+
+
 def box_sizes(table: pd.DataFrame, boxes: Mapping[str, np.ndarray]) -> pd.Series:
     """Return the longest side of a box of every image, scaled to a shorter side of ``SHORTER_SIDE`` pixels.
 
@@ -114,15 +132,7 @@ def box_sizes(table: pd.DataFrame, boxes: Mapping[str, np.ndarray]) -> pd.Series
 
 def _attributes(table: pd.DataFrame) -> dict[str, pd.Series]:
     """Return every image's stratum, categorical, for each attribute; missing if the image belongs to none."""
-    attributes = {}
-    for attribute, names in (("body part", BODY), ("view", VIEWS)):
-        if {*names} <= {*table}:
-            flags = table[list(names)].fillna(0).astype(float)
-            one = flags.idxmax(axis=1).where(flags.sum(axis=1) == 1, "several").where(flags.sum(axis=1) > 0)
-            attributes[attribute] = one.astype(pd.CategoricalDtype([*names, "several"]))
-    for attribute, name in (("hardware", "hardware"), ("several scans", "multiscan")):
-        if name in table:
-            attributes[attribute] = table[name].map({0: "no", 1: "yes"}).astype("category")
+    attributes = strata_of(table)
     if {"width", "height"} <= {*table}:
         shorter = table[["width", "height"]].astype(float).min(axis=1)
         labels = [f"shorter side to {LARGE_SIDE} px", f"above {LARGE_SIDE} px"]

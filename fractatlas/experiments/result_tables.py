@@ -8,13 +8,11 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-from hydra.utils import instantiate
 from matplotlib.figure import Figure
 
 from fractatlas.errors import InputError
 from fractatlas.evaluation import detection, metrics, paired_comparison
 from fractatlas.evaluation.bootstrap import bootstrap_weights, interval
-from fractatlas.evaluation.external_predictions import ALLOWED_RULES
 from fractatlas.evaluation.localisation import summarise
 from fractatlas.evaluation.markdown import (
     METRIC_TITLES,
@@ -24,12 +22,12 @@ from fractatlas.evaluation.markdown import (
     mark_other_images,
     to_markdown,
 )
-from fractatlas.evaluation.operating_point import choose_operating_point
-from fractatlas.evaluation.run_folder import RunFolder
+from fractatlas.experiments.pooling import Folds, Pooled, ensemble, pool
 from fractatlas.io import atomic_path, write_csv, write_text
 from fractatlas.reference_report import REFERENCE_ACCURACY
 from fractatlas.report.figures import COLOURS, STYLE
 
+SUBSETS = ("val", "test")
 SCORES = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity", "brier")
 POINTING = "pointing game (image centre)"
 WHERE = {"froc": "boxes found at 1/2 false alarm per image", "ap_30": "AP at IoU 0.3", "ap_50": "AP at IoU 0.5"}
@@ -42,14 +40,19 @@ NOTE = (
     "Means over seeds; ± is the standard deviation over seeds. Brackets: 95 % bootstrap intervals over groups of "
     "images. Intervals and p values are for these seeds; they do not include the variation between seeds.\n"
 )
+FOLDS_NOTE = (
+    "\nFolds: each image is predicted once for each seed, by the network that was trained without its group. The "
+    "scores are those of all images together; probabilities and thresholds are calibrated in each fold.\n"
+)
 
 
-def recipe_rows(name: str, runs: Sequence[Path]) -> list[dict[str, Any]]:
+def recipe_rows(name: str, seeds: Sequence[Folds]) -> list[dict[str, Any]]:
     """Score a recipe on the validation and test subsets, as the mean over its seeds.
 
     Args:
         name: of the recipe.
-        runs: finished run folders that differ in their seed, each with an evaluation of the test subset in ``test/``.
+        seeds: for each seed, the records of its folds, or of its single run, with predictions of the test subset.
+            Scores of folds are those of all images together, each predicted by the network of its own fold.
 
     Returns:
         A row for ``val`` and one for ``test``: ``recipe, model, split, input, subset, seeds, n, positives,
@@ -57,36 +60,59 @@ def recipe_rows(name: str, runs: Sequence[Path]) -> list[dict[str, Any]]:
         ``commit, images`` (a hash of the image ids); each of ``SCORES`` with the 95 % interval of the mean
         (``_low, _high``, over bootstrap samples of groups, the same for all seeds) and the standard deviation over the
         seeds (``_sd``); if there are heatmaps, ``hit`` and ``hit_centre`` of the pointing game, and those of ``WHERE``,
-        with intervals. With several seeds, two rows for their ensemble follow: the mean probability, with the threshold
-        chosen again on validation.
+        with intervals. With several seeds, two rows for their ensemble follow: the mean calibrated probability, with
+        the threshold chosen again on validation.
     """
-    config = _config(RunFolder(runs[0]))
-    subsets = {"val": [RunFolder(run) for run in runs], "test": [RunFolder(run / "test") for run in runs]}
-    tables = {subset: [_table(run, subset) for run in seeds] for subset, seeds in subsets.items()}
+    pooled = {subset: [pool(folds, subset) for folds in seeds] for subset in SUBSETS}
     rows = [
-        _row(name, subset, config, seeds, tables[subset], [run.threshold for run in seeds])
-        | _pointing(subset, seeds)
-        | _detection(subset, seeds)
-        for subset, seeds in subsets.items()
+        _row(name, subset, seeds, several) | _pointing(several) | _detection(several)
+        for subset, several in pooled.items()
     ]
-    if len(runs) > 1:
-        means = {
-            subset: several[0].assign(probability=np.mean([table["probability"] for table in several], axis=0))
-            for subset, several in tables.items()
-        }
-        rule = instantiate(config["threshold"], _execution_whitelist_=ALLOWED_RULES)
-        threshold = choose_operating_point(means["val"], rule, "")["threshold"]
-        for subset, seeds in subsets.items():
-            rows.append(_row(f"{name}{ENSEMBLE}{len(runs)}", subset, config, seeds, [means[subset]], [threshold]))
+    if len(seeds) > 1:
+        ensembles = ensemble(seeds)
+        rows += [_row(f"{name}{ENSEMBLE}{len(seeds)}", subset, seeds, [ensembles[subset]]) for subset in SUBSETS]
     return rows
 
 
-def difference_rows(name: str, runs: Sequence[Path], first: Sequence[Path]) -> list[dict[str, Any]]:
+def run_rows(name: str, seeds: Sequence[Folds]) -> list[dict[str, Any]]:
+    """Score each run of a recipe or step, and each seed on the images of all its folds.
+
+    Args:
+        name: of the recipe or step.
+        seeds: as for ``recipe_rows``; a step has no predictions of the test subset.
+
+    Returns:
+        A row for each seed, fold and subset: ``recipe, seed, fold`` (missing for all folds together), ``subset, n,
+        positives, majority_rate, threshold, temperature`` (missing for all folds together), each of ``SCORES`` with its
+        interval, ``hit`` and those of ``WHERE`` if there are heatmaps, ``commit``.
+    """
+    rows = []
+    for subset in SUBSETS:
+        for folds in seeds:
+            several = [[record] for record in folds] + ([folds] if len(folds) > 1 else [])
+            rows += [_run_row(name, subset, records) for records in several if subset in records[0].tables]
+    return rows
+
+
+def _run_row(name: str, subset: str, records: Folds) -> dict[str, Any]:
+    pooled, first = pool(records, subset), records[0]
+    weights = bootstrap_weights(pooled.table["group"])
+    scores = metrics.evaluate(pooled.table, pooled.threshold, weights)
+    row = {"recipe": name, "seed": first.facts["seed"], "fold": first.fold if len(records) == 1 else None}
+    row |= {"subset": subset, **{key: scores[key] for key in ("n", "positives", "majority_rate", "threshold")}}
+    row["temperature"] = first.point["temperature"] if len(records) == 1 else None
+    for score in SCORES:
+        row |= interval_columns(score, scores[score])
+    row |= {key: value for key, value in _pointing([pooled]).items() if not key.startswith("hit_centre")}
+    return row | _detection([pooled]) | {"commit": _commits([records], subset)}
+
+
+def difference_rows(name: str, seeds: Sequence[Folds], first: Sequence[Folds]) -> list[dict[str, Any]]:
     """Compare a recipe with the first recipe of a plan, on the images that both have, as means over their seeds.
 
     Args:
         name: of the recipe.
-        runs: its run folders, as in ``recipe_rows``.
+        seeds: its records, as in ``recipe_rows``.
         first: those of the first recipe.
 
     Returns:
@@ -94,39 +120,37 @@ def difference_rows(name: str, runs: Sequence[Path], first: Sequence[Path]) -> l
         second, difference, low, high, p`` as from ``paired_comparison.compare``.
     """
     rows = []
-    for subset in ("val", "test"):
-        pair = [[RunFolder(run if subset == "val" else run / "test") for run in several] for several in (first, runs)]
-        ids = [set(_table(run, subset)["image_id"]) for several in pair for run in several]
-        common = set.intersection(*ids)
+    for subset in SUBSETS:
+        pair = [[pool(folds, subset) for folds in several] for several in (first, seeds)]
+        common = set.intersection(*(set(one.table["image_id"]) for several in pair for one in several))
         if not common:
             continue
-        one, other = (_resampled(several, subset, common) for several in pair)
+        one, other = (_resampled(several, common) for several in pair)
         for score in COMPARED:
             if score in one and score in other and (row := paired_comparison.difference(one[score], other[score])):
                 rows.append({"recipe": name, "subset": subset, "score": score, "n": len(common)} | row)
     return rows
 
 
-def step_row(name: str, runs: Sequence[Path], before: Sequence[Path]) -> dict[str, Any]:
+def step_row(name: str, seeds: Sequence[Folds], before: Sequence[Folds]) -> dict[str, Any]:
     """Score a step on the validation subset, and compare it with the step before.
 
     Args:
         name: of the step.
-        runs: its finished run folders, one for each seed.
-        before: the run folders of the last step that was kept; empty for the first step.
+        seeds: for each seed, the records of its folds, or of its single run.
+        before: those of the last step that was kept; empty for the first step.
 
     Returns:
         A row as from ``recipe_rows`` for ``val``, with ``auroc_difference`` and ``average_precision_difference`` to
         the step before (each with ``_low, _high, _p``) on ``difference_n`` common images, and ``kept``: whether the
         AUROC is not lower.
     """
-    seeds, earlier = [RunFolder(run) for run in runs], [RunFolder(run) for run in before]
-    tables, thresholds = [_table(run, "val") for run in seeds], [run.threshold for run in seeds]
-    row = _row(name, "val", _config(seeds[0]), seeds, tables, thresholds) | _pointing("val", seeds) | {"kept": True}
+    pooled, earlier = [pool(folds, "val") for folds in seeds], [pool(folds, "val") for folds in before]
+    row = _row(name, "val", seeds, pooled) | _pointing(pooled) | {"kept": True}
     if earlier:
-        compared = paired_comparison.compare_seeds(
-            [_table(run, "val") for run in earlier], tables, ([run.threshold for run in earlier], thresholds)
-        )
+        tables, thresholds = ([[one.table for one in several] for several in (earlier, pooled)],
+                              [[one.threshold for one in several] for several in (earlier, pooled)])  # fmt: skip
+        compared = paired_comparison.compare_seeds(tables[0], tables[1], (thresholds[0], thresholds[1]))
         row |= paired_comparison.difference_columns(compared, ("auroc", "average_precision"))
         row["difference_n"] = int(compared["n"].iloc[0])
         row["kept"] = bool(row["auroc_difference"] >= 0)
@@ -160,22 +184,34 @@ def merge(file: Path, names: Sequence[str], rows: dict[str, list[dict[str, Any]]
     return pd.DataFrame([row for name in names for row in rows.get(name, by_name[name])])
 
 
-def write_predictions(folder: Path, name: str, runs: Sequence[Path]) -> None:
-    """Write the predictions of each run, on validation and, if it was scored, on test, to ``<name>_<run>.csv``.
-
-    The columns are those of ``predictions.csv``.
-    """
-    for run in runs:
-        scored = [RunFolder(path).predictions for path in (run, run / "test") if (path / "predictions.csv").is_file()]
-        write_csv(folder / f"{name}_{run.name}.csv", pd.concat(scored))
-
-
 def write_recipes(out: Path, table: pd.DataFrame) -> None:
     """Write ``recipes.csv``, ``recipes.md`` and ``recipes.png``."""
     write_csv(out / "recipes.csv", table)
     write_text(out / "recipes.md", recipes_markdown(table))
     rows = zip(table.itertuples(), _marks(table), strict=True)
     _draw(out / "recipes.png", table, [f"{row.recipe} ({row.subset}){mark}" for row, mark in rows], PUBLISHED)
+
+
+def write_runs(out: Path, table: pd.DataFrame) -> None:
+    """Write ``runs.csv`` and ``runs.md``: the rows of ``run_rows``, without columns that have no value."""
+    table = table.dropna(axis=1, how="all").astype({"fold": "Int64"} if table["fold"].notna().any() else {})
+    write_csv(out / "runs.csv", table)
+    rows = []
+    for row in table.to_dict("records"):
+        cells = {name: row[name] for name in ("recipe", "seed", "subset")}
+        if "fold" in table:
+            cells["fold"] = "all" if pd.isna(row["fold"]) else row["fold"]
+        cells |= {"n (fractured)": f"{row['n']} ({row['positives']})", "threshold": f"{row['threshold']:.3f}"}
+        cells |= {METRIC_TITLES[score]: format_score(row, score) for score in SCORES}
+        titles = {"hit": "pointing game"} | WHERE
+        cells |= {title: _or_empty(row, score) for score, title in titles.items() if score in table}
+        rows.append(cells | {"commit": row["commit"]})
+    text = "Brackets: 95 % bootstrap intervals over groups of images."
+    if "fold" in table:
+        text += (
+            " `all`: all images, each predicted by the network of its own fold; the threshold is the mean of theirs."
+        )
+    write_text(out / "runs.md", f"{to_markdown(pd.DataFrame(rows))}\n{text}\n")
 
 
 def write_steps(out: Path, table: pd.DataFrame) -> None:
@@ -192,7 +228,8 @@ def recipes_markdown(table: pd.DataFrame) -> str:
               "specificity", POINTING, *WHERE.values(), "commit"]  # fmt: skip
     cells = _format(table)
     shown = [title for title in titles if title not in WHERE.values() or (cells[title] != "").any()]
-    return to_markdown(cells[shown]) + "\n" + NOTE + _images_note(table)
+    folds = FOLDS_NOTE if table["split"].str.endswith(" folds").any() else ""
+    return to_markdown(cells[shown]) + "\n" + NOTE + folds + _images_note(table)
 
 
 def write_differences(out: Path, table: pd.DataFrame, first: str) -> None:
@@ -224,31 +261,28 @@ def steps_markdown(table: pd.DataFrame) -> str:
     return to_markdown(_format(table)[titles]) + "\n" + intro + NOTE + _images_note(table)
 
 
-def _row(
-    name: str,
-    subset: str,
-    config: dict[str, Any],
-    runs: Sequence[RunFolder],
-    tables: Sequence[pd.DataFrame],
-    thresholds: Sequence[float],
-) -> dict[str, Any]:
-    for run, table in zip(runs, tables, strict=False):  # an ensemble has one table
+def _row(name: str, subset: str, seeds: Sequence[Folds], pooled: Sequence[Pooled]) -> dict[str, Any]:
+    """Return a row of ``recipe_rows`` without heatmaps; of an ensemble, ``pooled`` has one element."""
+    tables, thresholds = [one.table for one in pooled], [one.threshold for one in pooled]
+    for table in tables:
         if not table["image_id"].equals(tables[0]["image_id"]):
-            raise InputError(f"{run.path}: {subset} has other images than {runs[0].path}; move or delete one of them")
+            raise InputError(f"{name}: the seeds have other {subset} images; train them again")
     weights = bootstrap_weights(tables[0]["group"])
-    first = metrics.evaluate(tables[0], thresholds[0], weights)
-    split = config["split"]["_target_"].rpartition(".")[2].removesuffix("_split")
-    reference = REFERENCE_ACCURACY.get(config["task_name"], {}) if split == "random" else {}
+    first, settings = metrics.evaluate(tables[0], thresholds[0], weights), seeds[0][0].settings
+    split = settings["split._target_"].rpartition(".")[2].removesuffix("_split")
+    reference = REFERENCE_ACCURACY.get(settings["task_name"], {}) if split == "random" else {}
+    if folds := settings.get("split.folds"):
+        split = f"{folds} folds" if len(seeds[0]) > 1 else f"fold {settings['split.fold']} of {folds}"
     row = {
         "recipe": name,
-        "model": runs[0].metrics["model"],
+        "model": seeds[0][0].facts["model"],
         "split": split,
-        "input": _describe_input(config["preprocess"]),
+        "input": _describe_input(settings),
         "subset": subset,
-        "seeds": len(runs),
+        "seeds": len(seeds),
         **{key: first[key] for key in ("n", "positives", "majority_rate")},
         "reference_accuracy": reference.get(subset, 0.0),
-        "commit": " ".join(sorted({run.metrics["versions"]["commit"] for run in runs})),
+        "commit": _commits(seeds, subset),
         "images": sha256("\n".join(tables[0]["image_id"]).encode()).hexdigest()[:12],
     }
     means = paired_comparison.seed_means(tables, thresholds, weights)
@@ -259,21 +293,23 @@ def _row(
     return row
 
 
-def _pointing(subset: str, runs: Sequence[RunFolder]) -> dict[str, float]:
+def _commits(seeds: Sequence[Folds], subset: str) -> str:
+    return " ".join(sorted({record.facts["commits"][subset] for folds in seeds for record in folds}))
+
+
+def _pointing(pooled: Sequence[Pooled]) -> dict[str, float]:
     """Return ``hit`` and ``hit_centre``, averaged over the seeds for each image."""
-    files = [run.path / "localisation.csv" for run in runs]
-    if not all(file.is_file() for file in files):
+    if any(one.boxes.empty for one in pooled):
         return {}
-    tables = [table[table["split"] == subset].drop(columns="split") for table in map(pd.read_csv, files)]
-    located = pd.concat(tables).groupby("image_id", as_index=False).mean()
-    means = summarise(located, runs[0].predictions.set_index("image_id")["group"])["all"]
+    located = pd.concat([one.located() for one in pooled]).groupby("image_id", as_index=False).mean()
+    means = summarise(located, pooled[0].table.set_index("image_id")["group"])["all"]
     return interval_columns("hit", means["hit"]) | interval_columns("hit_centre", means["hit_centre"])
 
 
-def _detection(subset: str, runs: Sequence[RunFolder]) -> dict[str, float]:
+def _detection(pooled: Sequence[Pooled]) -> dict[str, float]:
     """Return the scores of ``WHERE``, averaged over the seeds, with intervals."""
-    table = _table(runs[0], subset)
-    means = _where(runs, subset, set(table["image_id"]), bootstrap_weights(table["group"]))
+    table = pooled[0].table
+    means = _where(pooled, set(table["image_id"]), bootstrap_weights(table["group"]))
     return {
         key: one
         for name in WHERE
@@ -282,26 +318,23 @@ def _detection(subset: str, runs: Sequence[RunFolder]) -> dict[str, float]:
     }
 
 
-def _resampled(runs: Sequence[RunFolder], subset: str, common: set[str]) -> dict[str, np.ndarray]:
+def _resampled(pooled: Sequence[Pooled], common: set[str]) -> dict[str, np.ndarray]:
     """Return the mean over seeds of every score on the images ``common``, for each bootstrap sample of their groups."""
-    tables = [table[table["image_id"].isin(common)] for table in (_table(run, subset) for run in runs)]
-    tables = [table.reset_index(drop=True) for table in tables]
+    tables = [one.table[one.table["image_id"].isin(common)].reset_index(drop=True) for one in pooled]
     weights = bootstrap_weights(tables[0]["group"])
-    scores = paired_comparison.seed_means(tables, [run.threshold for run in runs], weights)
-    return scores | _where(runs, subset, common, weights)
+    scores = paired_comparison.seed_means(tables, [one.threshold for one in pooled], weights)
+    return scores | _where(pooled, common, weights)
 
 
-def _where(runs: Sequence[RunFolder], subset: str, common: set[str], weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the mean over seeds of ``hit`` and of the scores of ``WHERE``; empty if a run has no heatmaps."""
+def _where(pooled: Sequence[Pooled], common: set[str], weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the mean over seeds of ``hit`` and of the scores of ``WHERE``; empty if a seed has no heatmaps."""
     each: list[dict[str, np.ndarray]] = []
-    for run in runs:
-        assessed = next((one for one in run.subsets if one.name == subset), None) if run.file("strata.csv") else None
-        if assessed is None or not assessed.detection or assessed.localisation.empty:
+    for one in pooled:
+        images = one.table[one.table["image_id"].isin(common)].reset_index(drop=True)
+        if (detections := one.detections(images)) is None:
             return {}
-        images = assessed.table[assessed.table["image_id"].isin(common)].sort_values("image_id", ignore_index=True)
-        detections = detection.match(images, assessed.candidates, run.boxes)
         kept = images["image_id"].isin(detections.images["image_id"]).to_numpy()
-        hits = images["image_id"].map(assessed.localisation.set_index("image_id")["hit"]).to_numpy(np.float64)
+        hits = images["image_id"].map(one.located().set_index("image_id")["hit"]).to_numpy(np.float64)
         located = np.isfinite(hits)
         with np.errstate(invalid="ignore"):  # 0 / 0 in samples without a box
             share = weights[:, located] @ hits[located] / weights[:, located].sum(axis=1)
@@ -309,21 +342,15 @@ def _where(runs: Sequence[RunFolder], subset: str, common: set[str], weights: np
     return {name: np.mean([values[name] for values in each], axis=0) for name in each[0]}
 
 
-def _config(run: RunFolder) -> dict[str, Any]:
-    if run.config is None:
-        raise InputError(f"{run.path} has no .hydra/config.yaml; move or delete it, then repeat the command")
-    return run.config
-
-
-def _table(run: RunFolder, subset: str) -> pd.DataFrame:
-    return run.predictions[run.predictions["split"] == subset].sort_values("image_id", ignore_index=True)
-
-
-def _describe_input(preprocess: dict[str, Any]) -> str:
+def _describe_input(settings: dict[str, Any]) -> str:
     """Return the pixels that the network receives."""
-    if "crop" in preprocess:
-        return f"{preprocess['crop']} of {preprocess['resize']} px"
-    return f"whole image, {preprocess['size']} px"
+    if "preprocess.crop" in settings:
+        return f"{settings['preprocess.crop']} of {settings['preprocess.resize']} px"
+    return f"whole image, {settings['preprocess.size']} px"
+
+
+def _or_empty(row: dict[str, Any], score: str) -> str:
+    return format_score(row, score) if np.isfinite(row.get(score, np.nan)) else ""
 
 
 def _marks(table: pd.DataFrame) -> list[str]:
@@ -376,10 +403,7 @@ def _format(table: pd.DataFrame) -> pd.DataFrame:
                 text += f" on {row['difference_n']:.0f} common images"
             cells[f"{METRIC_TITLES[score]}, difference"] = text and f"{text}, p {row[f'{score}_difference_p']:.3f}"
         hit, low, high, centre = (100 * row.get(name, np.nan) for name in ("hit", "hit_low", "hit_high", "hit_centre"))
-        cells |= {
-            title: format_score(row, score) if np.isfinite(row.get(score, np.nan)) else ""
-            for score, title in WHERE.items()
-        }
+        cells |= {title: _or_empty(row, score) for score, title in WHERE.items()}
         cells[POINTING] = f"{hit:.1f} % [{low:.1f}, {high:.1f}] ({centre:.1f} %)" if np.isfinite(hit) else ""
         rows.append(cells)
     return pd.DataFrame(rows)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fractatlas.config.overrides import NOT_COMPARED, compose_config, recorded_settings
 from fractatlas.config.trusted import SWITCH
@@ -71,6 +72,14 @@ def _trusted(options: Sequence[str]) -> list[str]:
 
 def _differing_settings(run: Path, options: Sequence[str]) -> list[str]:
     """Return ``key was A, is B`` for each setting of a run that the options would change; three at most."""
+    return differences(recorded_settings(run), compared_settings(options))[:3]
+
+
+def compared_settings(options: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a training with these options, as ``config.overrides.settings_of`` does.
+
+    Raises:
+        InputError: an option is invalid.
+    """
     now = flatten(compose_config([*options, "test=false"]))
-    compared = {key: value for key, value in now.items() if not key.startswith(NOT_COMPARED)}
-    return differences(recorded_settings(run), compared)[:3]
+    return {key: value for key, value in now.items() if not key.startswith(NOT_COMPARED)}

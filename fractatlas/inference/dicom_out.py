@@ -4,6 +4,7 @@ The overlay is a Secondary Capture image. The report is a Comprehensive SR docum
 TID 1500, "Measurement Report" (DICOM PS3.16). Both are new series of the study of the source image and refer to it.
 """
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 import fractatlas
-from fractatlas.data.images import DICOM_HEADER, is_dicom
 from fractatlas.io import atomic_path
 
 NOTICE = "research only, not a medical device"
@@ -63,20 +63,11 @@ class Findings:
     checkpoint: str
 
 
-def is_dicom_file(file: Path) -> bool:
-    """Return whether a file exists and starts as DICOM."""
-    try:
-        with file.open("rb") as opened:
-            return is_dicom(opened.read(DICOM_HEADER))
-    except OSError:
-        return False
-
-
-def write_results(source: Path, overlay: Image.Image, findings: Findings, stem: Path) -> None:
+def write_results(source: bytes, overlay: Image.Image, findings: Findings, stem: Path) -> None:
     """Write ``<stem>_overlay.dcm`` and ``<stem>_report.dcm``; both or none.
 
     Args:
-        source: the DICOM file that was predicted.
+        source: the content of the DICOM file that was predicted.
         overlay: of mode ``RGB``.
         findings: of the network.
         stem: path of the results without their endings.
@@ -110,8 +101,8 @@ def write_results(source: Path, overlay: Image.Image, findings: Findings, stem: 
         config.settings.writing_validation_mode = validation
 
 
-def _read_header(source: Path) -> Dataset:
-    header = pydicom.dcmread(source, stop_before_pixels=True, force=True)
+def _read_header(source: bytes) -> Dataset:
+    header = pydicom.dcmread(io.BytesIO(source), stop_before_pixels=True, force=True)
     if missing := [name for name in REQUIRED if not header.get(name)]:
         raise DicomResultError(f"no DICOM result: the file has no {', '.join(missing)} to refer to")
     for name in EMPTY:

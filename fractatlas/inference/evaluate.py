@@ -1,5 +1,6 @@
-"""Score a checkpoint on one subset of the split that it was trained with, or on all images of a data folder."""
+"""Score a checkpoint on one subset of the split that it was trained with, or on all images of any data set."""
 
+import copy
 import logging
 import time
 from functools import partial
@@ -11,18 +12,27 @@ import pandas as pd
 import yaml
 
 from fractatlas.build import build_data, build_trainer, model_name
+from fractatlas.data.catalogue import SEEN
+from fractatlas.data.datamodule import RadiographDataModule
+from fractatlas.data.sources.registry import open_source
 from fractatlas.data.splits import (
     ALL,
     SUBSETS,
     all_images,
     count_changed,
     count_recorded,
+    given_test_images,
     read_hashes,
+    read_seen,
     recorded_split,
+    scored_subset,
 )
 from fractatlas.errors import InputError
-from fractatlas.evaluation import provenance
+from fractatlas.evaluation import elsewhere, operating_point, provenance
+from fractatlas.evaluation.markdown import METRIC_TITLES
 from fractatlas.evaluation.operating_point import DEFAULT_OPERATING_POINT
+from fractatlas.evaluation.predictions_table import read_predictions
+from fractatlas.evaluation.run_folder import best_checkpoint
 from fractatlas.inference.model import UNFINISHED, load_model
 from fractatlas.io import write_csv, write_text
 from fractatlas.models.heatmaps import heatmap_kind
@@ -30,9 +40,10 @@ from fractatlas.training.profiling import keep_profile, summarise_profile
 from fractatlas.training.progress import TerminalProgressBar
 from fractatlas.training.scoring import predict_subset, score_heatmaps, write_scores
 from fractatlas.training.silence_warnings import quieten
-from fractatlas.wording import format_duration
+from fractatlas.wording import format_duration, join_names, plural
 
 log = logging.getLogger(__name__)
+LOGGED = ("auroc", "sensitivity", "specificity")  # differences between own and other data
 
 
 def evaluate(config: dict[str, Any]) -> bool:
@@ -53,17 +64,28 @@ def evaluate(config: dict[str, Any]) -> bool:
     """
     started = time.monotonic()
     quieten()
-    run, subset = Path(config["paths"]["output_dir"]), config["subset"]
-    model = load_model(config["ckpt"], trusted_targets=config["trusted_targets"])
-    split = _training_split(config, model.checkpoint)
+    other = config.get("data")
+    run, subset = Path(config["paths"]["output_dir"]), scored_subset(config["subset"], bool(other))
+    model = load_model(best_checkpoint(Path(config["ckpt"])), trusted_targets=config["trusted_targets"])
+    split = _training_split(config, model.checkpoint, subset, bool(other))
     trained = model.config
     trained["data"]["cache_dir"] = config["paths"]["cache_dir"]
-    if config["data_root"] and Path(config["data_root"]).resolve() != Path(trained["data"]["root"]).resolve():
-        trained["data"] |= {"root": config["data_root"], "prepare": None}
+    if config["data_root"]:
+        root = trained["data"]["root"]
+        if root is None or Path(config["data_root"]).resolve() != Path(root).resolve():
+            trained["data"] |= {"root": config["data_root"]} | (
+                {"prepare": None} if "prepare" in trained["data"] else {}
+            )
+    scored = trained | {"data": copy.deepcopy(other or trained["data"])}
+    open_source(scored["data"]).require()
+    seen = read_seen(split) if other and split else None
     lightning.seed_everything(trained["seed"], workers=True, verbose=False)
     trainer = build_trainer(config, run, callbacks=[TerminalProgressBar()], logger=False)
     keep_profile(trainer, run)
-    data = build_data(trained, split=all_images if subset == ALL else partial(recorded_split, path=str(split)))
+    make_split: Any = all_images if subset == ALL else partial(recorded_split, path=str(split))
+    if other and subset != ALL:
+        make_split = given_test_images
+    data = build_data(scored, split=make_split, seen=seen)
     data.prepare_data()
     data.setup()
     predictions = predict_subset(trainer, model.classifier, data, subset)
@@ -86,8 +108,11 @@ def evaluate(config: dict[str, Any]) -> bool:
             record["operating_point"].pop("box_threshold", None)  # it is a probability of the fracture map
     if subset == ALL:
         record["all_images"] = _trained_on(data.subset(ALL), split)
-    elif split and (hashes := read_hashes(split)) is not None:
+    elif split and not other and (hashes := read_hashes(split)) is not None:
         record["changed_images"] = {subset: count_changed(data.subset(subset), hashes)}
+
+    if other:
+        record["elsewhere"] = _compare_with_own(config, record, predictions, data, model.checkpoint, seen is not None)
 
     def timing() -> dict[str, float]:
         return {"total_seconds": round(time.monotonic() - started, 1)}
@@ -102,13 +127,73 @@ def evaluate(config: dict[str, Any]) -> bool:
         log.warning("%s", notice)
     for line in provenance.summarise(subset, record, trained):
         log.info("%s", line)
+    if other:
+        _log_elsewhere(record["elsewhere"])
     if profile:
         log.info("%s", profile)
     return True
 
 
-def _training_split(config: dict[str, Any], checkpoint: Path) -> Path | None:
-    """Return the file of the split that the checkpoint was trained with, or ``None`` for ``subset=all`` without one."""
+def _compare_with_own(
+    config: dict[str, Any],
+    record: dict[str, Any],
+    predictions: pd.DataFrame,
+    data: RadiographDataModule,
+    checkpoint: Path,
+    checked: bool,
+) -> dict[str, Any]:
+    """Return the entry ``elsewhere`` of ``metrics.json``.
+
+    ``near_duplicates`` has the number and the names of the images that were excluded because the network was trained or
+    selected with an image that is nearly identical; ``None`` if this is not known. ``differences`` is that of
+    ``elsewhere.compare_with_own``, or ``no_differences`` states why there is none. ``recalibration`` is that of
+    ``elsewhere.recalibrate``.
+    """
+    point = record["operating_point"]
+    seen = data.catalogue.loc[data.catalogue["excluded"] == SEEN, "image_id"]
+    found = {"n": len(seen), "image_ids": seen.tolist()} if checked else None
+    result: dict[str, Any] = {"name": data.source.name, "finding": data.source.finding, "near_duplicates": found}
+    calibrated = operating_point.calibrate(predictions["probability"], point["temperature"])
+    file = checkpoint.absolute().parent.parent / "predictions.csv"
+    own = read_predictions(file).query("split == 'test'") if file.is_file() and checkpoint.name == "best.ckpt" else None
+    if own is None or own.empty:
+        reason = (
+            "there are no predictions of this checkpoint on its own test subset (predictions.csv in its run folder)"
+        )
+        result["no_differences"] = reason
+    else:
+        others = predictions.assign(probability_calibrated=calibrated)
+        result["counts"] = {
+            name: {"n": len(table), "positives": int(table["label"].sum())}
+            for name, table in (("own", own), ("other", others))
+        }
+        result["differences"] = elsewhere.compare_with_own(own, others, point["threshold"])
+    if share := config.get("recalibrate"):
+        result["recalibration"] = elsewhere.recalibrate(predictions, share, point["temperature"])
+    return result
+
+
+def _log_elsewhere(result: dict[str, Any]) -> None:
+    """Log what was excluded, and how the scores differ from those on the own test subset."""
+    seen = result["near_duplicates"]
+    if seen is None:
+        log.warning("near-duplicates of training images: not checked, there is no catalogue.csv of the training")
+    elif seen["n"]:
+        listed = join_names(seen["image_ids"])
+        log.warning(
+            "excluded %s that nearly equal training or validation images: %s", plural(seen["n"], "image"), listed
+        )
+    else:
+        log.info("near-duplicates of training or validation images: none")
+    for name in LOGGED:
+        if row := result.get("differences", {}).get(name):
+            log.info("%s", elsewhere.describe_difference(METRIC_TITLES[name], row))
+    if "no_differences" in result:
+        log.info("no comparison with the own test subset: %s", result["no_differences"])
+
+
+def _training_split(config: dict[str, Any], checkpoint: Path, subset: str, other: bool) -> Path | None:
+    """Return the split of the checkpoint's training, or ``None`` if it is missing and not needed."""
     if config["split_file"]:
         if not Path(config["split_file"]).is_file():
             raise InputError(f"split_file={config['split_file']}: no such file; correct the path")
@@ -116,9 +201,9 @@ def _training_split(config: dict[str, Any], checkpoint: Path) -> Path | None:
     split = checkpoint.absolute().parent.parent / "split.csv"
     if split.is_file():
         return split
-    if config["subset"] != ALL:
+    if subset != ALL and not other:
         remedy = f"give the split of the training (split_file=FILE), or score every image (subset={ALL} data_root=DIR)"
-        raise InputError(f"subset={config['subset']}: {checkpoint} is not in a run folder (no split.csv); {remedy}")
+        raise InputError(f"subset={subset}: {checkpoint} is not in a run folder (no split.csv); {remedy}")
     return None
 
 

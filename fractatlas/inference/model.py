@@ -1,4 +1,4 @@
-"""Load a checkpoint as a model that predicts from radiographs."""
+"""Load one or several checkpoints as a model that predicts from radiographs."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from torch import Tensor
 
 from fractatlas.build import build, build_classifier
 from fractatlas.config.schema import TrainConfig
-from fractatlas.config.validation import validate
+from fractatlas.config.validation import differences, flatten, validate
 from fractatlas.data.images import UnreadableError, read_radiograph
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
 from fractatlas.evaluation import operating_point
 from fractatlas.evaluation.candidates import find_image_candidates
 from fractatlas.evaluation.localisation import place
-from fractatlas.evaluation.run_folder import best_checkpoint
+from fractatlas.evaluation.run_folder import best_checkpoints
 from fractatlas.models.backbones import Backbone
 from fractatlas.models.checkpoint import read_checkpoint
 from fractatlas.models.classifier import FractureClassifier
@@ -87,6 +87,10 @@ class Model:
     def box_threshold(self) -> float:
         """The smallest score of a box, chosen on the validation subset; ``BOX_THRESHOLD`` if none was chosen."""
         return (self.operating_point or {}).get("box_threshold", BOX_THRESHOLD)
+
+    def to(self, device: str | torch.device) -> None:
+        """Move the network to a device."""
+        self.classifier.to(device)
 
     @overload  # a str is one path here, although mypy also sees an iterable of str
     def predict(  # type: ignore[overload-overlap]
@@ -183,24 +187,108 @@ class Model:
         return probabilities, calibrated, probabilities >= point["threshold"]
 
 
+@dataclass(frozen=True, eq=False)
+class Ensemble(Model):
+    """Several networks, whose calibrated probabilities and heatmaps are averaged.
+
+    ``probability`` and ``probability_calibrated`` of a prediction are both the mean of the calibrated probabilities of
+    the networks. The threshold is the mean of their thresholds on the scale of the calibrated probability, and
+    ``box_threshold`` the mean of theirs. Fracture maps are averaged as they are; Grad-CAM is divided by the temperature
+    of its network first. ``checkpoint``, ``config`` and ``classifier`` are those of the first network.
+
+    Attributes:
+        members: the networks, with the same preprocessing, and all with or all without a fracture map.
+    """
+
+    members: tuple[Model, ...]
+
+    @classmethod
+    def of(cls, members: Sequence[Model]) -> "Ensemble":
+        """Return the ensemble of several models.
+
+        Raises:
+            InputError: the training of a network did not finish, or the networks have different preprocessing or
+                heatmaps with different cells.
+        """
+        first, points = members[0], []
+        for member in members:
+            if member.operating_point is None:
+                remedy = "finish it with resume=RUN, or leave it out"
+                raise InputError(f"{member.checkpoint}: training is not finished, so it is not calibrated; {remedy}")
+            for part in ("preprocess", "map"):
+                was, now = ({part: model.config.get(part)} for model in (first, member))
+                changes = differences(flatten(was), flatten(now)) if part == "preprocess" else _cells(was, now)
+                if changes:
+                    problem = f"{member.checkpoint} and {first.checkpoint} cannot be averaged: {changes[0]}"
+                    raise InputError(f"{problem}; use checkpoints with the same {part}")
+            points.append(member.operating_point)
+        thresholds = [operating_point.calibrate(np.array([one["threshold"]]), one["temperature"])[0] for one in points]
+        point = {"rule": "mean", "threshold": float(np.mean(thresholds)), "temperature": 1.0}
+        if all("box_threshold" in one for one in points):
+            point["box_threshold"] = float(np.mean([one["box_threshold"] for one in points]))
+        return cls(first.checkpoint, first.config, first.classifier, first.preprocess, point, tuple(members))
+
+    def to(self, device: str | torch.device) -> None:
+        """Move the networks to a device."""
+        for member in self.members:
+            member.to(device)
+
+    @torch.inference_mode()
+    def forward(self, pixels: Tensor, heatmaps: bool = False, gradcam: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Run the networks on a batch, as ``Model.forward`` does.
+
+        Returns:
+            The logits of the mean calibrated probabilities, float64 (n,), and the mean heatmaps.
+
+        Raises:
+            InputError: a logit of a network is not finite.
+        """
+        probabilities, maps = [], []
+        for member in self.members:
+            logits, heat = member.forward(pixels, heatmaps, gradcam)
+            probabilities.append(torch.from_numpy(member.decide(logits)[1]))
+            if heat is not None:
+                scale = 1.0 if member.has_map and not gradcam else (member.operating_point or {})["temperature"]
+                maps.append(heat / scale)
+        mean = torch.stack(probabilities).mean(dim=0).logit(eps=operating_point.EPSILON)
+        return mean, torch.stack(maps).mean(dim=0) if maps else None
+
+
+def _cells(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return how the cells of two fracture maps differ."""
+    first, second = ({"map.stride": (one["map"] or {}).get("stride")} for one in (was, now))
+    return differences(first, second)
+
+
 def load_model(
-    checkpoint: str | Path, device: str | torch.device = "cpu", trusted_targets: Sequence[str] = ()
+    checkpoint: str | Path | Iterable[str | Path],
+    device: str | torch.device = "cpu",
+    trusted_targets: Sequence[str] = (),
 ) -> Model:
-    """Load a checkpoint that training wrote.
+    """Load a checkpoint that training wrote, or several as an ``Ensemble``.
 
     No pretrained weights are downloaded: the checkpoint contains all weights.
 
     Args:
-        checkpoint: a run folder, which stands for its best checkpoint, or a checkpoint.
+        checkpoint: a run folder, which stands for its best checkpoint; the folder of a cross-validation, which stands
+            for the best checkpoints of all its runs; a checkpoint; or several of these.
         device: where the network runs, such as ``"cuda"``.
         trusted_targets: packages outside of fractatlas whose classes the checkpoint may name, such as
             ``["mypackage"]``. The list that the checkpoint stores does not count, because the file may come from
             somebody else.
 
     Raises:
-        InputError: the file is not a checkpoint of this project, or names a class that is not trusted.
+        InputError: the file is not a checkpoint of this project, or names a class that is not trusted; several
+            checkpoints cannot be averaged.
     """
-    file = best_checkpoint(Path(checkpoint))
+    several = [checkpoint] if isinstance(checkpoint, str | Path) else list(checkpoint)
+    models = [_load(file, device, trusted_targets) for one in several for file in best_checkpoints(Path(one))]
+    if not models:
+        raise InputError("load_model got an empty list; give at least one checkpoint")
+    return models[0] if len(models) == 1 else Ensemble.of(models)
+
+
+def _load(file: Path, device: str | torch.device, trusted_targets: Sequence[str]) -> Model:
     content = read_checkpoint(file)
     if "config" not in content or "state_dict" not in content:
         raise InputError(f"{file} is not a checkpoint of fractatlas; give a run folder or a checkpoint in it")

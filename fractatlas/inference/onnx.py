@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 import fractatlas
 from fractatlas.build import model_name
-from fractatlas.data.images import decode
+from fractatlas.data.images import read_content
+from fractatlas.data.sources.registry import open_source
 from fractatlas.errors import InputError
+from fractatlas.evaluation.run_folder import best_checkpoint
 from fractatlas.inference.model import Model, load_model
 from fractatlas.io import atomic_path
 from fractatlas.models.backbones import Backbone
@@ -73,7 +75,7 @@ def export_onnx(checkpoint: Path, output: Path, trusted_targets: Sequence[str] =
         InputError: the file is not a checkpoint of this project, or the difference exceeds ``TOLERANCE``; nothing is
             written.
     """
-    model = load_model(checkpoint, trusted_targets=trusted_targets)
+    model = load_model(best_checkpoint(checkpoint), trusted_targets=trusted_targets)
     model.backbone.memory_format = torch.contiguous_format  # the only one in ONNX
     network = WithProbability(model.backbone.to(memory_format=torch.contiguous_format)).eval()
     images = _test_images(model, model.checkpoint.absolute().parent.parent / "catalogue.csv")
@@ -118,8 +120,8 @@ def _test_images(model: Model, catalogue: Path) -> Tensor:
     if catalogue.is_file():
         rows = pd.read_csv(catalogue, dtype=str, keep_default_na=False)
         paths = rows.loc[rows["excluded"] == "", "path"][:IMAGES]
-        files = [Path(model.config["data"]["root"]) / path for path in paths]
-        pixels = [preprocess(decode(file.read_bytes())) for file in files if file.is_file()]
+        files = [open_source(model.config["data"]).root / path for path in paths]
+        pixels = [preprocess(read_content(file.read_bytes())) for file in files if file.is_file()]
     return preprocess.normalise(torch.stack([*pixels, *noise]))
 
 

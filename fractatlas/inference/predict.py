@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from fractatlas.build import build_trainer, model_name
-from fractatlas.data.images import UnreadableError, read_radiograph
+from fractatlas.data.dicom import RADIOGRAPHS
+from fractatlas.data.file_kinds import is_dicom
+from fractatlas.data.image_limits import UnreadableError
 from fractatlas.data.transforms import Preprocess
 from fractatlas.errors import InputError
 from fractatlas.evaluation.candidates import CORNERS, DECIMALS
@@ -25,8 +27,8 @@ from fractatlas.evaluation.localisation import place
 from fractatlas.evaluation.operating_point import DEFAULT_OPERATING_POINT
 from fractatlas.evaluation.overlays import annotate, full_heat, overlay
 from fractatlas.inference import dicom_out
-from fractatlas.inference.inputs import Inputs
-from fractatlas.inference.model import UNFINISHED, Model, load_model
+from fractatlas.inference.inputs import Inputs, read_input, read_input_content
+from fractatlas.inference.model import UNFINISHED, Ensemble, Model, load_model
 from fractatlas.io import atomic_path, write_csv
 from fractatlas.progress_bar import track
 from fractatlas.training.silence_warnings import quieten
@@ -39,19 +41,20 @@ DICOM_SIDE = 1024  # the same of an overlay in a DICOM file
 SHOWN_ERRORS = 10  # in the log; errors.csv lists all
 READ_AHEAD = 2  # batches of preprocessed images that may wait for the network
 T = TypeVar("T")
-Sized = tuple[Tensor, tuple[int, int]]  # pixels, and width and height of the upright image
+# Pixels, width and height of the upright image, and the modality of a DICOM file, "" for other files.
+Prepared = tuple[Tensor, tuple[int, int], str]
 
 
 def predict(config: dict[str, Any], inputs: Inputs) -> int:
     """Predict images and write ``predictions.csv`` to ``paths.output_dir``.
 
     ``predictions.csv`` has one row per readable image, in the order of ``inputs``: ``path``, ``probability`` (of a
-    fracture), ``probability_calibrated`` (if the checkpoint has an operating point) and ``prediction`` (1 if the
-    probability reaches the threshold). ``errors.csv`` has ``path, error`` for each unreadable file or folder. If the
-    network has a fracture map, ``boxes.csv`` has ``path, left, top, right, bottom, score`` for each box of
-    ``Prediction.boxes``. With ``heatmaps``, each readable image is drawn with its heatmap and these boxes in
-    ``overlays/``. With ``dicom_out``, each DICOM image has an overlay and a structured report in ``dicom/``;
-    ``errors.csv`` lists those that cannot be written.
+    fracture), ``probability_calibrated`` (if the checkpoint has an operating point), ``prediction`` (1 if the
+    probability reaches the threshold) and ``modality`` (of a DICOM file, such as ``DX``). ``errors.csv`` has
+    ``path, error`` for each unreadable file or folder. If the network has a fracture map, ``boxes.csv`` has
+    ``path, left, top, right, bottom, score`` for each box of ``Prediction.boxes``. With ``heatmaps``, each readable
+    image is drawn with its heatmap and these boxes in ``overlays/``. With ``dicom_out``, each DICOM image has an
+    overlay and a structured report in ``dicom/``; ``errors.csv`` lists those that cannot be written.
 
     Args:
         config: a checked ``PredictConfig``, plain.
@@ -61,14 +64,17 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
         The number of inputs that could not be read, or for which a DICOM result could not be written.
 
     Raises:
-        InputError: the file is not a checkpoint of this project, this machine does not have the accelerator, or
-            ``box_threshold`` is given for a network without a fracture map.
+        InputError: a file is not a checkpoint of this project, several checkpoints cannot be averaged, this machine
+            does not have the accelerator, or ``box_threshold`` is given for a network without a fracture map.
     """
     quieten()
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # errors.csv states what is wrong with a file
-    warnings.filterwarnings("ignore", module="pydicom|PIL")
+    for library in ("pydicom", "tifffile"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # errors.csv states what is wrong with a file
+    warnings.filterwarnings("ignore", module="pydicom|PIL|tifffile")
     run = Path(config["paths"]["output_dir"])
     model = load_model(config["ckpt"], trusted_targets=config["trusted_targets"])
+    if isinstance(model, Ensemble):
+        log.info("mean of the calibrated probabilities of %s", plural(len(model.members), "network"))
     finds_boxes = model.has_map and not config["gradcam"]
     if config["box_threshold"] is not None and not finds_boxes:
         raise InputError(
@@ -81,7 +87,7 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     trainer = build_trainer(config, run, callbacks=[], logger=False, enable_progress_bar=False)
     if trainer.world_size > 1:
         raise InputError("predict runs on one device: remove trainer.devices, or use trainer=cpu or trainer=gpu")
-    model.classifier.to(trainer.strategy.root_device)
+    model.to(trainer.strategy.root_device)
     for name in ("predictions.csv", "errors.csv", "boxes.csv"):
         (run / name).unlink(missing_ok=True)
     overlays = [*(run / "overlays").glob(f"{'[0-9]' * 5}_*.jpg")]
@@ -93,17 +99,18 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     errors = dict(inputs.errors)
     paths: list[str] = []
     logits: list[Tensor] = []
+    modalities: list[str] = []
     boxes: dict[str, np.ndarray] = {}
     written: list[str] = []  # paths with a DICOM result
     unwritten: dict[str, str] = {}
     threads, ahead = config["threads"] or os.cpu_count() or 1, READ_AHEAD * config["batch_size"]
 
-    def prepare(image: Image.Image) -> Sized:
-        return model.preprocess(image), image.size
+    def prepare(image: Image.Image) -> Prepared:
+        return model.preprocess(image), image.size, image.info.get("modality", "")
 
     box_threshold = model.box_threshold if config["box_threshold"] is None else config["box_threshold"]
     images = track(read_ahead(inputs.images, prepare, threads, ahead), "predicting", len(inputs.images))
-    for batch_paths, pixels, sizes in batches(images, config["batch_size"], errors):
+    for batch_paths, pixels, sizes, batch_modalities in batches(images, config["batch_size"], errors):
         with trainer.precision_plugin.forward_context():
             batch_logits, heat = model.forward(
                 pixels, config["heatmaps"] or config["dicom_out"] or finds_boxes, config["gradcam"]
@@ -118,17 +125,18 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
             if config["heatmaps"]:
                 file = run / "overlays" / f"{name}.jpg"
                 write_overlay(file, path, cells, model.preprocess, probability, found, box_threshold)
-            if config["dicom_out"] and dicom_out.is_dicom_file(Path(path)):
+            if config["dicom_out"] and is_dicom(content := read_input_content(path)):
                 drawn = draw_overlay(
                     path, cells, model.preprocess, probability, found, box_threshold, DICOM_SIDE, dicom_out.NOTICE
                 )
                 findings = _findings(model, batch_logits[row : row + 1], found)
                 try:
-                    dicom_out.write_results(Path(path), drawn, findings, run / "dicom" / name)
+                    dicom_out.write_results(content, drawn, findings, run / "dicom" / name)
                     written.append(path)
                 except dicom_out.DicomResultError as error:
                     unwritten[path] = str(error)
         paths += batch_paths
+        modalities += batch_modalities
         logits.append(batch_logits.double().cpu())
     probabilities, calibrated, fractured = model.decide(torch.cat(logits) if logits else torch.zeros(0))
     columns: dict[str, Any] = {"path": paths, "probability": probabilities}
@@ -136,7 +144,14 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
         columns["probability_calibrated"] = calibrated
     else:
         log.warning(UNFINISHED, model.checkpoint)
-    columns["prediction"] = fractured.astype(np.int64)
+    columns |= {"prediction": fractured.astype(np.int64), "modality": modalities}
+    others = Counter(modality for modality in modalities if modality and modality not in RADIOGRAPHS)
+    if others:
+        counts = ", ".join(f"{count} {modality}" for modality, count in others.most_common())
+        log.warning(
+            "%s not of a radiographic modality (%s): %s; check their probabilities, the network is for radiographs",
+            plural(others.total(), "DICOM image is", "DICOM images are"), ", ".join(RADIOGRAPHS), counts,
+        )  # fmt: skip
     if config["dicom_out"]:
         others = len(paths) - len(written) - len(unwritten)
         skipped = f"; {plural(others, 'input')} skipped, because only DICOM files have one" if others else ""
@@ -168,13 +183,15 @@ def _findings(model: Model, logits: Tensor, boxes: np.ndarray | None) -> dicom_o
     """Return what a DICOM result says, from the logit (1,) of an image and its boxes."""
     (probability,), (calibrated,), (fractured,) = model.decide(logits)
     point = model.operating_point
+    others = len(model.members) - 1 if isinstance(model, Ensemble) else 0
+    more = f" and {plural(others, 'other network')}" if others else ""
     return dicom_out.Findings(
         float(probability),
         float(calibrated) if point else None,
         bool(fractured),
         (point or DEFAULT_OPERATING_POINT)["threshold"],
         boxes,
-        f"{model_name(model.config)} {model.checkpoint.name}",
+        f"{model_name(model.config)} {model.checkpoint.name}{more}",
     )
 
 
@@ -220,7 +237,7 @@ def draw_overlay(
         An image of mode ``RGB``; below the radiograph are the probability, the key of the colours, and how many boxes
         there are.
     """
-    image = read_radiograph(Path(path))
+    image = read_input(path)
     scale = side / min(image.size)
     view = np.array(preprocess.view(*image.size)) * scale
     width, height = (max(1, round(side * scale)) for side in image.size)
@@ -248,7 +265,7 @@ def read_ahead(
 
     def read(path: str) -> T | UnreadableError:
         try:
-            return preprocess(read_radiograph(Path(path)))
+            return preprocess(read_input(path))
         except UnreadableError as error:
             return error
 
@@ -267,18 +284,19 @@ def read_ahead(
 
 
 def batches(
-    images: Iterable[tuple[str, Sized | UnreadableError]], size: int, errors: dict[str, str]
-) -> Iterator[tuple[list[str], Tensor, list[tuple[int, int]]]]:
+    images: Iterable[tuple[str, Prepared | UnreadableError]], size: int, errors: dict[str, str]
+) -> Iterator[tuple[list[str], Tensor, list[tuple[int, int]], list[str]]]:
     """Group readable images into batches; add the others to ``errors``, reason by path.
 
     Yields:
-        Up to ``size`` paths, their pixels, uint8 (n, 1, height, width), and width and height of the upright images.
+        Up to ``size`` paths, their pixels, uint8 (n, 1, height, width), width and height of the upright images, and
+        their modalities.
     """
-    readable: dict[str, Sized] = {}
+    readable: dict[str, Prepared] = {}
 
-    def batch() -> tuple[list[str], Tensor, list[tuple[int, int]]]:
-        pixels, sizes = zip(*readable.values(), strict=True)
-        return list(readable), torch.stack(pixels), list(sizes)
+    def batch() -> tuple[list[str], Tensor, list[tuple[int, int]], list[str]]:
+        pixels, sizes, modalities = zip(*readable.values(), strict=True)
+        return list(readable), torch.stack(pixels), list(sizes), list(modalities)
 
     for path, image in images:
         if isinstance(image, UnreadableError):

@@ -12,7 +12,7 @@ from torchvision.models.resnet import BasicBlock
 
 from fractatlas.errors import InputError
 from fractatlas.models.fracture_map import FractureMap
-from fractatlas.models.pretrained import load_trunk
+from fractatlas.models.pretrained import load_head, load_trunk
 
 # Variants for tests and for the demo; torchvision has the others.
 TINY = {
@@ -171,13 +171,16 @@ class Backbone(nn.Module):
         return self
 
 
-def densenet(variant: str, weights: str | None, weights_dir: str, dropout: float, **options: Any) -> Backbone:
+def densenet(
+    variant: str, weights: str | None, weights_dir: str, dropout: float, head: str | None = None, **options: Any
+) -> Backbone:
     """Build a DenseNet (Huang et al., Densely Connected Convolutional Networks, CVPR 2017).
 
     Args:
         variant: torchvision's name, or ``densenet_tiny``.
         weights, weights_dir: as for ``load_trunk``.
         dropout: probability of dropout before the linear layer of the head.
+        head: as for ``load_head``.
         options: ``freeze, stage_decay, mirror, channels_last, compile, map`` of ``Backbone``.
 
     Raises:
@@ -190,10 +193,14 @@ def densenet(variant: str, weights: str | None, weights_dir: str, dropout: float
     stages["block4"] = ["features.denseblock4", "features.norm5"]
     loaded = load_trunk(network, variant, stages, weights, weights_dir)
     layers = {4: "denseblock1", 8: "denseblock2", 16: "denseblock3", 32: "norm5"}
-    return Backbone(network, "classifier", stages, loaded, pyramid=("features", layers), **options)
+    backbone = Backbone(network, "classifier", stages, loaded, pyramid=("features", layers), **options)
+    load_head(backbone, "classifier", weights, head)
+    return backbone
 
 
-def resnet(variant: str, weights: str | None, weights_dir: str, dropout: float, **options: Any) -> Backbone:
+def resnet(
+    variant: str, weights: str | None, weights_dir: str, dropout: float, head: str | None = None, **options: Any
+) -> Backbone:
     """Build a ResNet (He et al., Deep Residual Learning for Image Recognition, CVPR 2016).
 
     Arguments and errors as for ``densenet``; ``variant`` is torchvision's name, or ``resnet_tiny``.
@@ -203,7 +210,9 @@ def resnet(variant: str, weights: str | None, weights_dir: str, dropout: float, 
     stages = {"stem": ["conv1", "bn1"]} | {f"layer{n}": [f"layer{n}"] for n in (1, 2, 3, 4)}
     loaded = load_trunk(network, variant, stages, weights, weights_dir)
     layers = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
-    return Backbone(network, "fc", stages, loaded, pyramid=("", layers), **options)
+    backbone = Backbone(network, "fc", stages, loaded, pyramid=("", layers), **options)
+    load_head(backbone, "fc", weights, head)
+    return backbone
 
 
 def _build_network(variant: str) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from fractatlas.errors import InputError
+from fractatlas.evaluation.run_folder import best_checkpoint
 from fractatlas.models.checkpoint import read_checkpoint
 from fractatlas.models.weight_files import find_weights
 from fractatlas.progress_bar import waiting
@@ -47,7 +48,9 @@ def load_trunk(
         return {"file": None, "loaded": 0, "of": len(trunk), "random": [*stages, "head"]}
     file = find_weights(variant, weights, weights_dir) or _download(variant, Path(weights_dir))
     with waiting("loading weights", f" from {file}"):
-        tensors = {_current_key(key): tensor for key, tensor in _state_dict(file).items()}
+        content = read_checkpoint(file)
+        _require_variant(file, content, variant)
+        tensors = {_current_key(key): tensor for key, tensor in _state_dict(file, content).items()}
     fitting = {key: tensor for key, tensor in tensors.items() if key in trunk}
     if not fitting:
         raise InputError(f"{file}: none of {len(tensors)} tensors belongs to a {variant}; use weights of a {variant}")
@@ -65,8 +68,57 @@ def load_trunk(
     return {"file": file.name, "loaded": len(fitting), "of": count, "random": random}
 
 
-def _state_dict(file: Path) -> dict[str, Tensor]:
-    content = read_checkpoint(file)
+def load_head(backbone: nn.Module, head_name: str, weights: str | None, head: str | None) -> None:
+    """Load the parts of a checkpoint of this project that ``load_trunk`` does not load.
+
+    A fracture map is loaded if both networks have one of the same shape. The head is loaded with ``head="keep"``.
+
+    Args:
+        backbone: with ``network``, ``map`` and the report ``loaded_weights`` of ``load_trunk``; changed in place.
+        head_name: the name of the head in ``network``.
+        weights: as for ``load_trunk``.
+        head: ``keep``, ``new`` or ``None``, which means ``new``.
+
+    Raises:
+        InputError: the head is to be kept, and the file does not contain it.
+    """
+    if weights in (None, "imagenet"):
+        return
+    file = best_checkpoint(Path(str(weights)))
+    tensors = read_checkpoint(file).get("state_dict", {})
+    report: dict[str, Any] = backbone.loaded_weights  # type: ignore[assignment]
+    parts = {"map": (backbone.map, "backbone.map.")} if getattr(backbone, "map", None) is not None else {}
+    if head == "keep":
+        network: Any = backbone.network
+        parts["head"] = (network.get_submodule(head_name), f"backbone.network.{head_name}.")
+    for name, (module, prefix) in parts.items():
+        own: dict[str, Tensor] = module.state_dict()  # type: ignore[union-attr]
+        stored = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        fits = own.keys() == stored.keys() and all(own[key].shape == stored[key].shape for key in own)
+        if fits:
+            module.load_state_dict(stored)  # type: ignore[union-attr]
+            report["random"] = [one for one in report["random"] if one != name]
+            log.info("%s loaded from %s", "fracture map" if name == "map" else "head", file)
+        elif name == "head":
+            raise InputError(f"model.head=keep: {file} has no head of this network; use model.head=new")
+        else:
+            log.info("%s has no fracture map of this shape: the map starts from random weights", file)
+
+
+def _require_variant(file: Path, content: dict[str, Any], variant: str) -> None:
+    """Require that a checkpoint of this project has the network ``variant``; other files are not checked.
+
+    Raises:
+        InputError: it has another network.
+    """
+    config = content.get("config")
+    stored = config.get("model", {}).get("variant") if isinstance(config, dict) else None
+    if stored and stored != variant:
+        remedy = f"use model.variant={stored}, or weights of a {variant}"
+        raise InputError(f"model.weights={file}: a checkpoint of a {stored}, the network is a {variant}; {remedy}")
+
+
+def _state_dict(file: Path, content: dict[str, Any]) -> dict[str, Tensor]:
     content = content.get("state_dict", content)  # a Lightning checkpoint contains more than the weights
     tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
     if not tensors:

@@ -26,7 +26,7 @@ def network(config: dict[str, Any] | None, metrics: dict[str, Any]) -> str:
         start = "trained from random weights"
     else:
         name = "ImageNet weights" if model["weights"] == "imagenet" else f"the weights of {Path(model['weights']).name}"
-        start = f"fine-tuned from {name}"
+        start = f"fine-tuned from {name}{' with its head' if model.get('head') == 'keep' else ''}"
         stages = [stage for stage in metrics.get("weights", {}).get("random", []) if stage != "head"]
         start += f"; {', '.join(stages)} started from random weights" if stages else ""
     freeze = {"none": "", "trunk": "; only the head was trained"}.get(
@@ -47,9 +47,11 @@ def split(config: dict[str, Any]) -> str:
         return f"Read from the file {Path(options['path']).name}."
     if kind == "kfold_split":
         fold, folds = options["fold"], options["folds"]
-        text = (
-            f"Fold {fold} of {folds} (counted from 0) is test, fold {(fold + 1) % folds} is val, the others are train"
-        )
+        text = f"Fold {fold} of {folds} (counted from 0) is test, "
+        if fold is None:  # pooled over all folds
+            text = f"Each of {folds} folds is test for one network, the next fold is val, the others are train"
+        else:
+            text += f"fold {(fold + 1) % folds} is val, the others are train"
         return f"{text}; groups of related images stay together; stratified by label; seed {options['seed']}."
     shares = " : ".join(f"{100 * ratio:g}" for ratio in options["ratios"])
     unit = "Groups of related images" if kind == "grouped_split" else "Single images"
@@ -137,15 +139,19 @@ def augmentation(config: dict[str, Any]) -> str:
     return f"Training images are randomly {', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def ensembling(config: dict[str, Any]) -> str:
-    """Return what is averaged for a prediction: images, weights, or nothing."""
-    parts = []
+def ensembling(config: dict[str, Any], metrics: dict[str, Any]) -> str:
+    """Return what is averaged for a prediction: networks, images, weights, or nothing."""
+    networks, parts = "One network.", []
+    if folds := metrics["operating_point"].get("folds"):
+        networks = f"{folds['networks']} networks, {config['split']['folds']} for each seed, one for each fold."
+        if folds["networks"] > config["split"]["folds"]:
+            parts.append("The calibrated probabilities of the networks of one fold are averaged over the seeds")
     if config["model"].get("mirror"):
         parts.append("The logits of the image and of its mirror image are averaged (test-time augmentation)")
     if average := config["callbacks"].get("average"):
         decay = f"decay {average['decay']:g} per step"
         parts.append(f"The weights are an exponential moving average over the training ({decay})")
-    return "One network. " + (". ".join(parts) + "." if parts else "Nothing is averaged.")
+    return f"{networks} " + (". ".join(parts) + "." if parts else "Nothing is averaged.")
 
 
 def initialisation(config: dict[str, Any], metrics: dict[str, Any]) -> str:
@@ -156,8 +162,10 @@ def initialisation(config: dict[str, Any], metrics: dict[str, Any]) -> str:
         return "Random."
     if not weights:
         source = "ImageNet weights" if named == "imagenet" else f"The weights of {Path(named).name}"
-        return f"{source}; the head is random."
-    return f"{weights['file']}: {weights['loaded']} of {weights['of']} tensors; random: {', '.join(weights['random'])}."
+        head = "kept" if config["model"].get("head") == "keep" else "random"
+        return f"{source}; the head is {head}."
+    random = ", ".join(weights["random"]) or "none"
+    return f"{weights['file']}: {weights['loaded']} of {weights['of']} tensors; random: {random}."
 
 
 def selection(config: dict[str, Any], metrics: dict[str, Any]) -> str:

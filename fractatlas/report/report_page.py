@@ -16,6 +16,7 @@ from fractatlas.evaluation.bootstrap import bootstrap_weights
 from fractatlas.evaluation.detection import FALSE_ALARMS
 from fractatlas.evaluation.localisation import FRACTURE_MAP
 from fractatlas.evaluation.markdown import METRIC_TITLES, format_fraction, format_percent
+from fractatlas.evaluation.metrics import classify
 from fractatlas.evaluation.overlays import BOX_COLOUR, CANDIDATE_COLOUR, colour_key, draw_radiographs, full_heat
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.evaluation.shown_images import most_confident_errors, spread_by_probability
@@ -61,7 +62,7 @@ def write_report(folder: Path) -> Path:
         reference=REFERENCE_ACCURACY.get(metrics["task_name"], {}),
         format_percent=format_percent,
         duration=format_duration,
-        confusion=confusion_matrix(last.table["label"], last.table["probability"] >= run.threshold, labels=[0, 1]),
+        confusion=confusion_matrix(last.table["label"], classify(last.table, run.threshold), labels=[0, 1]),
         curves={name: svg_address(svg) for name, svg in curves.items()},
         history=svg_address(figures.history(history, monitor["name"], monitor["epoch"])) if history else None,
         forest=svg_address(figures.forest(last.strata, {name: METRIC_TITLES[name] for name in FOREST})),
@@ -76,6 +77,8 @@ def write_report(folder: Path) -> Path:
         card=re.findall(r"^## (.+)\n\n(.+)$", card, re.MULTILINE),
         claim=re.findall(r"^\| (\d+) \| (.+) \| (.+) \|$", card, re.MULTILINE),
         missing_intervals=_missing_intervals(run),
+        elsewhere=metrics.get("elsewhere"),
+        exams=metrics.get("exams", {}),
         **_provenance(run),
     )
     write_text(folder / "report.html", page)
@@ -100,6 +103,7 @@ def model_card(run: RunFolder) -> str:
         in_split=in_split,
         every_image=metrics.get("all_images") if last.name == ALL else None,
         has_phantoms=run.has_phantoms,
+        is_fracatlas=data.get("name", "FracAtlas") == "FracAtlas",
         attributes=[name for name in last.strata["attribute"].unique() if name != "all"],
         shows_errors=run.data_root is not None
         and "path" in last.table
@@ -138,6 +142,7 @@ def _provenance(run: RunFolder) -> dict[str, Any]:
         "notices": [
             *filter(None, [uses[names[-1]]]),
             *partial,
+            *provenance.finding_notices(metrics),
             *provenance.content_notices(metrics),
             *provenance.leak_notices(metrics),
         ],

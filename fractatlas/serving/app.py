@@ -23,7 +23,7 @@ from fractatlas.build import model_name
 from fractatlas.errors import InputError
 from fractatlas.evaluation.operating_point import DEFAULT_OPERATING_POINT
 from fractatlas.evaluation.overlays import PALETTE, full_heat
-from fractatlas.inference.model import Model
+from fractatlas.inference.model import Ensemble, Model
 from fractatlas.serving.predictor import Predictor
 from fractatlas.serving.uploads import FIELD, RequestError, Upload, receive
 from fractatlas.wording import plural
@@ -156,11 +156,13 @@ def create_app(model: Model, config: dict[str, Any]) -> FastAPI:
 def describe_model(model: Model, predictor: Predictor, config: dict[str, Any]) -> dict[str, Any]:
     """Return what ``GET /v1/model`` answers, without a path of this machine."""
     card = model.checkpoint.absolute().parent.parent / "model_card.md"
+    networks = len(model.members) if isinstance(model, Ensemble) else 1
     point = model.operating_point or DEFAULT_OPERATING_POINT
     kinds = {name: value for name, value in model.config["preprocess"].items() if name not in ("mean", "std")}
     return {
         "model": model_name(model.config),
         "checkpoint": model.checkpoint.name,
+        "networks": networks,
         "preprocess": kinds | {"_target_": kinds["_target_"].rpartition(".")[2]},
         "threshold": point["threshold"],
         "calibrated": model.operating_point is not None,
@@ -174,7 +176,7 @@ def describe_model(model: Model, predictor: Predictor, config: dict[str, Any]) -
             "python": platform.python_version(),
             "torch": torch.__version__,
         },
-        "card": card.read_text(encoding="utf-8") if card.is_file() else None,
+        "card": card.read_text(encoding="utf-8") if networks == 1 and card.is_file() else None,
         "notice": NOTICE,
     }
 

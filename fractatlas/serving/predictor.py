@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from fractatlas.data.images import UnreadableError, read_content
+from fractatlas.data.image_limits import UnreadableError
+from fractatlas.data.images import read_content
 from fractatlas.evaluation.candidates import CORNERS, DECIMALS
 from fractatlas.evaluation.localisation import place
 from fractatlas.inference.model import Model
@@ -87,8 +88,6 @@ class Predictor:
         self._worker.close()
 
     def _decode(self, content: bytes, image: bool) -> _Decoded:
-        if not content:
-            raise UnreadableError("empty file")
         radiograph = read_content(content)
         png = None
         if image:

@@ -30,8 +30,9 @@ def serve(config: dict[str, Any]) -> None:
             is not free, or ``box_threshold`` is given for a network without a fracture map.
     """
     quieten()
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # the answer states what is wrong with a file
-    warnings.filterwarnings("ignore", module="pydicom|PIL")
+    for library in ("pydicom", "tifffile"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # the answer states what is wrong with a file
+    warnings.filterwarnings("ignore", module="pydicom|PIL|tifffile")
     with _listen(config["host"], config["port"]) as listener:
         model = load_model(config["ckpt"], _device(config["device"]), config["trusted_targets"])
         if config["box_threshold"] is not None and not model.has_map:

@@ -20,7 +20,6 @@ from torch import Tensor
 from fractatlas.build import build, build_classifier, build_data, build_trainer, model_name, trainer_error
 from fractatlas.config.schema import listed_targets
 from fractatlas.data.datamodule import RadiographDataModule
-from fractatlas.data.sources.fracatlas import read_boxes
 from fractatlas.data.splits import recorded_split
 from fractatlas.errors import InputError
 from fractatlas.evaluation import operating_point, provenance, shown_images, subset_assessment
@@ -137,7 +136,7 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
         validation = predictions[predictions["split"] == "val"]
         point = operating_point.choose_operating_point(validation, build(rule), rule["_target_"].rpartition(".")[2])
         heatmaps = score_heatmaps(predictions, classifier, data, trainer) if config["report"] else None
-        point |= subset_assessment.choose_box_threshold(predictions, data.catalogue, read_boxes(data.root), heatmaps)
+        point |= subset_assessment.choose_box_threshold(predictions, data.catalogue, data.source.boxes(), heatmaps)
         content = read_checkpoint(checkpoint)
         write_checkpoint(checkpoint, content | {"operating_point": point})
         epoch = content["epoch"] + 1
@@ -245,7 +244,7 @@ def _log_heatmaps(
 
     TensorBoard sorts by name, and opens the first two groups, which are the curves of ``train/`` and ``val/``.
     """
-    boxes = read_boxes(data.root)
+    boxes = data.source.boxes()
     for subset, table in predictions.groupby("split"):
         table = shown_images.spread_by_probability(table.merge(data.catalogue[["image_id", "path"]], on="image_id"))
         if drawn := draw_radiographs(table, data.root, boxes, heatmaps, full=full):

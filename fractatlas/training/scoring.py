@@ -15,10 +15,10 @@ import torchvision
 
 import fractatlas
 from fractatlas.data.datamodule import RadiographDataModule
-from fractatlas.data.sources.fracatlas import read_boxes
 from fractatlas.data.splits import SCORED
 from fractatlas.errors import InputError
 from fractatlas.evaluation import metrics, operating_point, provenance, subset_assessment
+from fractatlas.evaluation.exam_scores import score_exams
 from fractatlas.evaluation.localisation import Heatmaps
 from fractatlas.io import write_csv, write_json
 from fractatlas.models.classifier import FractureClassifier
@@ -98,6 +98,8 @@ def write_scores(
                 "%s: only %s were scored, because trainer.%s is set", name, provenance.count_images(score), limit
             )
     described = {"data": _describe_data(data), "leaks": data.leaks, "versions": _versions()}
+    if exams := _score_exams(subsets, data.catalogue, point["threshold"]):
+        record = record | {"exams": exams}
     record = record | {"device": _device_name(trainer)} | scores | described
     write_csv(run / "predictions.csv", predictions)
     if heatmaps:
@@ -108,7 +110,7 @@ def write_scores(
                 point["threshold"],
                 data.catalogue,
                 data.split.loc[data.split["split"] == "train", ["image_id", "label"]],
-                read_boxes(data.root),
+                data.source.boxes(),
                 heatmaps,
                 point.get("box_threshold"),
             )
@@ -116,6 +118,17 @@ def write_scores(
     record |= {"timing": timing()}
     write_json(run / "metrics.json", record)
     return record
+
+
+def _score_exams(
+    subsets: dict[str, pd.DataFrame], catalogue: pd.DataFrame, threshold: float
+) -> dict[str, dict[str, Any]]:
+    """Return ``exam_scores.score_exams`` of each subset, if the data give exams."""
+    if "given_exam" not in catalogue:
+        return {}
+    exams = catalogue[["image_id", "given_exam"]]
+    scores = {name: score_exams(table.merge(exams, on="image_id"), threshold) for name, table in subsets.items()}
+    return {name: score for name, score in scores.items() if score}
 
 
 def _device_name(trainer: lightning.Trainer) -> str:
@@ -165,7 +178,10 @@ def _describe_data(data: RadiographDataModule) -> dict[str, Any]:
     excluded = data.catalogue.loc[data.catalogue["excluded"] != "", "excluded"]
     labels = {name: data.split.loc[data.split["split"] == name, "label"] for name in data.subset_names}
     return {
+        "name": data.source.name,
         "root": str(data.root),
+        "source": data.source.settings,
+        "finding": data.source.finding,
         "images": len(data.catalogue),
         "excluded": {reason: int(count) for reason, count in excluded.value_counts().items()},
         "split": {name: {"n": len(rows), "positives": int(rows.sum())} for name, rows in labels.items()},

@@ -66,6 +66,44 @@ PREDICT = ("predict", "input=phantoms", "hydra.run.dir=refused/run")
             (*EVALUATE, "ckpt=phantoms/dataset.csv", "subset=val", "trainer.limit_test_batches=1"),
             "trainer.limit_test_batches=1: no effect with subset=val, trainer.limit_val_batches applies; remove it",
         ),
+        (("train", *SMALL, "data=table", "hydra.run.dir=refused/run"), "data.table needs a value: data.table=..."),
+        (
+            ("train", *SMALL, "data=table", "data.table=no.csv", "hydra.run.dir=refused/run"),
+            "data.table=no.csv: no such file; correct the path",
+        ),
+        (
+            ("train", *SMALL, "data=mura", "hydra.run.dir=refused/run"),
+            "(folder train is missing); give the folder MURA",
+        ),
+        (
+            (*TRAIN, "model.head=keep"),
+            "model.head=keep: model.weights=None has no head of a fracture; use a run folder",
+        ),
+        (
+            (*EVALUATE, "ckpt=phantoms/dataset.csv", "data=folders", "data.root=nowhere"),
+            "data.root=nowhere: no such folder",
+        ),
+        (
+            (*EVALUATE, "ckpt=phantoms/dataset.csv", "data=phantom", "subset=val"),
+            "subset=val: the network was not trained on data=...; use subset=all or subset=test",
+        ),
+        (
+            (*EVALUATE, "ckpt=phantoms/dataset.csv", "data=phantom", "data_root=phantoms"),
+            "no effect with data=..., data.root=DIR sets the data folder; remove it",
+        ),
+        (
+            (*EVALUATE, "ckpt=phantoms/dataset.csv", "recalibrate=0.5"),
+            "recalibrate=0.5: no effect without data=..., the temperature was chosen on images of the same data",
+        ),
+        (
+            (*EVALUATE, "predictions=phantoms/dataset.csv", "data=phantom"),
+            "data=phantom: no effect with predictions=..., catalogue=FILE and data_root=DIR describe the images",
+        ),
+        (("data", "export", "data=table", "data.table=no.csv", "--out", "refused"), "data.table=no.csv: no such file"),
+        (
+            ("data", "audit", "model=resnet", "--out", "refused"),
+            "model=resnet: no key of data; audit takes data=CHOICE",
+        ),
         ((*PREDICT, "ckpt=nowhere.ckpt"), "ckpt=nowhere.ckpt: no such file; correct the path"),
         # These are found after Hydra has made the run folder.
         ((*EVALUATE, "predictions=phantoms/dataset.csv"), "columns label, probability are missing"),
@@ -85,7 +123,7 @@ def test_checks_need_no_torch_and_read_no_image(phantoms, tmp_path):
 import sys
 from fractatlas.cli.main import main
 import fractatlas.data.images
-fractatlas.data.images.decode = None
+fractatlas.data.images.read_content = None
 for line in (line.split() for line in sys.argv[1:]):
     sys.argv = ["fractatlas", *line]
     try:
@@ -217,7 +255,7 @@ def test_a_resume_that_is_refused_changes_no_file_of_the_run(fractatlas, run, fo
 
 
 @pytest.mark.parametrize(
-    ("verb", "key"), [("train", "optimizer.lr=0.0002"), ("evaluate", "subset=test"), ("predict", "ckpt=???")]
+    ("verb", "key"), [("train", "optimizer.lr=0.0002"), ("evaluate", "subset=null"), ("predict", "ckpt=???")]
 )
 def test_help_has_a_line_with_default_and_meaning_for_every_key(fractatlas, capsys, verb, key):
     assert fractatlas(verb, "--help") == 0

@@ -4,7 +4,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from fractatlas.config.overrides import as_override, compose_config, prepare
-from fractatlas.config.schema import EvaluateConfig, TrainConfig
+from fractatlas.config.schema import EvaluateConfig, PredictConfig, TrainConfig
 from fractatlas.errors import InputError
 
 
@@ -23,6 +23,19 @@ def test_a_path_is_taken_as_typed_even_if_hydra_can_parse_it(monkeypatch):
     arguments = prepare(["ckpt=1e3", "predictions=a,b", "catalogue=~/x.csv"], EvaluateConfig)
     assert [parsed(argument) for argument in arguments] == ["1e3", "a,b", "/home/me/x.csv"]
     assert prepare(arguments, EvaluateConfig) == arguments  # as in a second process of a run
+
+
+def test_a_list_of_paths_is_split_at_its_commas(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir(tmp_path)
+    (argument,) = prepare(["ckpt=[a b.ckpt, ~/b=1.ckpt]"], PredictConfig)
+    assert parsed(argument) == ["a b.ckpt", "/home/me/b=1.ckpt"]
+    assert prepare([argument], PredictConfig) == [argument]
+    (tmp_path / "[a,b]").touch()
+    (argument,) = prepare(["ckpt=[a,b]"], PredictConfig)  # a file with this name
+    assert parsed(argument) == "[a,b]"
+    (argument,) = prepare(["ckpt=[c,d]"], EvaluateConfig)  # takes a single path
+    assert parsed(argument) == "[c,d]"
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,11 @@ def choices() -> Iterator[tuple[str, str]]:
             yield from ((folder.name, file.stem) for file in sorted(folder.glob("*.yaml")))
 
 
+NEEDED = {"manifest": "split.path=split.csv", "table": "data.table=table.csv", "folders": "data.root=folder"}
+
+
 def composed(group: str, choice: str) -> dict:
-    return compose_config([f"{group}={choice}", *(["split.path=split.csv"] if choice == "manifest" else [])])
+    return compose_config([f"{group}={choice}", *([NEEDED[choice]] if choice in NEEDED else [])])
 
 
 def leaves(part: dict, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -8,7 +8,15 @@ from hydra.errors import HydraException
 from fractatlas.config import validation
 from fractatlas.config.overrides import CONF, compose_config
 from fractatlas.config.schema import EvaluateConfig, PredictConfig, TrainConfig
-from fractatlas.config.validation import explain, group_keys, known_keys, metric_mode, path_keys, unknown_key_message
+from fractatlas.config.validation import (
+    explain,
+    group_keys,
+    known_keys,
+    metric_mode,
+    path_keys,
+    path_list_keys,
+    unknown_key_message,
+)
 from fractatlas.errors import InputError
 
 
@@ -75,6 +83,8 @@ def test_groups_and_paths_of_a_schema():
     assert {"data", "model", "optimizer", "trainer", "callbacks"} <= group_keys(TrainConfig)
     assert not {"seed", "resume", "monitor"} & group_keys(TrainConfig)
     assert path_keys(EvaluateConfig) == {"ckpt", "split_file", "predictions", "catalogue", "heatmaps", "data_root"}
+    assert path_list_keys(PredictConfig) == {"ckpt"}
+    assert path_list_keys(EvaluateConfig) == set()
 
 
 def test_a_smaller_value_is_better_for_a_loss_only():

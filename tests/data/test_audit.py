@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from fractatlas.data import audit
+from fractatlas.data.catalogue import read_catalogue
 from fractatlas.data.integrity import ORIENTATION
-from fractatlas.data.sources.fracatlas import COCO, read_catalogue
+from fractatlas.data.sources.fracatlas import COCO, VOC, FracAtlas
 
 EVIL = "IMG0000500<script>alert(1).jpg"
 
@@ -86,10 +87,10 @@ def damaged(phantoms, catalogue, tmp_path_factory):
     (root / COCO).write_text(json.dumps(coco))
     table.reset_index().to_csv(root / "dataset.csv", index=False)
 
-    (root / audit.VOC).mkdir()
+    (root / VOC).mkdir()
     row = fractured[7]
     where["wrong size in VOC"] = [row["image_id"]]
-    (root / audit.VOC / "a.xml").write_text(
+    (root / VOC / "a.xml").write_text(
         f"<annotation><filename>{row['image_id']}</filename><size><width>{row['height']}</width>"
         f"<height>{row['width']}</height></size></annotation>"
     )
@@ -99,7 +100,7 @@ def damaged(phantoms, catalogue, tmp_path_factory):
 @pytest.fixture(scope="module")
 def findings(damaged):
     root, _ = damaged
-    return audit.find_defects(root, read_catalogue(root))
+    return audit.find_defects(FracAtlas(root), read_catalogue(FracAtlas(root)))
 
 
 def test_each_kind_of_defect_is_found_in_the_affected_images_only(damaged, findings):
@@ -120,7 +121,7 @@ def test_each_finding_has_a_detail_and_an_action(findings):
 def test_the_page_and_the_table_are_written(damaged, tmp_path):
     root, where = damaged
     out = tmp_path / "out"
-    summary = audit.audit_folder(root, out, tmp_path / "cache")
+    summary = audit.audit_source(FracAtlas(root), out, tmp_path / "cache")
     assert summary.endswith(f"161 images, 7 excluded; findings: {out}/audit.html and audit.csv")
     assert sorted(file.name for file in out.iterdir()) == ["audit.csv", "audit.html"]
     assert set(pd.read_csv(out / "audit.csv")["kind"]) == {*where, "identical pixels"}
@@ -128,7 +129,7 @@ def test_the_page_and_the_table_are_written(damaged, tmp_path):
     assert "<script>" not in page
     assert "http" not in page  # no network is needed
     assert page.count("data:image/jpeg;base64,") > 20
-    audit.audit_folder(root, out, tmp_path / "cache")
+    audit.audit_source(FracAtlas(root), out, tmp_path / "cache")
     assert (out / "audit.html").read_text() == page
 
 
@@ -142,7 +143,7 @@ def test_shortcuts_are_shares_of_the_usable_images(catalogue):
 
 
 def test_fracatlas_has_the_known_defects(radiographs, real_catalogue):
-    findings = audit.find_defects(radiographs, real_catalogue)
+    findings = audit.find_defects(FracAtlas(radiographs), real_catalogue)
     summary = audit.summarise(real_catalogue, findings).set_index("kind")
     images = summary["images"].to_dict()
     assert (images["truncated"], images["EXIF rotation"]) == (59, 25)
@@ -165,15 +166,15 @@ def test_a_killed_audit_is_completed_by_the_next(damaged, tmp_path):
     root, _ = damaged
     generator, fork = random.Random(0), multiprocessing.get_context("fork")
 
-    def arguments(number: int | str) -> tuple[Path, Path, Path]:
-        return root, tmp_path / f"{number}", tmp_path / f"{number}" / "cache"
+    def arguments(number: int | str) -> tuple[FracAtlas, Path, Path]:
+        return FracAtlas(root), tmp_path / f"{number}", tmp_path / f"{number}" / "cache"
 
     started = time.perf_counter()
-    audit.audit_folder(*arguments("complete"))
+    audit.audit_source(*arguments("complete"))
     duration = time.perf_counter() - started
     expected = {name: (tmp_path / "complete" / name).read_bytes() for name in ("audit.csv", "audit.html")}
     for number in range(20):
-        process = fork.Process(target=audit.audit_folder, args=arguments(number))
+        process = fork.Process(target=audit.audit_source, args=arguments(number))
         process.start()
         time.sleep(generator.random() * duration)
         process.kill()
@@ -181,5 +182,5 @@ def test_a_killed_audit_is_completed_by_the_next(damaged, tmp_path):
         for name, content in expected.items():
             file = tmp_path / str(number) / name
             assert not file.exists() or file.read_bytes() == content
-        audit.audit_folder(*arguments(number))
+        audit.audit_source(*arguments(number))
         assert {name: (tmp_path / str(number) / name).read_bytes() for name in expected} == expected

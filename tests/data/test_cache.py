@@ -14,10 +14,13 @@ from PIL import Image
 
 from fractatlas.data import cache
 from fractatlas.data.cache import Decoder, open_cache
-from fractatlas.data.images import decode
-from fractatlas.data.sources.fracatlas import read_catalogue
+from fractatlas.data.catalogue import read_catalogue
+from fractatlas.data.images import decode, read_radiograph
+from fractatlas.data.integrity import content_key
+from fractatlas.data.sources.fracatlas import FracAtlas
 from fractatlas.data.transforms import letterbox, resize_and_crop
 from fractatlas.errors import InputError
+from tests.data.sources.miniatures import write_dicom
 
 NORM = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 SMALL = resize_and_crop(resize=72, crop=64, **NORM)
@@ -36,7 +39,7 @@ def opened(folder, root, images, preprocess=SMALL):
 def decoded(monkeypatch) -> list[bytes]:
     """The contents of the files that are decoded from now on."""
     contents = []
-    monkeypatch.setattr(cache, "decode", lambda content: contents.append(content) or decode(content))
+    monkeypatch.setattr(cache, "read_content", lambda content: contents.append(content) or decode(content))
     return contents
 
 
@@ -46,6 +49,15 @@ def test_cached_pixels_equal_those_of_the_files(tmp_path, phantoms, images, prep
     cached = opened(tmp_path, phantoms, images, preprocess)(rows)
     assert (cached.dtype, tuple(cached.shape)) == (torch.uint8, (4, 1, 64, 64))
     assert torch.equal(cached, Decoder(phantoms, images["path"], preprocess)(rows))
+
+
+def test_dicom_is_cached_as_predict_reads_it(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 70), dtype=np.uint8)
+    write_dicom(tmp_path / "a", pixels, "x")
+    expected = SMALL(read_radiograph(tmp_path / "a"))
+    key = content_key((tmp_path / "a").read_bytes())
+    assert torch.equal(open_cache(tmp_path / "cache", tmp_path, ["a"], [key], SMALL)([0])[0], expected)
+    assert torch.equal(Decoder(tmp_path, ["a"], SMALL)([0])[0], expected)
 
 
 def test_images_are_decoded_once(tmp_path, phantoms, images, decoded):
@@ -69,8 +81,10 @@ def test_only_a_changed_image_is_decoded_again(tmp_path, phantoms, images, decod
     root = shutil.copytree(phantoms, tmp_path / "data")
     opened(tmp_path / "cache", root, images)
     changed = root / images["path"][7]
-    Image.fromarray(np.full((300, 200), 99, dtype=np.uint8)).save(changed)
-    now = read_catalogue(root)
+    pixels = np.full((300, 200), 99, dtype=np.uint8)
+    pixels[:, 0] = 0  # outside of the crop; an image of one grey level would be refused
+    Image.fromarray(pixels).save(changed, quality=100)
+    now = read_catalogue(FracAtlas(root))
     now = now[now["excluded"] == ""].reset_index(drop=True)
     decoded.clear()
     cached = opened(tmp_path / "cache", root, now)
@@ -122,6 +136,12 @@ def test_a_complete_cache_is_read_without_its_lock(tmp_path, phantoms, images, m
     opened(tmp_path, phantoms, images[:20])
 
 
+def test_without_a_cache_the_error_names_a_file_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(InputError, match=r"a.png cannot be read: not an image; restore it and start again"):
+        Decoder(tmp_path, ["a.png"], SMALL)([0])
+
+
 @pytest.mark.fault("image deleted or changed while it is read", "an error that names the file")
 def test_the_error_names_a_file_that_was_deleted_or_changed(tmp_path, phantoms, images):
     for contents, paths, message in (
@@ -139,7 +159,7 @@ def build(folder: Path, root: Path, images: pd.DataFrame, count: Synchronized) -
             count.value += 1
         return decode(content)
 
-    cache.decode, cache.ROWS_PER_COMMIT = counting, 16
+    cache.read_content, cache.ROWS_PER_COMMIT = counting, 16
     opened(folder, root, images)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fractatlas.build import build, build_data
+from fractatlas.data.sources.fracatlas import FracAtlas
 from fractatlas.errors import InputError
 
 
@@ -135,3 +136,42 @@ def test_the_error_for_missing_data_contains_the_remedy(configuration, tmp_path)
     problem, _, remedy = str(raised.value).partition("; ")
     assert problem == f"no FracAtlas in {tmp_path}/nowhere (dataset.csv is missing)"
     assert "FRACATLAS_ROOT=DIR" in remedy
+
+
+@pytest.fixture
+def table(phantoms, tmp_path):
+    """A table of 24 phantoms in two given subsets, three images per patient."""
+    images = FracAtlas(phantoms).rows()
+    images = pd.concat([images[images["label"] == label].head(12) for label in (0, 1)]).sort_values("image_id")
+    images["path"] = [str(phantoms / path) for path in images["path"]]
+    images["patient"] = [f"p{number // 3}" for number in range(24)]
+    images["split"] = ["train", "val", "test"] * 8
+    images[["image_id", "path", "label", "patient", "split"]].to_csv(tmp_path / "table.csv", index=False)
+    return tmp_path / "table.csv"
+
+
+def test_a_patient_in_two_given_subsets_is_a_warning(configuration, table, tmp_path, caplog):
+    config = configuration(tmp_path, "data=table", f"data.table={table}", "data.root=null")
+    module = build_data(config)
+    module.setup()
+    assert module.subset_names == ["train", "val", "test"]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    (warning,) = (text for text in warnings if "patients (column patient): 8 of 8 are in several subsets" in text)
+    assert "correct the given split, or draw the split (data.columns.split=null" in warning
+
+
+def test_data_without_patients_exams_and_groups_are_reported_as_such(configuration, table, tmp_path, caplog):
+    caplog.set_level("INFO")
+    columns = ["data.columns.patient=null", "data.columns.split=null"]
+    images = pd.read_csv(table).drop(columns=["patient", "split"])
+    images.to_csv(table, index=False)
+    build_data(configuration(tmp_path, "data=table", f"data.table={table}", "data.root=null", *columns)).setup()
+    assert "no patients, exams or groups are known: only near-duplicates stay together" in caplog.messages
+    assert "leak check: exams: not checked: there is no column exam, and none are inferred" in caplog.messages
+
+
+def test_label_and_source_that_go_together_are_a_warning(configuration, table, tmp_path, caplog):
+    images = pd.read_csv(table)
+    images.assign(source=["a" if label else "b" for label in images["label"]]).to_csv(table, index=False)
+    build_data(configuration(tmp_path, "data=table", f"data.table={table}", "data.root=null")).setup()
+    assert any(text.startswith("label and source go together") for text in caplog.messages)

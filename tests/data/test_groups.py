@@ -1,9 +1,21 @@
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from fractatlas.data.groups import NEAR, add_groups, near_duplicates, neighbours
-from fractatlas.data.sources.fracatlas import COLUMNS
+from fractatlas.data.groups import (
+    NEAR,
+    ROW_BITS,
+    UPPER_NEAR,
+    UPPER_ROWS,
+    add_groups,
+    duplicate_links,
+    find_matches,
+    first_linked,
+    near_duplicates,
+)
+from fractatlas.data.sources.fracatlas import COLUMNS, infer_exams, neighbours
 
 
 def dhash(*flipped: int, seed: int = 0) -> str:
@@ -55,6 +67,44 @@ def test_near_duplicates_equal_those_of_a_loop_over_all_pairs():
     assert len(expected) > 5
 
 
+def brute_force(dhash: pd.Series) -> list[list[int]]:
+    """Return the pairs of ``near_duplicates`` by a comparison of all pairs."""
+    bits = np.array([np.unpackbits(np.frombuffer(bytes.fromhex(value), np.uint8)) for value in dhash])
+    different = bits[:, None] != bits[None]
+    near = (different.sum(axis=2) <= NEAR) | (different[:, :, : UPPER_ROWS * ROW_BITS].sum(axis=2) <= UPPER_NEAR)
+    return np.argwhere(np.triu(near, 1)).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_the_search_by_equal_bands_finds_the_pairs_of_a_comparison_of_all_pairs(data):
+    seed, kinds = data.draw(st.integers(0, 2**32 - 1)), data.draw(st.integers(1, 6))
+    generator = np.random.default_rng(seed)
+    # Few different images, so that many hashes are equal; black parts, so that many bands are equal.
+    kinds_of_bits = generator.integers(0, 2, (kinds, 256)) * (generator.random((kinds, 256)) < generator.random())
+    bits = kinds_of_bits[generator.integers(0, kinds, data.draw(st.integers(0, 40)))]
+    for row in bits:
+        row[generator.integers(0, 256, generator.integers(0, 14))] ^= 1
+        if generator.random() < 0.3:
+            row[160:] = generator.integers(0, 2, 96)
+    hashes = pd.Series([np.packbits(row).tobytes().hex() for row in bits], dtype=object)
+    expected = brute_force(hashes) if len(hashes) else []
+    assert near_duplicates(hashes).tolist() == expected
+    ids = pd.Series([f"{number:02}" for number in range(len(hashes))], dtype=object)
+    if len(ids):
+        pairs = np.array(expected, dtype=np.int64).reshape(-1, 2)
+        assert first_linked(ids, duplicate_links(hashes)).equals(first_linked(ids, pairs))
+        half = len(hashes) // 2
+        matches = find_matches(hashes[:half], hashes[half:])
+        assert (matches >= 0).tolist() == [any(i == row and j >= half for i, j in expected) for row in range(half)]
+        assert all([row, half + other] in expected for row, other in enumerate(matches) if other >= 0)
+
+
+def test_many_identical_images_are_linked_without_a_pair_for_each_two():
+    hashes = pd.Series([dhash()] * 3000 + [dhash(1)] * 3000)
+    assert len(duplicate_links(hashes)) == 5999
+
+
 def test_an_exam_is_a_sequence_of_views_of_one_body_part_that_starts_with_a_frontal_view():
     table = make_catalogue(
         (1, "hand", "frontal"), (2, "hand", "lateral"), (3, "hand", "oblique"),
@@ -62,14 +112,14 @@ def test_an_exam_is_a_sequence_of_views_of_one_body_part_that_starts_with_a_fron
         (6, "leg", "frontal"), (8, "leg", "lateral"),  # one missing in between
         (11, "leg", "lateral"),  # two missing
     )  # fmt: skip
-    assert linked(add_groups(table)) == [[1, 2, 3], [4, 5], [6, 8], [11]]
+    assert linked(add_groups(infer_exams(table))) == [[1, 2, 3], [4, 5], [6, 8], [11]]
 
 
 def test_copies_join_their_exams_to_one_group():
     rows = (1, "hand", "frontal"), (2, "hand", "lateral"), (50, "leg", "frontal"), (60, "hip", "frontal")
     table = make_catalogue(*rows)
     table.loc[3, "dhash"] = table.loc[1, "dhash"]
-    grouped = add_groups(table)
+    grouped = add_groups(infer_exams(table))
     assert linked(grouped) == [[1, 2, 60], [50]]
     assert grouped["duplicates"].tolist() == ["", "IMG0000002.jpg", "", "IMG0000002.jpg"]
 
@@ -78,7 +128,7 @@ def test_images_without_a_hash_or_a_number_are_not_linked():
     table = make_catalogue((1, "hand", "frontal"), (2, "leg", "frontal"), (3, "hip", "frontal"))
     table["dhash"] = ""
     table["image_id"] = ["a.jpg", "b.jpg", "c.jpg"]
-    assert add_groups(table)["group"].tolist() == table["image_id"].tolist()
+    assert add_groups(infer_exams(table))["group"].tolist() == table["image_id"].tolist()
     assert len(neighbours(table)[0]) == 0
 
 

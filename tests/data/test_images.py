@@ -1,17 +1,20 @@
+import io
 import struct
 import zlib
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
+import tifffile
 from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
 
-from fractatlas.data.images import UnreadableError, decode, read_radiograph
+from fractatlas.data.images import UnreadableError, decode, read_content, read_radiograph
 from fractatlas.data.integrity import ORIENTATION
 
 Y, X = np.mgrid[:60, :40]
@@ -36,7 +39,8 @@ def dicom(file: Path, pixels: np.ndarray, syntax: str = ExplicitVRLittleEndian, 
     dataset.PixelData = pixels.tobytes()
     for name, value in elements.items():
         setattr(dataset, name, value)
-    dataset.HighBit = dataset.BitsStored - 1
+    if "HighBit" not in elements:
+        dataset.HighBit = dataset.BitsStored - 1
     pydicom.dcmwrite(file, dataset, enforce_file_format=True)
     return file
 
@@ -147,6 +151,117 @@ def test_a_truncated_file_is_refused(tmp_path, name, share):
     (tmp_path / name).write_bytes(content[: int(share * len(content))])
     with pytest.raises(UnreadableError, match="truncated|without an image|not an image"):
         read(tmp_path / name)
+
+
+@pytest.mark.fault("truncated 16-bit image of each format", "refused with the reason")
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95, 0.98])
+@pytest.mark.parametrize("name", ["rgb.png", "rgb.tif", "lzw.tif", "grey.jp2", "p6.ppm", "p3.ppm", "a.avif"])
+def test_a_truncated_image_of_16_bits_is_refused(name, share):
+    colours = np.random.default_rng(0).integers(0, 65536, (60, 40, 3), dtype=np.uint16)
+    samples = " ".join(map(str, colours.reshape(-1))).encode()
+    content = {
+        "rgb.png": lambda: imagecodecs.png_encode(colours),
+        "rgb.tif": lambda: tiff_of(colours),
+        "lzw.tif": lambda: tiff_of(colours, compression="lzw"),
+        "grey.jp2": lambda: imagecodecs.jpeg2k_encode(colours[..., 0], level=0, bitspersample=16),
+        "p6.ppm": lambda: b"P6 40 60 65535\n" + colours.astype(">u2").tobytes(),
+        "p3.ppm": lambda: b"P3 40 60 65535\n" + samples,
+        "a.avif": lambda: saved(Image.fromarray(NOISE), "AVIF"),
+    }[name]()
+    assert read_content(content).size == (40, 60)
+    with pytest.raises(UnreadableError, match="truncated"):
+        read_content(content[: int(share * len(content))])
+
+
+def saved(image: Image.Image, format_name: str) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format_name)
+    return file.getvalue()
+
+
+def tiff_of(colours: np.ndarray, **options) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, colours, photometric="rgb", **options)
+    return file.getvalue()
+
+
+def test_colours_that_hold_12_bits_in_16_are_not_almost_black(tmp_path):
+    colours = np.repeat(PIXELS[..., None].astype(np.uint16) * 16, 3, axis=-1)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(colours))
+    (tmp_path / "a.tif").write_bytes(tiff_of(colours))
+    for name in ("a.png", "a.tif"):
+        assert np.abs(read(tmp_path / name).astype(int) - PIXELS).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_the_exif_orientation_of_16_bit_colours_is_applied(orientation):
+    colours = np.repeat(PIXELS[..., None].astype(np.uint16) * 257, 3, axis=-1)
+    png, exif = imagecodecs.png_encode(colours), Image.Exif()
+    exif[ORIENTATION] = orientation
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(block)) + b"eXIf" + block + struct.pack(">I", zlib.crc32(b"eXIf" + block))
+    expected = PIXELS[::-1, ::-1] if orientation == 3 else np.rot90(PIXELS, -1)
+    assert (np.asarray(read_content(png[:33] + chunk + png[33:])) == expected).all()
+
+
+@pytest.mark.fault("image of one grey level, window outside the data", "refused with the reason")
+def test_an_image_that_shows_nothing_is_refused(tmp_path):
+    for value in (0, 200):
+        Image.new("L", (9, 9), value).save(tmp_path / "a.png")
+        with pytest.raises(UnreadableError, match="every pixel has the same value"):
+            read(tmp_path / "a.png")
+    one = np.zeros((9, 9), dtype=np.uint8)
+    one[7, 3] = 1
+    Image.fromarray(one).save(tmp_path / "a.png")
+    assert (read(tmp_path / "a.png") == one).all()
+    stored = PIXELS.astype(np.uint16) * 16
+    with pytest.raises(UnreadableError, match=r"window \(centre 9000, width 50\) shows every pixel as the same grey"):
+        read(dicom(tmp_path / "a.dcm", stored, WindowCenter=9000, WindowWidth=50))
+    stored[:, :5] = 0  # the padding is black, and everything else is white
+    padded = {"PixelPaddingValue": 0, "WindowCenter": 1, "WindowWidth": 2}
+    stored[:, 5:] += 10
+    with pytest.raises(UnreadableError, match="shows every pixel as the same grey"):
+        read(dicom(tmp_path / "a.dcm", stored, **padded))
+
+
+def test_the_modality_of_a_dicom_file_is_returned(tmp_path):
+    def modality(**elements) -> str:
+        return read_radiograph(dicom(tmp_path / "a.dcm", PIXELS, **elements)).info["modality"]
+
+    assert modality(Modality="dx") == "DX"
+    assert modality() == "CR"  # of the SOP class
+    assert modality(Modality="CT", SOPClassUID="1.2.840.10008.5.1.4.1.1.7") == "SC"
+    assert modality(SOPClassUID="1.2.840.10008.5.1.4.1.1.7.2") == "SC"
+    assert modality(SOPClassUID="1.2.840.10008.5.1.4.1.1.2") == "CT"
+    assert modality(SOPClassUID="1.2.3") == "unknown"
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    assert "modality" not in read_radiograph(tmp_path / "a.png").info
+
+
+def test_the_only_frame_of_a_multi_frame_object_has_its_own_window(tmp_path):
+    stored = PIXELS.astype(np.uint16) * 16
+    window, voi, frame, transformation = Dataset(), Dataset(), Dataset(), Dataset()
+    window.WindowCenter, window.WindowWidth = 1000, 500
+    transformation.RescaleSlope, transformation.RescaleIntercept = 2, 100
+    voi.FrameVOILUTSequence = [window]
+    frame.PixelValueTransformationSequence = [transformation]
+    one = dicom(tmp_path / "a.dcm", stored, NumberOfFrames=1, PerFrameFunctionalGroupsSequence=[voi],
+                SharedFunctionalGroupsSequence=[frame])  # fmt: skip
+    other = dicom(tmp_path / "b.dcm", stored, WindowCenter=1000, WindowWidth=500, RescaleSlope=2, RescaleIntercept=100)
+    assert (read(one) == read(other)).all()
+    assert (read(one) != read(dicom(tmp_path / "c.dcm", stored))).any()
+
+
+@pytest.mark.parametrize("largest", [255, 65535])
+def test_segmented_palettes_are_expanded(tmp_path, largest):
+    elements: dict = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name in ("Red", "Green", "Blue"):
+        elements[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        # One entry, then 255 entries on a line to the largest value.
+        segments = np.array([0, 1, 0, 1, 255, largest], dtype="<u2")
+        elements[f"Segmented{name}PaletteColorLookupTableData"] = segments.tobytes()
+    pixels = read(dicom(tmp_path / "a.dcm", PIXELS, **elements))
+    assert np.abs(pixels.astype(int) - PIXELS).max() <= 1
 
 
 @pytest.mark.fault("empty file, file that is not an image, damaged header", "refused with the reason")

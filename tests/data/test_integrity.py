@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from fractatlas.data import integrity
-from fractatlas.data.images import decode, too_large
-from fractatlas.data.integrity import ORIENTATION, inspect, inspect_all
+from fractatlas.data.images import decode, read_content, too_large
+from fractatlas.data.integrity import ORIENTATION, content_key, inspect, inspect_all
+from tests.data.sources.miniatures import write_dicom
 
 
 @pytest.fixture
@@ -32,6 +33,34 @@ def test_a_sound_file_has_size_mode_and_hashes(saved, picture):
     assert (image.error, image.mode, image.width, image.height, image.orientation) == ("", "RGB", 90, 120, 1)
     assert len(image.dhash) == 64
     assert image.content == hashlib.sha256(content).hexdigest()[:32]
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options"),
+    [("a.jpg", "RGB", {"quality": 90}), ("a.jpg", "L", {"quality": 30, "progressive": True}), ("a.png", "RGB", {}),
+     ("a.png", "P", {}), ("a.bmp", "L", {})],
+)  # fmt: skip
+def test_an_image_of_8_bits_has_the_pixels_of_the_decoder(saved, picture, name, mode, options):
+    """Reading any kind of image changes no pixel of the kinds that were read before."""
+    content = saved(name, picture.convert(mode), **options)
+    upright = decode(content)
+    assert read_content(content).tobytes() == upright.tobytes()
+    assert inspect(content).pixels == content_key(b"%d %d " % upright.size + upright.tobytes())
+
+
+def test_dicom_and_16_bits_are_inspected_as_predict_reads_them(picture, tmp_path):
+    pixels = np.asarray(picture)
+    write_dicom(tmp_path / "a", pixels, "x")
+    image = inspect((tmp_path / "a").read_bytes())
+    assert (image.error, image.mode, image.orientation, image.width, image.height) == ("", "DICOM", 1, 90, 120)
+    Image.fromarray(pixels.astype(np.uint16) * 100 + 7).save(tmp_path / "b.png")
+    stretched = inspect((tmp_path / "b.png").read_bytes())
+    assert stretched.mode == "I;16"
+    assert (int(stretched.dhash, 16) ^ int(image.dhash, 16)).bit_count() <= 8  # not black
+
+
+def test_the_reason_for_an_unreadable_file_is_kept(saved):
+    assert (inspect(b"no image").error, inspect(b"no image").reason) == ("unreadable", "not an image")
 
 
 def test_the_same_pixels_in_another_file_have_the_same_pixel_hash(saved, picture):

@@ -7,7 +7,7 @@ import pytest
 
 from fractatlas.data.groups import GIVEN, add_given, add_groups
 from fractatlas.data.leaks import COLUMNS, crossings, describe_groups, describe_leaks, find_leaks
-from fractatlas.data.sources.fracatlas import BODY_PARTS, VIEWS
+from fractatlas.data.sources.fracatlas import BODY_PARTS, VIEWS, infer_exams
 from fractatlas.data.splits import (
     SUBSETS,
     grouped_split,
@@ -52,13 +52,14 @@ def catalogue_with_exams(count: int, seed: int) -> pd.DataFrame:
     for _ in range(count // 40):  # clusters of two or three copies
         copies = generator.choice(count, generator.integers(2, 4), replace=False)
         table.loc[copies, "dhash"] = generator.bytes(32).hex()
-    return add_groups(table.assign(excluded=""))
+    return add_groups(infer_exams(table.assign(excluded="")))
 
 
 def sample(table: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
     """Return a share of the images with new groups."""
     kept = np.random.default_rng(seed).random(len(table)) < share
-    return add_groups(table[kept].drop(columns=["duplicates", "exam", "group"]).reset_index(drop=True))
+    rest = table[kept].drop(columns=["duplicates", "exam", "group"]).reset_index(drop=True)
+    return add_groups(infer_exams(rest))
 
 
 def moved(before: pd.DataFrame, after: pd.DataFrame) -> float:

@@ -7,7 +7,7 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from fractatlas.data.images import decode
-from fractatlas.data.sources.fracatlas import read_boxes
+from fractatlas.data.sources.fracatlas import FracAtlas
 from fractatlas.data.transforms import letterbox, light_augmentation, resize_and_crop
 from fractatlas.errors import InputError
 
@@ -54,7 +54,7 @@ def test_denormalise_inverts_normalise():
 
 @pytest.mark.parametrize("preprocess", [IMAGENET, LETTERBOX], ids=["imagenet", "letterbox"])
 def test_boxes_are_transformed_like_the_pixels(phantoms, catalogue, preprocess):
-    boxes = read_boxes(phantoms)
+    boxes = FracAtlas(phantoms).boxes()
     for row in catalogue[catalogue["label"] == 1].itertuples():
         mask = np.zeros((row.height, row.width), dtype=np.uint8)
         left, top, right, bottom = boxes[row.image_id][0]

@@ -8,7 +8,7 @@ import pytest
 from pycocotools.cocoeval import COCOeval
 
 from fractatlas.evaluation import detection
-from fractatlas.evaluation.candidates import COLUMNS, MOST
+from fractatlas.evaluation.candidates import COLUMNS, CORNERS, MOST
 from fractatlas.evaluation.localisation import Heatmaps
 from fractatlas.evaluation.subset_assessment import assess, choose_box_threshold, write
 
@@ -159,6 +159,15 @@ def test_ap_equals_that_of_cocoeval(seed):
         assert 0.05 < expected < 0.95
         assert scores[name]["value"] == pytest.approx(expected, abs=1e-9)
         assert scores[name]["low"] < expected < scores[name]["high"]
+
+
+def test_scores_need_no_corners_when_the_matches_are_known():
+    detections = made_up(60, 1)
+    expected = detection.score(detections)
+    known = detection.match_by_iou(detections).drop(columns=[*CORNERS, "x", "y"])
+    boxes = detections.boxes.drop(columns=CORNERS)
+    assert detection.score(detection.Detections(detections.images, known, boxes)) == expected
+    assert known["ap_30"].sum() > known["ap_50"].sum() > 0
 
 
 def test_intervals_draw_the_images_of_a_group_together():

@@ -7,7 +7,7 @@ from sklearn import metrics as reference
 from torchmetrics.classification import BinaryCalibrationError, BinarySensitivityAtSpecificity
 
 from fractatlas.evaluation.bootstrap import bootstrap_weights
-from fractatlas.evaluation.metrics import decision_metrics, evaluate, ranking_metrics, resampled
+from fractatlas.evaluation.metrics import classify, decision_metrics, evaluate, ranking_metrics, resampled
 
 
 @pytest.fixture
@@ -171,3 +171,17 @@ def test_metrics_that_need_two_classes_are_none_for_one_class(table, label):
     assert report["auroc"] is None
     assert (report["sensitivity"] is None) == (label == 0)
     assert report["accuracy"] is not None
+
+
+def test_decisions_use_the_threshold_of_each_row_if_there_is_one(table):
+    thresholds = np.where(np.arange(600) % 2, 0.2, 0.7)
+    folds = table.assign(fold_threshold=thresholds)
+    expected = table["probability"] >= thresholds
+    assert (classify(folds, 0.99) == expected).all()
+    scores = evaluate(folds, 0.99)
+    assert scores["accuracy"]["value"] == reference.accuracy_score(table["label"], expected)
+    assert scores["sensitivity"]["value"] == reference.recall_score(table["label"], expected)
+    same = evaluate(table.assign(fold_threshold=0.3), 0.99)
+    assert {name: same[name] for name in ("accuracy", "f1", "ppv")} == {
+        name: evaluate(table, 0.3)[name] for name in ("accuracy", "f1", "ppv")
+    }

@@ -25,6 +25,14 @@ def test_three_columns_are_sufficient(file):
     }  # fmt: skip
 
 
+def test_thresholds_of_folds_are_kept_and_checked(file):
+    header = "image_id,label,probability,fold_threshold\n"
+    table = read_predictions(file(f"{header}a.jpg,1,0.9,0.4\nb.jpg,0,0.1,0.6\n"))
+    assert table["fold_threshold"].tolist() == [0.4, 0.6]
+    with pytest.raises(InputError, match="line 3: fold_threshold is 2.0, should be a number from 0 to 1"):
+        read_predictions(file(f"{header}a.jpg,1,0.9,0.4\nb.jpg,0,0.1,2\n"))
+
+
 def test_a_file_of_a_spreadsheet_is_read(file):
     table = read_predictions(file("probability,image_id,label,extra\r\n0.5,007,1,=1+1\r\n", "utf-8-sig"))
     assert table["image_id"].tolist() == ["007"]
@@ -66,7 +74,7 @@ def test_images_of_one_patient_are_one_group_and_are_checked_for_leaks(file):
     assert describe_leaks(leaks) == [
         "patients (column patient): 1 of 2 is in several subsets (01); images: val 1, test 1; known for 3 of 4 images; "
         "not checked against the training images, which are not listed",
-        "exams inferred from neighbouring ids: not checked: there is no catalogue with exams",
+        "exams: not checked: there is no column exam, and none are inferred",
         "near-duplicates: not checked: there is no catalogue with near-duplicates",
     ]
 

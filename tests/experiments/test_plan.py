@@ -1,4 +1,8 @@
+import copy
+import functools
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +13,25 @@ from sklearn.metrics import roc_auc_score
 
 from fractatlas.config.overrides import compose_config
 from fractatlas.errors import InputError
-from fractatlas.experiments import train_and_score
+from fractatlas.evaluation import bootstrap, paired_comparison
+from fractatlas.experiments import plan as plan_module
+from fractatlas.experiments import pooled_folder, result_tables, train_and_score
 from fractatlas.experiments.plan import check_options, read_plan, run_plan
+from fractatlas.report import report_page
 from tests.conftest import REPOSITORY, SMALL
 
 PLANS = sorted((REPOSITORY / "experiments").glob("*/*.yaml"))
+
+
+@functools.cache
+def composed(options: tuple[str, ...]) -> dict:
+    return compose_config(options)
+
+
+def compose_once(options: Sequence[str]) -> dict:
+    """Compose a configuration, or return the earlier one, unless files of the test can have changed."""
+    changing = any(option.startswith("--config-dir") for option in options)
+    return compose_config(options) if changing else copy.deepcopy(composed(tuple(options)))
 
 
 @pytest.fixture
@@ -33,7 +51,8 @@ def write_plan(tmp_path):
 def commands(monkeypatch) -> list[tuple]:
     """Replace training and evaluation; return the list of commands.
 
-    Each command leaves the files of a real one. The larger ``optimizer.lr``, the better are the predictions.
+    Each command leaves the files of a real one. The larger ``optimizer.lr``, the better are the predictions. Each of
+    the folds of ``split=kfold`` has 40 images, and the validation subset of a fold is the next one.
     """
     called = []
 
@@ -44,7 +63,7 @@ def commands(monkeypatch) -> list[tuple]:
         (folder / ".hydra").mkdir(parents=True)
         quality = 0.2
         if verb == "train":
-            config = compose_config([one for one in arguments if not one.startswith("hydra.")])
+            config = compose_once([one for one in arguments if not one.startswith("hydra.")])
             quality = config["optimizer"]["lr"]
             (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
             (folder / "split.csv").touch()
@@ -53,8 +72,15 @@ def commands(monkeypatch) -> list[tuple]:
         probability = np.clip(0.5 + quality * (labels - 0.5) + random.normal(0, 0.1, 80), 0, 1)
         names = [f"{subset}{number}" for number in range(80)]
         columns = {"image_id": names, "group": names, "split": subset, "label": labels, "probability": probability}
-        pd.DataFrame(columns).to_csv(folder / "predictions.csv", index=False)
-        record = {"model": "resnet50", "operating_point": {"threshold": 0.5}, "versions": {"commit": "abc"}}
+        table, temperature = pd.DataFrame(columns), 1.0
+        trained = yaml.safe_load((run / ".hydra" / "config.yaml").read_text())["split"]
+        if folds := trained.get("folds"):
+            fold = (trained["fold"] + (subset == "val")) % folds
+            names = [f"{fold}_{number}" for number in range(40)]
+            table, temperature = table[:40].assign(image_id=names, group=names), 1.0 + trained["fold"]
+        table.to_csv(folder / "predictions.csv", index=False)
+        point = {"rule": "fixed", "threshold": 0.5, "temperature": temperature}
+        record = {"model": "resnet50", "operating_point": point, "versions": {"commit": "abc"}, "device": "1 x cpu"}
         (folder / "metrics.json").write_text(json.dumps(record))
 
     monkeypatch.setattr(train_and_score, "run_command", run_command)
@@ -62,8 +88,16 @@ def commands(monkeypatch) -> list[tuple]:
 
 
 @pytest.fixture
-def run(tmp_path, commands):
-    """Run a plan with fake commands, tables in ``out``, and runs in ``logs``."""
+def run(tmp_path, commands, monkeypatch):
+    """Run a plan with fake commands, tables in ``out``, and runs in ``logs``.
+
+    Intervals have few resamples, and configurations are composed once, to save time.
+    """
+    few = functools.partial(bootstrap.bootstrap_weights, resamples=100)
+    for module in (result_tables, pooled_folder, paired_comparison, report_page):
+        monkeypatch.setattr(module, "bootstrap_weights", lambda groups, resamples=0: few(groups))
+    for module in (plan_module, train_and_score):
+        monkeypatch.setattr(module, "compose_config", compose_once)
 
     def run(file: Path, **options) -> Path:
         return run_plan(file, **{"out": tmp_path / "out", "logs": tmp_path / "logs", **options})
@@ -71,19 +105,19 @@ def run(tmp_path, commands):
     return run
 
 
-def test_test_subset_is_scored_after_all_trainings_of_a_recipe(write_plan, run, commands, tmp_path):
+def test_test_subset_of_each_run_is_scored_once_after_its_training(write_plan, run, commands, tmp_path):
     recipes = {"A b": ["optimizer.lr=0.1"], "C": ["optimizer.lr=0.2"]}
     out = run(write_plan(seeds=[0, 1], recipes=recipes))
-    assert [command[0] for command in commands] == (["train"] * 2 + ["evaluate"] * 2) * 2
+    assert [command[0] for command in commands] == ["train", "evaluate"] * 4
     run = tmp_path / "logs" / "a_b" / "seed_1"
-    assert commands[1] == ("train", "optimizer.lr=0.1", "seed=1", "test=false", f"hydra.run.dir={run}")
+    assert commands[2] == ("train", "optimizer.lr=0.1", "seed=1", "test=false", f"hydra.run.dir={run}")
     checkpoint = f"ckpt={run}/checkpoints/best.ckpt"
     assert commands[3] == ("evaluate", checkpoint, "subset=test", f"hydra.run.dir={run}/test")
     table = pd.read_csv(out / "recipes.csv")
     assert list(table["recipe"].unique()) == ["A b", "A b, ensemble of 2", "C", "C, ensemble of 2"]
     assert list(table["subset"]) == ["val", "test"] * 4
     assert (table["auroc_low"] <= table["auroc"]).all()
-    tables = {f"{name}.{ending}" for name in ("recipes", "differences") for ending in ("csv", "md")}
+    tables = {f"{name}.{ending}" for name in ("recipes", "runs", "differences") for ending in ("csv", "md")}
     assert {file.name for file in out.iterdir()} == {*tables, "recipes.png", "predictions"}
     differences = pd.read_csv(out / "differences.csv")
     assert set(differences["recipe"]) == {"C"}
@@ -92,7 +126,7 @@ def test_test_subset_is_scored_after_all_trainings_of_a_recipe(write_plan, run, 
 
 def test_tables_can_be_computed_from_the_predictions_next_to_them(write_plan, run):
     out = run(write_plan(seeds=[0, 1], recipes={"A b": ["optimizer.lr=0.1"]}, steps={"S": ["optimizer.lr=0.2"]}))
-    files = {file.name: pd.read_csv(file) for file in (out / "predictions").iterdir()}
+    files = {file.name: pd.read_csv(file) for file in (out / "predictions").glob("*.csv")}
     assert set(files) == {"a_b_seed_0.csv", "a_b_seed_1.csv", "s_seed_0.csv", "s_seed_1.csv"}
     assert set(files["s_seed_0.csv"]["split"]) == {"val"}
     scores = pd.read_csv(out / "recipes.csv").set_index(["recipe", "subset"])["auroc"]
@@ -100,6 +134,8 @@ def test_tables_can_be_computed_from_the_predictions_next_to_them(write_plan, ru
         tables = [files[f"a_b_seed_{seed}.csv"].set_index("split").loc[subset] for seed in (0, 1)]
         areas = [roc_auc_score(table["label"], table["probability"]) for table in tables]
         assert scores["A b", subset] == pytest.approx(np.mean(areas))
+        runs = pd.read_csv(out / "runs.csv").query("recipe == 'A b' and subset == @subset")
+        assert runs["auroc"].tolist() == pytest.approx(areas)
 
 
 def test_finished_runs_are_kept_and_other_settings_are_refused(write_plan, run, commands, tmp_path):
@@ -110,7 +146,10 @@ def test_finished_runs_are_kept_and_other_settings_are_refused(write_plan, run, 
     assert len(commands) == 2
     assert (out / "recipes.csv").read_text() == before
     write_plan(seeds=[0], recipes={"A": ["optimizer.lr=0.3", "data.num_workers=0", f"paths.weights={tmp_path}"]})
-    with pytest.raises(InputError, match=r"other settings: optimizer.lr was 0.1, is 0.3; move or delete"):
+    with pytest.raises(InputError, match=r"a_seed_0.json .*other settings: optimizer.lr was 0.1, is 0.3; move or del"):
+        run(plan)
+    shutil.rmtree(out / "predictions")  # the run folder is compared, too
+    with pytest.raises(InputError, match=r"seed_0 was started with other settings: optimizer.lr was 0.1, is 0.3; move"):
         run(plan)
     write_plan(seeds=[0], recipes={"A": ["optimizer.lr=0.1", "trainer.max_epochs=9"]})
     with pytest.raises(InputError, match=r"trainer.max_epochs was \d+, is 9"):
@@ -177,6 +216,104 @@ def test_rows_that_are_not_requested_are_kept(write_plan, run, commands):
     assert len(commands) == count
 
 
+def test_runs_are_taken_as_done_when_their_run_folders_are_gone(write_plan, run, commands, tmp_path):
+    steps = {"start": ["optimizer.lr=0.1"], "better": ["optimizer.lr=0.3"]}
+    plan = write_plan(seeds=[0, 1], recipes={"A": [], "B": ["optimizer.lr=0.2"]}, steps=steps)
+    out = run(plan)
+    count, complete = len(commands), {file.name: file.read_text() for file in out.glob("*.[cm]*")}
+    shutil.rmtree(tmp_path / "logs")
+    for file in out.glob("*.*"):
+        file.unlink()
+    run(plan)
+    assert len(commands) == count
+    assert not (tmp_path / "logs").exists()
+    assert {file.name: file.read_text() for file in out.glob("*.[cm]*")} == complete
+    write_plan(seeds=[0, 1, 2], recipes={"A": []})  # only what is missing is trained
+    run(plan)
+    assert [command[0] for command in commands[count:]] == ["train", "evaluate"]
+    assert "seed=2" in commands[count]
+
+
+def test_tables_are_written_without_training(write_plan, run, commands, tmp_path):
+    plan = write_plan(seeds=[0, 1], recipes={"A": [], "B": ["optimizer.lr=0.2"]}, steps={"S": []})
+    with pytest.raises(InputError, match=r"no recipe or step is finished; run fractatlas plan .*small.yaml"):
+        run(plan, tables=True)
+    assert not commands
+    out = run(plan)
+    count, complete = len(commands), {file.name: file.read_text() for file in out.glob("*.[cm]*")}
+    for file in [*out.glob("*.*"), *(out / "predictions").iterdir()]:
+        file.unlink()
+    run(plan, tables=True)  # from the run folders, such as those of an earlier version
+    assert {file.name: file.read_text() for file in out.glob("*.[cm]*")} == complete
+    shutil.rmtree(tmp_path / "logs")
+    write_plan(seeds=[0, 1], recipes={"A": ["optimizer.lr=9"], "B": []}, steps={"S": []})
+    run(plan, tables=True)  # tables of results do not depend on what the plan would train today
+    assert {file.name: file.read_text() for file in out.glob("*.[cm]*")} == complete
+    assert len(commands) == count
+
+
+def test_recipe_with_an_unfinished_run_is_in_no_new_table(write_plan, run, tmp_path, caplog):
+    plan = write_plan(seeds=[0, 1], recipes={"A": [], "B": ["optimizer.lr=0.2"]})
+    out = run(plan)
+    for file in [*out.glob("*.*"), *(out / "predictions").glob("b_seed_1*")]:
+        file.unlink()
+    shutil.rmtree(tmp_path / "logs")
+    with caplog.at_level("INFO"):
+        run(plan, tables=True)
+    assert "B: 1 of 2 runs finished, so it is in no table" in caplog.text
+    assert set(pd.read_csv(out / "recipes.csv")["recipe"]) == {"A", "A, ensemble of 2"}
+
+
+def test_each_fold_is_trained_and_scores_are_those_of_all_images(write_plan, run, commands, tmp_path):
+    plan = write_plan(seeds=[1, 2], folds=3, recipes={"A": ["optimizer.lr=0.1"], "B": ["optimizer.lr=0.3"]})
+    out = run(plan)
+    folder = tmp_path / "logs" / "a" / "seed_2_fold_1"
+    options = ("split=kfold", "split.folds=3", "split.fold=1", "seed=2", "test=false", f"hydra.run.dir={folder}")
+    assert commands[8] == ("train", "optimizer.lr=0.1", *options)
+    assert len(commands) == 2 * 2 * 3 * 2
+    recipes = pd.read_csv(out / "recipes.csv")
+    assert list(recipes["recipe"].unique()) == ["A", "A, ensemble of 2", "B", "B, ensemble of 2"]
+    assert set(recipes["n"]) == {120}
+    assert set(recipes["split"]) == {"3 folds"}
+    runs = pd.read_csv(out / "runs.csv")
+    assert runs.groupby(["recipe", "seed", "subset"])["n"].apply(list).tolist() == [[40, 40, 40, 120]] * 8
+    assert runs["temperature"][:3].tolist() == [1, 2, 3]
+    differences = pd.read_csv(out / "differences.csv")
+    assert (differences["n"] == 120).all()
+    assert differences.query("score == 'auroc' and subset == 'val'")["low"].item() > 0
+    for name in ("a", "b"):
+        files = {file.name for file in (out / "pooled" / name).iterdir()}
+        assert {"report.html", "metrics.json", "predictions.csv", "model_card.md", "strata.csv"} <= files
+    scores = json.loads((out / "pooled" / "b" / "metrics.json").read_text())["test"]
+    ensemble = recipes.query("recipe == 'B, ensemble of 2' and subset == 'test'").iloc[0]
+    assert (scores["auroc"]["value"], scores["n"]) == (pytest.approx(ensemble["auroc"]), 120)
+    assert "Each of 3 folds is test for one network" in (out / "pooled" / "b" / "model_card.md").read_text()
+    complete = {file: file.read_text() for file in out.rglob("*.*") if file.suffix in (".csv", ".md", ".html", ".json")}
+    shutil.rmtree(tmp_path / "logs")
+    shutil.rmtree(out / "pooled")
+    run(plan, tables=True)
+    assert {file: file.read_text() for file in complete} == complete
+
+
+def test_stopped_plan_with_folds_continues_with_the_next_fold(write_plan, run, commands, tmp_path, monkeypatch):
+    plan = write_plan(seeds=[1], folds=3, recipes={"A": []})
+    fake = train_and_score.run_command
+
+    def stopped(run: Path, verb: str, *arguments: str) -> None:
+        if "split.fold=2" in arguments:
+            raise SystemExit(75)
+        fake(run, verb, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_and_score, "run_command", stopped)
+        with pytest.raises(SystemExit):
+            run(plan)
+    shutil.rmtree(tmp_path / "logs")
+    run(plan)
+    assert [command[0] for command in commands] == ["train", "evaluate"] * 3
+    assert ["split.fold=2" in command for command in commands[4:]] == [True, False]
+
+
 def test_folder_of_a_run_that_never_began_is_used(write_plan, run, commands, tmp_path):
     (tmp_path / "logs" / "a" / "seed_0").mkdir(parents=True)  # Hydra creates it before the configuration is checked
     (tmp_path / "logs" / "a" / "seed_0" / "train.log").touch()
@@ -210,7 +347,12 @@ def test_output_folder_that_cannot_be_created_is_reported_before_training(write_
         ("seeds: []\nrecipes: {A: []}", "needs a seed"),
         ("seeds: [0]", "a recipe or a step"),
         ("seeds: [x]\nrecipes: {A: []}", "seeds.0"),
-        ("seeds: [0]\nrecipe: {A: []}", "recipe: unknown key; a plan has seeds, config_dir, common, recipes, steps"),
+        (
+            "seeds: [0]\nrecipe: {A: []}",
+            "recipe: unknown key; a plan has seeds, folds, config_dir, common, recipes",
+        ),
+        ("seeds: [0]\nfolds: 2\nrecipes: {A: []}", "folds: Input should be greater than or equal to 3"),
+        ("seeds: [0]\nfolds: 5\nrecipes: {A: [split.fold=1]}", "split.fold=1: remove it, or remove folds"),
         ("seeds: [0]\nrecipes: {A: []}\nconfig_dir: nowhere", "config_dir: no folder"),
         ("seeds: [0]\nrecipes: {A: [experiment=best]}\nconfig_dir: .", "A: experiment=best: no such choice"),
     ],
@@ -245,8 +387,8 @@ def test_plan_on_phantoms(phantoms, tmp_path, monkeypatch):
         out = run_plan(file)
     recipes = pd.read_csv(out / "recipes.csv")
     record = json.loads((tmp_path / f"logs/plans/{tmp_path.name}/small/plain/seed_0/metrics.json").read_text())
-    assert recipes.loc[0, "auroc"] == record["val"]["auroc"]["value"]
-    assert recipes.loc[0, "auroc_low"] == record["val"]["auroc"]["low"]
+    assert recipes.loc[0, "auroc"] == pytest.approx(record["val"]["auroc"]["value"])
+    assert recipes.loc[0, "auroc_low"] == pytest.approx(record["val"]["auroc"]["low"])
     steps = pd.read_csv(out / "steps.csv")
     assert steps.loc[0, "auroc"] == recipes.loc[0, "auroc"]
     assert np.isfinite(steps.loc[1, "auroc_difference"])

@@ -1,6 +1,5 @@
 import json
 import shutil
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -15,6 +14,7 @@ from fractatlas.experiments.result_tables import (
     steps_markdown,
     write_differences,
 )
+from fractatlas.experiments.run_records import RunRecord, collect
 from tests.conftest import made_up_predictions
 
 CONFIG = {
@@ -26,12 +26,12 @@ CONFIG = {
 
 @pytest.fixture
 def make_run(run_folder, tmp_path):
-    """Make a run with an evaluation of the test subset, with or without its localisation.
+    """Make the record of a run with an evaluation of the test subset, with or without its localisation.
 
     It omits one fractured image of each subset if asked to.
     """
 
-    def make(name: str, seed: int, omit: bool = False, located: bool = False) -> Path:
+    def make(name: str, seed: int, omit: bool = False, located: bool = False) -> list[RunRecord]:
         run = tmp_path / name
         split = pd.read_csv(run_folder / "split.csv")
         for folder, subset in ((run, "val"), (run / "test", "test")):
@@ -47,7 +47,7 @@ def make_run(run_folder, tmp_path):
             if omit:
                 table = table.drop(index=table[table["label"] == 1].index[0])
             table.to_csv(folder / "predictions.csv", index=False)
-        return run
+        return [collect(run, name, seed, None)]
 
     return make
 
@@ -80,7 +80,7 @@ def test_a_step_with_other_images_states_the_number_of_common_images(make_run):
 
 
 def test_seeds_with_different_images_are_refused(make_run):
-    with pytest.raises(InputError, match="val has other images than"):
+    with pytest.raises(InputError, match="one: the seeds have other val images; train them again"):
         recipe_rows("one", [make_run("a", 0), make_run("b", 1, omit=True)])
 
 

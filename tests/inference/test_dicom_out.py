@@ -32,7 +32,7 @@ def source(tmp_path) -> Path:
 def write(source: Path, findings: Findings = FINDINGS) -> tuple[Dataset, Dataset]:
     """Return the overlay and the report that are written for a source."""
     drawn = Image.fromarray(np.dstack([NOISE, NOISE // 2, NOISE // 3]))
-    write_results(source, drawn, findings, source.parent / "out" / "1")
+    write_results(source.read_bytes(), drawn, findings, source.parent / "out" / "1")
     return tuple(pydicom.dcmread(source.parent / "out" / f"1_{name}.dcm") for name in ("overlay", "report"))
 
 

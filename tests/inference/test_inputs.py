@@ -1,11 +1,19 @@
-"""Which files a folder or a pattern stands for."""
+"""Which files a folder, a pattern, a zip archive or a DICOMDIR stands for."""
 
+import os
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+from pydicom.fileset import FileSet
 
+from fractatlas.data.image_limits import UnreadableError
 from fractatlas.errors import InputError
-from fractatlas.inference.inputs import find_inputs
+from fractatlas.inference import inputs
+from fractatlas.inference.inputs import find_inputs, read_input
+from tests.data.test_images import NOISE, PIXELS, dicom, saved
 
 
 def test_images_are_found_in_a_folder_and_other_files_are_counted(tmp_path, monkeypatch):
@@ -38,3 +46,123 @@ def test_a_pattern_finds_files_at_any_depth(tmp_path, monkeypatch):
             find_inputs(name)
     with pytest.raises(InputError, match="no image among 1 files"):
         find_inputs("in/3*")
+
+
+def test_in_folders_the_content_decides_for_names_with_other_extensions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    contents = {
+        "a.IMA": bytes(128) + b"DICM",
+        "b.bak": b"\x08\0\x05\0CS\x0a\0ISO_IR 100",
+        "1.2.840.9x": b"\x08\0\0\0\x04\0\0\0\x10\0\0\0",
+        "c.dat": saved(Image.fromarray(PIXELS), "PNG"),
+        "d.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+        "e.jxl": b"\xff\x0a\0\0",
+        "f.npy": b"\x93NUMPY\x01\0",
+        "g.avif": saved(Image.fromarray(PIXELS), "AVIF"),
+        "h.bmp.old": saved(Image.fromarray(PIXELS), "BMP"),
+    }
+    skipped = {
+        "counts.bin": b"\x08\0\0\0\xff\xff\xff\xff", "BMW.txt": b"BMW and others", "P5.md": b"P5-x",
+        "x.zip": b"PK\x03\x04", "y.webm": b"RIFF1234AVI ",
+    }  # fmt: skip
+    for name, content in (contents | skipped).items():
+        Path("in", name).write_bytes(content)
+    os.mkfifo("in/pipe")
+    found = find_inputs("in")
+    assert sorted(found.images) == sorted(f"in/{name}" for name in contents)
+    assert found.skipped.total() == len(skipped) + 1
+
+
+@pytest.fixture
+def archive(tmp_path) -> Path:
+    with zipfile.ZipFile(tmp_path / "x ö.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("b/2.png", saved(Image.fromarray(NOISE), "PNG"))
+        file.writestr("b/1.PNG", saved(Image.fromarray(PIXELS), "PNG"))
+        file.writestr("IM01", dicom(tmp_path / "IM01", PIXELS).read_bytes())
+        file.writestr("list.csv", "a")
+        file.writestr("__MACOSX/b/2.png", "x")
+        file.writestr(".hidden.png", "x")
+        file.writestr("DICOMDIR", bytes(128) + b"DICM")
+        file.mkdir("empty")
+    return tmp_path / "x ö.zip"
+
+
+def test_a_zip_archive_stands_for_the_images_in_it(archive, tmp_path):
+    found = find_inputs(str(archive))
+    assert found.images == [f"{archive}/IM01", f"{archive}/b/1.PNG", f"{archive}/b/2.png"]
+    assert found.skipped == {".csv": 1, "no extension": 1}
+    pixels = [np.asarray(read_input(path)) for path in found.images]
+    assert all((one == other).all() for one, other in zip(pixels, (PIXELS, PIXELS, NOISE), strict=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["IM01", "x ö.zip"]
+    with zipfile.ZipFile(archive, "w") as file:  # a changed archive is opened again
+        file.writestr("IM01", saved(Image.fromarray(NOISE), "PNG"))
+    assert (np.asarray(read_input(f"{archive}/IM01")) == NOISE).all()
+    with pytest.raises(UnreadableError, match="damaged in the archive"):
+        read_input(f"{archive}/b/2.png")
+
+
+@pytest.mark.fault("hostile or damaged zip archive", "refused with the reason, nothing unpacked")
+def test_the_members_of_an_archive_are_limited(tmp_path, monkeypatch):
+    file = tmp_path / "a.zip"
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb.png", bytes(2**25))
+        archive.writestr("../up.png", saved(Image.fromarray(PIXELS), "PNG"))
+    assert find_inputs(str(file)).images == [f"{file}/../up.png", f"{file}/bomb.png"]
+    with pytest.raises(UnreadableError, match="compressed more than 300 times"):
+        read_input(f"{file}/bomb.png")
+    assert (np.asarray(read_input(f"{file}/../up.png")) == PIXELS).all()
+    monkeypatch.setattr(inputs, "MAX_BYTES", 2**24)
+    with pytest.raises(UnreadableError, match="33554432 bytes is above the limit of 16777216"):
+        read_input(f"{file}/bomb.png")
+    monkeypatch.setattr(inputs, "MAX_MEMBERS", 1)
+    with pytest.raises(InputError, match=r"a.zip: 2 files, above the limit of 1; split it"):
+        find_inputs(str(file))
+    content = bytearray(file.read_bytes())
+    position = content.find(b"PK\x01\x02")
+    content[position + 8] |= 1  # encrypted
+    file.write_bytes(content)
+    monkeypatch.undo()
+    with pytest.raises(UnreadableError, match="encrypted; unpack the archive with its password"):
+        read_input(find_inputs(str(file)).images[1])
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="damaged zip archive"):
+        find_inputs(str(file))
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.csv", "x")
+    with pytest.raises(InputError, match="no image among 1 files"):
+        find_inputs(str(file))
+
+
+@pytest.mark.fault("DICOMDIR with missing or outside files", "the others predicted, these listed")
+def test_a_dicomdir_stands_for_the_images_that_it_lists(tmp_path):
+    medium = FileSet()
+    for number in range(3):
+        elements = {
+            "SOPInstanceUID": f"1.2.3.{number}", "Modality": "CR", "PatientID": "1", "PatientName": "A",
+            "StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.3", "StudyDate": "20200101", "StudyTime": "000000",
+            "StudyID": "1", "SeriesNumber": 1, "InstanceNumber": number, "AccessionNumber": "",
+        }  # fmt: skip
+        file = dicom(tmp_path / f"{number}", PIXELS, **elements)
+        medium.add(file)
+    folder = tmp_path / "medium"
+    medium.write(folder)
+    found = find_inputs(str(folder / "DICOMDIR"))
+    assert len(found.images) == 3
+    assert not found.errors
+    assert all((np.asarray(read_input(path)) == PIXELS).all() for path in found.images)
+    assert set(find_inputs(str(folder)).images) == set(found.images)
+
+    first, second = Path(found.images[0]), Path(found.images[1])
+    first.unlink()
+    second.rename(tmp_path / "outside")
+    second.symlink_to(tmp_path / "outside")
+    last = Path(found.images[2])
+    last.rename(last.with_name(last.name.lower()))
+    again = find_inputs(str(folder / "DICOMDIR"))
+    assert again.images == [str(last.with_name(last.name.lower()))]
+    assert list(again.errors) == [str(first), str(second)]
+    assert set(again.errors.values()) == {"listed in the DICOMDIR, but not in its folder; copy the whole medium"}
+    (folder / "DICOMDIR").write_bytes((folder / "DICOMDIR").read_bytes()[:400])
+    with pytest.raises(InputError, match="damaged DICOMDIR; give the folder instead|no image"):
+        find_inputs(str(folder / "DICOMDIR"))

@@ -57,7 +57,9 @@ def exported(checkpoint) -> tuple[Path, list[bytes]]:
     """The ONNX file, and the image files that were read for the comparison."""
     decoded: list[bytes] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fractatlas.inference.onnx.decode", lambda content: decoded.append(content) or decode(content))
+        patch.setattr(
+            "fractatlas.inference.onnx.read_content", lambda content: decoded.append(content) or decode(content)
+        )
         export(patch, f"ckpt={checkpoint}")
     return checkpoint.with_suffix(".onnx"), decoded
 

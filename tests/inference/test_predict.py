@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from fractatlas.data.transforms import resize_and_crop
 from fractatlas.errors import InputError
 from fractatlas.inference.predict import read_ahead, write_overlay
 from tests.conftest import REPOSITORY
-from tests.data.test_images import dicom, one_colour
+from tests.data.test_images import dicom, one_colour, saved
 from tests.inference.conftest import predict_into
 
 
@@ -38,7 +39,7 @@ def test_the_table_lists_the_predictions_of_the_run_by_path(finished_run, checkp
         shutil.copy(phantoms / name, tmp_path / "in")
     table, unreadable = predict_into(tmp_path, f"ckpt={checkpoint}", f"input={tmp_path / 'in'}")
     assert unreadable == 0
-    assert list(table) == ["path", "probability", "probability_calibrated", "prediction"]
+    assert list(table) == ["path", "probability", "probability_calibrated", "prediction", "modality"]
     assert table["path"].tolist() == sorted(table["path"])
     of_run = of_run.set_index("image_id").loc[[Path(path).name for path in table["path"]]]
     for name in ("probability", "probability_calibrated"):
@@ -114,6 +115,7 @@ def squares(tmp_path) -> Path:
     folder = tmp_path / "squares"
     folder.mkdir()
     pixels = np.zeros((400, 600), dtype=np.uint8)
+    pixels[0, 0] = 1  # an image of one grey level is refused
     Image.fromarray(pixels).save(folder / "c.png")
     pixels[200:250, 300:350] = 255
     Image.fromarray(pixels).save(folder / "a.png")
@@ -192,7 +194,7 @@ def test_without_an_operating_point_the_threshold_is_0_5(checkpoint, phantoms, t
     del content["operating_point"]
     torch.save(content, tmp_path / "bare.ckpt")
     table, _ = predict_into(tmp_path, f"ckpt={tmp_path}/bare.ckpt", f"input={phantoms}/images/Fractured")
-    assert list(table) == ["path", "probability", "prediction"]
+    assert list(table) == ["path", "probability", "prediction", "modality"]
     assert (table["prediction"] == (table["probability"] >= 0.5)).all()
 
 
@@ -238,6 +240,43 @@ def test_readable_files_of_a_folder_are_predicted_and_unreadable_ones_listed(
     probability = table.set_index(table["path"].str.removeprefix("in ö/"))["probability"]
     assert probability["16bit.dcm"] == pytest.approx(probability["negative.dcm"], abs=1e-6)
     assert probability["IM0001"] == pytest.approx(probability["rgba.png"], abs=1e-6)
+
+
+def test_dicom_images_that_are_not_radiographs_are_counted_in_one_warning(checkpoint, readable, tmp_path, caplog):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pixels = np.asarray(Image.open(readable[0]).convert("L"))
+    for name, modality in (("a", "DX"), ("b", "CT"), ("c", "CT"), ("d", "US")):
+        dicom(folder / f"{name}.dcm", pixels, Modality=modality)
+    dicom(folder / "e.dcm", pixels, SOPClassUID="1.2.840.10008.5.1.4.1.1.7", Modality="OT")
+    shutil.copy(readable[0], folder / "f.jpg")
+    table, _ = predict_into(tmp_path / "run", f"ckpt={checkpoint}", f"input={folder}")
+    assert table["modality"].fillna("").tolist() == ["DX", "CT", "CT", "US", "SC", ""]
+    (warning,) = [text for text in caplog.messages if "modality" in text]
+    assert warning.startswith(
+        "4 DICOM images are not of a radiographic modality (CR, DX, RG, RF, XA): 2 CT, 1 US, 1 SC;"
+    )
+    caplog.clear()
+    predict_into(tmp_path / "run", f"ckpt={checkpoint}", f"input={folder}/[af].*")
+    assert not [text for text in caplog.messages if "modality" in text]
+
+
+def test_images_of_an_archive_are_predicted_and_drawn(checkpoint, readable, tmp_path):
+    archive = tmp_path / "in.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.write(readable[0], "x/a.jpg")
+        file.writestr("x/b.png", b"text")
+        file.writestr("black.png", saved(Image.new("L", (9, 9)), "PNG"))
+    table, unreadable = predict_into(tmp_path, f"ckpt={checkpoint}", f"input={archive}", "heatmaps=true")
+    single, _ = predict_into(tmp_path / "single", f"ckpt={checkpoint}", f"input={readable[0]}")
+    assert table["path"].tolist() == [f"{archive}/x/a.jpg"]
+    assert table["probability"].item() == pytest.approx(single["probability"].item(), abs=1e-9)
+    assert unreadable == 2
+    assert dict(pd.read_csv(tmp_path / "errors.csv").to_numpy().tolist()) == {
+        f"{archive}/black.png": "every pixel has the same value, so it shows nothing",
+        f"{archive}/x/b.png": "not an image",
+    }
+    assert [file.name for file in (tmp_path / "overlays").iterdir()] == ["00001_a.jpg"]
 
 
 def predict_command(monkeypatch: pytest.MonkeyPatch, folder: Path, *arguments: str) -> None:
@@ -335,7 +374,7 @@ def test_a_home_folder_is_expanded_and_quotes_for_hydra_are_kept(monkeypatch):
 
 def test_images_are_read_at_most_the_given_number_ahead(monkeypatch):
     read = []
-    monkeypatch.setattr("fractatlas.inference.predict.read_radiograph", lambda path: read.append(path) or path)
+    monkeypatch.setattr("fractatlas.inference.predict.read_input", lambda path: read.append(path) or path)
     images = read_ahead((str(number) for number in range(1000)), lambda path: path, threads=4, ahead=8)
     assert [next(images)[0] for _ in range(10)] == [str(number) for number in range(10)]
     time.sleep(0.1)
@@ -345,7 +384,7 @@ def test_images_are_read_at_most_the_given_number_ahead(monkeypatch):
 
 
 def test_unreadable_images_keep_their_place_in_the_order(tmp_path):
-    Image.new("L", (8, 8)).save(tmp_path / "b.png")
+    Image.linear_gradient("L").save(tmp_path / "b.png")
     found = list(read_ahead([str(tmp_path / name) for name in "ab"] + [f"{tmp_path}/b.png"], lambda image: 1, 2, 2))
     assert [isinstance(image, UnreadableError) for _, image in found] == [True, True, False]
 

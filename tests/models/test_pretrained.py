@@ -1,4 +1,5 @@
 import pickle
+from functools import partial
 from urllib.error import URLError
 
 import pytest
@@ -8,6 +9,7 @@ from torchvision.models import densenet121
 from fractatlas.errors import InputError
 from fractatlas.models.backbones import densenet, resnet
 from fractatlas.models.checkpoint import read_checkpoint
+from fractatlas.models.fracture_map import FractureMap
 
 REST = {
     "weights_dir": "",
@@ -69,6 +71,48 @@ def test_the_trunk_of_a_checkpoint_is_loaded(tmp_path):
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "best.ckpt")
     loaded = trunk(tiny(str(tmp_path / "best.ckpt")))
     assert all(torch.equal(loaded[key], value) for key, value in trunk(source).items())
+
+
+def save_checkpoint(backbone, file, variant="densenet_tiny"):
+    """Write the parts of a checkpoint that start another network."""
+    state = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
+    torch.save({"state_dict": state, "config": {"model": {"variant": variant}}}, file)
+    return str(file)
+
+
+def test_the_head_of_a_checkpoint_is_kept_or_new(tmp_path, caplog):
+    source = tiny(None)
+    file = save_checkpoint(source, tmp_path / "best.ckpt")
+    kept, new = tiny(file, head="keep"), tiny(file, head="new")
+    assert torch.equal(kept.head.weight, source.head.weight)
+    assert torch.equal(kept.head.bias, source.head.bias)
+    assert not torch.equal(new.head.weight, source.head.weight)
+    assert torch.equal(new.network.features.conv0.weight, source.network.features.conv0.weight)
+    assert (kept.loaded_weights["random"], new.loaded_weights["random"]) == ([], ["head"])
+
+
+def test_the_fracture_map_of_a_checkpoint_is_loaded_if_both_networks_have_one(tmp_path, caplog):
+    options = {"channels": 8, "pooling": "topk", "loss": "focal", "weight": 1.0}
+    make = partial(FractureMap, stride=8, **options)
+    source = tiny(None, map=make)
+    file = save_checkpoint(source, tmp_path / "best.ckpt")
+    loaded = tiny(file, map=make).map.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in source.map.state_dict().items())
+    assert tiny(file).map is None
+    caplog.set_level("INFO")
+    tiny(file, map=partial(FractureMap, stride=8, **(options | {"channels": 16})))
+    assert "has no fracture map of this shape: the map starts from random weights" in caplog.text
+
+
+def test_a_head_that_the_file_lacks_and_another_variant_are_refused(tmp_path):
+    torch.save(trunk(tiny(None)), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"model.head=keep: .*w.pth has no head of this network; use model.head=new"):
+        tiny(str(tmp_path / "w.pth"), head="keep")
+    file = save_checkpoint(tiny(None), tmp_path / "best.ckpt")
+    with pytest.raises(
+        InputError, match="a checkpoint of a densenet_tiny, the network is a densenet121; use model.variant"
+    ):
+        densenet("densenet121", weights=file, **REST)
 
 
 class Payload:

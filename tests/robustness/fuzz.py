@@ -5,6 +5,7 @@ subprocesses that must not crash, hang or use much memory. Each file must give a
 """
 
 import argparse
+import io
 import multiprocessing
 import os
 import random
@@ -16,7 +17,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
+import tifffile
 from PIL import Image
 from pydicom.data import get_testdata_file
 
@@ -64,6 +67,33 @@ def seeds() -> list[bytes]:
     return contents
 
 
+def deep_seeds() -> list[bytes]:
+    """Return small files of the kinds that Pillow does not decode."""
+    y, x = np.mgrid[:48, :40]
+    grey = ((x * 6 + y * y // 60) % 256 * 16).astype(np.uint16)
+    colours = np.stack([grey, grey[::-1], grey[:, ::-1]], axis=-1)
+    contents = [imagecodecs.png_encode(grey), imagecodecs.png_encode(colours),
+                imagecodecs.jpeg2k_encode(colours, level=0, bitspersample=12),
+                b"P6 40 48 65535\n" + colours.astype(">u2").tobytes(),
+                b"P3 40 48 4095\n" + " ".join(map(str, colours.reshape(-1))).encode()]  # fmt: skip
+    for samples, options in (
+        (colours, {}), (colours, {"compression": "lzw"}), (grey.astype(np.int8), {"compression": "zlib"}),
+        (grey.astype(np.float64), {"tile": (16, 16)}), (grey.astype(np.uint32), {"bigtiff": True}),
+        (grey.astype(np.float32), {"compression": "packbits", "byteorder": ">"}),
+        (colours, {"planarconfig": "contig", "predictor": True, "compression": "zlib", "rowsperstrip": 5}),
+    ):  # fmt: skip
+        file = io.BytesIO()
+        photometric = "rgb" if samples.ndim == 3 else "minisblack"
+        tifffile.imwrite(file, samples, photometric=photometric, **options)
+        contents.append(file.getvalue())
+    avif = io.BytesIO()
+    Image.fromarray(grey.astype(np.uint8)).save(avif, "AVIF")
+    return [*contents, avif.getvalue()]
+
+
+SEEDS = {"common": seeds, "deep": deep_seeds}
+
+
 def mutate(content: bytes, chance: random.Random, others: list[bytes]) -> bytes:
     """Return ``content`` with one to six changes."""
     changed = bytearray(content)
@@ -92,9 +122,9 @@ def mutate(content: bytes, chance: random.Random, others: list[bytes]) -> bytes:
     return bytes(changed)
 
 
-def work(start: int, stop: int, connection) -> None:
+def work(start: int, stop: int, connection, kind: str) -> None:
     """Read mutants ``start`` to ``stop``; send each number before the mutant is read, and the result after."""
-    contents = seeds()
+    contents = SEEDS[kind]()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # C libraries and pydicom print many warnings
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -121,13 +151,13 @@ def mutant(number: int, contents: list[bytes]) -> bytes:
     return mutate(contents[number % len(contents)], random.Random(number), contents)
 
 
-def run(inputs: int, first: int = 0) -> Campaign:
-    """Read ``inputs`` mutants in a subprocess that is replaced after a crash or a timeout."""
-    campaign, contents, number = Campaign(), seeds(), first
+def run(inputs: int, first: int = 0, kind: str = "common") -> Campaign:
+    """Read ``inputs`` mutants of the seeds of a kind in a subprocess that is replaced after a crash or a timeout."""
+    campaign, contents, number = Campaign(), SEEDS[kind](), first
     context = multiprocessing.get_context("spawn")
     while number < first + inputs:
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=work, args=(number, first + inputs, sender))
+        process = context.Process(target=work, args=(number, first + inputs, sender, kind))
         process.start()
         sender.close()
         timeout = 120  # for the start
@@ -166,9 +196,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seeds", choices=SEEDS, default="common")
     parser.add_argument("--keep", type=Path, default=Path("fuzz"))
     options = parser.parse_args()
-    campaign = run(options.inputs, options.first)
+    campaign = run(options.inputs, options.first, options.seeds)
     for number, (fault, content) in enumerate(campaign.faults):
         options.keep.mkdir(exist_ok=True)
         (options.keep / f"{number}.bin").write_bytes(content)

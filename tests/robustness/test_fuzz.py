@@ -14,8 +14,9 @@ INPUTS = int(os.environ.get("FRACTATLAS_FUZZ", 1500))
 @pytest.mark.integration
 @pytest.mark.fault("randomly changed image file (JPEG, PNG, TIFF, DICOM and eight other kinds)",
                    "read as an 8-bit image or refused with a reason; no crash, no timeout, bounded memory")  # fmt: skip
-def test_changed_files_are_read_or_refused(record_property):
-    campaign = fuzz.run(INPUTS)
+@pytest.mark.parametrize("kind", fuzz.SEEDS)
+def test_changed_files_are_read_or_refused(record_property, kind):
+    campaign = fuzz.run(INPUTS, kind=kind)
     assert not [fault for fault, _ in campaign.faults]
     assert campaign.read > INPUTS / 20
     assert sum(campaign.refused.values()) > INPUTS / 20

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fractatlas.data.sources.fracatlas import COCO, read_boxes, read_catalogue
+from fractatlas.data.catalogue import read_catalogue
+from fractatlas.data.sources.fracatlas import COCO, FracAtlas
 from fractatlas.data.splits import SUBSETS, grouped_split, recorded_split
 from fractatlas.errors import InputError
 from fractatlas.evaluation.metrics import evaluate
@@ -98,7 +99,7 @@ def test_any_file_is_a_dataset_csv_or_refused(dozen, record_property):
     def holds(content):
         (dozen / "dataset.csv").write_bytes(content)
         try:
-            table = read_catalogue(dozen)
+            table = read_catalogue(FracAtlas(dozen))
         except InputError:
             return
         assert table["label"].isin([0, 1]).all()
@@ -137,7 +138,7 @@ def test_any_json_gives_boxes_or_is_refused(dozen, record_property):
     def holds(content):
         (dozen / COCO).write_text(json.dumps(content))
         try:
-            boxes = read_boxes(dozen)
+            boxes = FracAtlas(dozen).boxes()
         except InputError:
             return
         assert all(isinstance(name, str) for name in boxes)

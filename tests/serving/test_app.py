@@ -223,6 +223,18 @@ def test_the_description_of_the_model_has_the_card_the_limits_and_no_path(client
     assert connected.get("/v1/model?format=xml").status_code == 400
 
 
+def test_several_networks_are_averaged(make_checkpoint, with_map, tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    ensemble = load_model([with_map, make_checkpoint("map=fpn", "map.channels=8", "seed=1")])
+    with serving(ensemble) as client:
+        connected = client()
+        described = connected.get("/v1/model").json()
+        result = connected.post("/v1/predict", files=files(png())).json()["results"][0]
+    assert (described["networks"], described["card"]) == (2, None)
+    assert described["threshold"] == pytest.approx(ensemble.operating_point["threshold"])
+    assert result["probability"] == pytest.approx(ensemble.predict(tmp_path / "a.png").probability, abs=1e-6)
+
+
 def test_every_address_has_the_headers_and_every_json_answer_the_notice(client):
     connected = client()
     for address in ("/", "/page.css", "/page.js", "/health", "/v1/model", "/palette.json", "/nothing"):

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from fractatlas import load_model
 from fractatlas.data.images import decode
 from fractatlas.data.sources import phantom
-from fractatlas.data.sources.fracatlas import read_boxes
+from fractatlas.data.sources.fracatlas import FracAtlas
 from fractatlas.evaluation.localisation import place
 from fractatlas.training.fit import train
 
@@ -40,7 +40,7 @@ def run(configuration, root, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def found(run, root) -> pd.DataFrame:
     """The fractured test images whose box with the highest score is on the fracture, and this box."""
-    model, boxes = load_model(run), read_boxes(root)
+    model, boxes = load_model(run), FracAtlas(root).boxes()
     split = pd.read_csv(run / "split.csv").merge(
         pd.read_csv(run / "catalogue.csv")[["image_id", "path"]], on="image_id"
     )

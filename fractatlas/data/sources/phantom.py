@@ -23,7 +23,7 @@ import pandas as pd
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from fractatlas.data.sources.fracatlas import BODY_PARTS, COCO, COLUMNS, VIEWS
+from fractatlas.data.sources.fracatlas import BODY_PARTS, COCO, COLUMNS, VIEWS, FracAtlas
 from fractatlas.progress_bar import track
 from fractatlas.signals import signal_handlers
 from fractatlas.wording import plural
@@ -42,6 +42,29 @@ class Phantom:
     pixels: np.ndarray
     boxes: np.ndarray
     attributes: dict[str, int]
+
+
+class Phantoms(FracAtlas):
+    """A folder of phantoms, which is generated on first use.
+
+    Args:
+        root: the data folder.
+        images, seed: arguments of ``generate``.
+    """
+
+    def __init__(self, root: str | Path, images: int, seed: int):
+        super().__init__(root)
+        self._images, self._seed = images, seed
+
+    def require(self) -> None:
+        """Require the layout if the folder exists."""
+        if self.root.exists():
+            super().require()
+
+    def prepare(self) -> None:
+        """Generate the folder if it does not exist."""
+        if not self.root.exists():
+            generate(self.root, self._images, self._seed)
 
 
 def generate(root: Path, images: int, seed: int) -> None:

@@ -24,7 +24,7 @@ async function load() {
   }
   const calibrated = network.calibrated ? "" : ", not calibrated";
   find("#model").textContent =
-    `${network.model}, threshold ${network.threshold.toFixed(3)}${calibrated}, ${network.heatmap}` +
+    `${network.model}${network.networks > 1 ? `, mean of ${network.networks} networks` : ""}, threshold ${network.threshold.toFixed(3)}${calibrated}, ${network.heatmap}` +
     ` (fractatlas ${network.versions.fractatlas})`;
   find("#notice").textContent = network.notice;
   start();

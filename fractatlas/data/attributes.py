@@ -1,0 +1,83 @@
+"""Divide images into strata by their attributes: the columns of a catalogue that have no other meaning here."""
+
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from fractatlas.data.catalogue import RESERVED
+from fractatlas.data.sources.fracatlas import BODY, BODY_PARTS, VIEWS
+
+FLAGS = {"body part": tuple(BODY), "view": VIEWS}  # attributes that have a column of 0 and 1 for each value
+YES_NO = {"hardware": "hardware", "multiscan": "several scans"}
+LABEL_COLUMNS = ("fractured", "fracture_count")  # of FracAtlas: other forms of the label
+PREDICTIONS = ("split", "probability", "probability_calibrated", "box_size")  # columns of joined predictions
+MOST_FREQUENT = 10  # values of a text column that are strata of their own
+OTHER, SEVERAL = "other", "several"
+QUARTILES = 4
+
+
+def strata_of(table: pd.DataFrame) -> dict[str, pd.Series]:
+    """Return the stratum of each image, categorical, for each attribute; missing if it belongs to none.
+
+    Attributes of FracAtlas come first: body part, view, hardware, several scans. Then the source, if there are several,
+    and all other columns: numbers in quartiles of this table, text by its ``MOST_FREQUENT`` values and ``OTHER``.
+    Columns of text with a different value in more than half of the images, and columns with one value, have no strata.
+
+    Args:
+        table: with the columns of a catalogue.
+    """
+    strata = {}
+    for attribute, names in FLAGS.items():
+        if {*names} <= {*table}:
+            flags = table[list(names)].apply(pd.to_numeric, errors="coerce").fillna(0).astype(float)
+            one = flags.idxmax(axis=1).where(flags.sum(axis=1) == 1, SEVERAL).where(flags.sum(axis=1) > 0)
+            strata[attribute] = one.astype(pd.CategoricalDtype([*names, SEVERAL]))
+    for name, attribute in YES_NO.items():
+        if name in table and _is_flag(table[name]):
+            strata[attribute] = table[name].map({0: "no", 1: "yes"}).astype("category")
+    for name in attribute_columns(table):
+        if (stratum := _divide(table[name])) is not None:
+            strata[name.replace("_", " ")] = stratum
+    return strata
+
+
+def attribute_columns(table: pd.DataFrame) -> list[str]:
+    """Return the columns that are attributes of their own: not reserved, and not among those of FracAtlas."""
+    used = {*RESERVED, *PREDICTIONS, *LABEL_COLUMNS} - {"source"}
+    for names in FLAGS.values():
+        used |= {*names} if {*names} <= {*table} else set()
+    used |= {*BODY_PARTS} if {*BODY} <= {*table} else set()
+    used |= {name for name in YES_NO if name in table and _is_flag(table[name])}
+    return [name for name in table if name not in used]
+
+
+def as_numbers(column: pd.Series) -> pd.Series | None:
+    """Return a column as float64, NaN where it is empty; ``None`` if a cell is neither empty nor a finite number."""
+    empty = column.isna() | (column.astype(str).str.strip() == "")
+    numbers = pd.to_numeric(column.where(~empty), errors="coerce").astype(float)
+    return numbers if (np.isfinite(numbers) | empty).all() and not empty.all() else None
+
+
+def _is_flag(column: pd.Series) -> bool:
+    return bool(column.dropna().isin([0, 1]).all())
+
+
+def _divide(column: pd.Series) -> pd.Series | None:
+    numbers = as_numbers(column)
+    if numbers is not None and numbers.nunique() > QUARTILES:
+        edges = np.unique(np.quantile(numbers.dropna(), np.linspace(0, 1, QUARTILES + 1)))
+        if len(edges) > 2:
+            names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+            return pd.cut(numbers, edges, labels=names, include_lowest=True)
+    if numbers is not None:
+        text = numbers.map(lambda value: f"{value:g}", na_action="ignore")
+    else:
+        text = column.astype(str).where(column.notna()).str.strip()
+    text = text.where(text != "")
+    counts = text.value_counts()
+    if len(counts) < 2 or len(counts) > text.notna().sum() / 2:
+        return None
+    frequent = sorted(counts.index, key=lambda value: (-counts[value], value))[:MOST_FREQUENT]
+    shown = text.where(text.isna() | text.isin(frequent), OTHER)
+    return shown.astype(pd.CategoricalDtype([*frequent, *([OTHER] if len(counts) > len(frequent) else [])]))

@@ -1,0 +1,149 @@
+"""Pool the records of a recipe: over its folds, so that each image is predicted once for each seed, and over seeds.
+
+Probabilities of different networks are comparable after calibration only. Pooled tables therefore contain calibrated
+probabilities, each with the temperature of its own network, and the threshold of its own network on the same scale
+(``fold_threshold``). Temperatures and thresholds were chosen on the validation subset of each fold.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from hydra.utils import instantiate
+
+from fractatlas.errors import InputError
+from fractatlas.evaluation.detection import Detections
+from fractatlas.evaluation.external_predictions import ALLOWED_RULES
+from fractatlas.evaluation.operating_point import calibrate, choose_operating_point
+from fractatlas.experiments.run_records import LOCALISED, RunRecord
+
+Folds = Sequence[RunRecord]  # the runs of one recipe and seed: one for each fold, or a single one
+
+
+@dataclass
+class Pooled:
+    """One prediction for each image of a subset.
+
+    Attributes:
+        table: ``image_id, group, split, label, probability``, sorted by ``image_id``; of folds and ensembles, the
+            probability is calibrated. Pooled over folds, also ``fold_threshold``.
+        threshold: the smallest probability that is classified as fractured; pooled over folds, the mean of their
+            thresholds, for display only.
+        boxes: ``run_records.BOX_COLUMNS``; empty without heatmaps.
+        candidates: ``run_records.CANDIDATE_COLUMNS``; empty without the heatmaps of all images.
+        detected: whether the heatmaps of all images were scored.
+    """
+
+    table: pd.DataFrame
+    threshold: float
+    boxes: pd.DataFrame
+    candidates: pd.DataFrame
+    detected: bool
+
+    def located(self) -> pd.DataFrame:
+        """Return one row for each image with a box, in the format of ``localisation.localise``."""
+        return self.boxes.drop_duplicates("image_id")[["image_id", *LOCALISED]].reset_index(drop=True)
+
+    def detections(self, table: pd.DataFrame) -> Detections | None:
+        """Return the candidates and boxes of the images of a table with ``image_id, label, group``.
+
+        Fractured images without a box are omitted, as by ``detection.match``; ``None`` without the heatmaps of all
+        images.
+        """
+        if not self.detected:
+            return None
+        images = table[(table["label"] == 0) | table["image_id"].isin(self.boxes["image_id"])].reset_index(drop=True)
+        rows = pd.Series(images.index, index=images["image_id"])
+        candidates = self.candidates[self.candidates["image_id"].isin(rows.index)].reset_index(drop=True)
+        boxes = self.boxes[self.boxes["image_id"].isin(rows.index)].reset_index(drop=True)
+        return Detections(
+            images[["image_id", "label", "group"]],
+            candidates.assign(row=candidates["image_id"].map(rows).astype(int), in_box=candidates["in_box"] == 1),
+            boxes[["size"]].assign(
+                row=boxes["image_id"].map(rows).astype(int), score=boxes["score"].fillna(-np.inf).astype(float)
+            ),
+        )
+
+
+def pool(folds: Folds, subset: str) -> Pooled:
+    """Join the predictions of a subset over the folds of one seed.
+
+    Args:
+        folds: the runs of one recipe and seed; a single run without folds is returned as it is, not calibrated.
+        subset: ``val`` or ``test``.
+
+    Raises:
+        InputError: an image is in this subset of two folds.
+    """
+    if folds[0].fold is None:
+        (record,) = folds
+        return _join(folds, subset, [record.tables[subset]], [record.point["threshold"]])
+    tables, thresholds = [], []
+    for record in folds:
+        temperature = record.point["temperature"]
+        threshold = float(calibrate(np.array([record.point["threshold"]]), temperature)[0])
+        probability = calibrate(record.tables[subset]["probability"], temperature)
+        tables.append(_plain(record.tables[subset]).assign(probability=probability, fold_threshold=threshold))
+        thresholds.append(threshold)
+    return _join(folds, subset, tables, thresholds)
+
+
+def ensemble(seeds: Sequence[Folds]) -> dict[str, Pooled]:
+    """Average the calibrated probabilities of the seeds for each image, and choose the thresholds again on validation.
+
+    Args:
+        seeds: for each seed, its folds, the same for all seeds.
+
+    Returns:
+        By subset, ``val`` and ``test``, without heatmaps.
+
+    Raises:
+        InputError: the seeds have other images, or an image is in one subset of two folds.
+    """
+    rule = instantiate(_part(seeds[0][0].settings, "threshold"), _execution_whitelist_=ALLOWED_RULES)
+    tables: dict[str, list[pd.DataFrame]] = {"val": [], "test": []}
+    thresholds = []
+    for records in zip(*seeds, strict=True):  # of one fold
+        means = {subset: _mean(records, subset) for subset in tables}
+        threshold = choose_operating_point(means["val"], rule, "")["threshold"]
+        thresholds.append(threshold)
+        for subset, table in means.items():
+            tables[subset].append(table if records[0].fold is None else table.assign(fold_threshold=threshold))
+    return {subset: _join([], subset, several, thresholds) for subset, several in tables.items()}
+
+
+def _mean(records: Sequence[RunRecord], subset: str) -> pd.DataFrame:
+    tables = [record.tables[subset] for record in records]
+    if any(not table["image_id"].equals(tables[0]["image_id"]) for table in tables):
+        raise InputError(f"{records[0].facts['recipe']}: the seeds have other {subset} images; train them again")
+    pairs = zip(tables, records, strict=True)
+    calibrated = [calibrate(table["probability"], record.point["temperature"]) for table, record in pairs]
+    return _plain(tables[0]).assign(probability=np.mean(calibrated, axis=0))
+
+
+def _join(records: Folds, subset: str, tables: Sequence[pd.DataFrame], thresholds: Sequence[float]) -> Pooled:
+    table = pd.concat(tables).sort_values("image_id", ignore_index=True)
+    if (repeated := table["image_id"].duplicated()).any():
+        name = table.loc[repeated, "image_id"].iloc[0]
+        raise InputError(f"{name} is in the {subset} subset of two folds; delete the records of this recipe")
+    located = bool(records) and all(subset in record.facts["located"] for record in records)
+    detected = located and all(subset in record.facts["detected"] for record in records)
+    boxes, candidates = (
+        pd.concat([of[of["split"] == subset] for of in several], ignore_index=True) if known else pd.DataFrame()
+        for several, known in (
+            ([record.boxes for record in records], located),
+            ([record.candidates for record in records], detected),
+        )
+    )
+    return Pooled(table, float(np.mean(thresholds)), boxes, candidates, detected)
+
+
+def _plain(table: pd.DataFrame) -> pd.DataFrame:
+    return table[["image_id", "group", "split", "label"]]
+
+
+def _part(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return the settings of one part of a configuration, such as ``threshold``, without its name."""
+    return {key.removeprefix(f"{name}."): value for key, value in settings.items() if key.startswith(f"{name}.")}

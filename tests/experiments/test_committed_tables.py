@@ -1,0 +1,59 @@
+"""The tables of ``experiments/`` are those that are computed from the committed predictions."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fractatlas.evaluation.bootstrap import bootstrap_weights
+from fractatlas.evaluation.metrics import resampled
+from fractatlas.evaluation.predictions_table import read_predictions
+from fractatlas.experiments.plan import folder_name, read_plan, run_plan
+from tests.conftest import REPOSITORY
+
+EXPERIMENTS = REPOSITORY / "experiments"
+PREDICTIONS = [folder for folder in sorted(EXPERIMENTS.glob("*/*/predictions")) if folder.is_dir()]
+RECORDED = [folder.parent for folder in PREDICTIONS if any(folder.glob("*.json"))]
+EARLIER = [folder.parent for folder in PREDICTIONS if not any(folder.glob("*.json"))]  # without records
+
+
+def name_of(folder: Path) -> str:
+    return str(folder.relative_to(EXPERIMENTS))
+
+
+@pytest.mark.parametrize("folder", EARLIER, ids=name_of)
+def test_scores_of_earlier_versions_follow_from_the_predictions(folder):
+    table = pd.read_csv(folder / "recipes.csv", dtype={"recipe": str})
+    rows = table[~table["recipe"].str.contains(", ensemble of ")]
+    seeds = read_plan(folder.with_suffix(".yaml")).seeds
+    assert set(rows["seeds"]) == {len(seeds)}
+    for row in rows.itertuples():
+        files = [folder / "predictions" / f"{folder_name(row.recipe)}_seed_{seed}.csv" for seed in seeds]
+        tables = [one[one["split"] == row.subset] for one in map(read_predictions, files)]
+        assert {(len(one), one["label"].sum()) for one in tables} == {(row.n, row.positives)}
+        scores = [resampled(one, 0.5, bootstrap_weights(one["group"], 1)[:1]) for one in tables]
+        for name in ("accuracy", "auroc", "average_precision", "sensitivity", "specificity", "brier"):
+            mean = np.mean([values[name][0] for values in scores])
+            assert getattr(row, name) == pytest.approx(mean, abs=1e-6), (row.recipe, row.subset, name)
+
+
+def test_an_experiment_has_records_or_predictions_of_an_earlier_version():
+    assert len(EARLIER) + len(RECORDED) >= 2
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("folder", RECORDED, ids=name_of)
+def test_every_table_is_computed_from_the_records(folder, tmp_path):
+    plan, out = folder.with_suffix(".yaml"), tmp_path / "out"
+    shutil.copytree(folder / "predictions", out / "predictions")
+    run_plan(plan, out, tmp_path / "logs", tables=True)
+    committed = [file for file in folder.rglob("*.csv") if "predictions" not in file.relative_to(folder).parts[:1]]
+    assert committed
+    for file in committed:
+        found, expected = (pd.read_csv(root / file.relative_to(folder)) for root in (out, folder))
+        pd.testing.assert_frame_equal(found, expected, rtol=1e-6, check_dtype=False)
+    for file in folder.rglob("*.md"):
+        if "pooled" not in file.parts:
+            assert (out / file.relative_to(folder)).read_text() == file.read_text(), file.name
