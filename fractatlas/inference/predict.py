@@ -153,8 +153,8 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
             plural(others.total(), "DICOM image is", "DICOM images are"), ", ".join(RADIOGRAPHS), counts,
         )  # fmt: skip
     if config["dicom_out"]:
-        others = len(paths) - len(written) - len(unwritten)
-        skipped = f"; {plural(others, 'input')} skipped, because only DICOM files have one" if others else ""
+        without = len(paths) - len(written) - len(unwritten)
+        skipped = f"; {plural(without, 'input')} skipped, because only DICOM files have one" if without else ""
         log.info("%s in %s%s", plural(len(written), "DICOM result"), run / "dicom", skipped)
     if listed_errors := [*errors.items(), *unwritten.items()]:
         for path, reason in listed_errors[:SHOWN_ERRORS]:

@@ -26,7 +26,7 @@ def make_checkpoint(configuration, tmp_path_factory):
     def make(*overrides: str) -> Path:
         run = tmp_path_factory.mktemp("untrained")
         config = configuration(run, *overrides)
-        torch.manual_seed(0)
+        torch.manual_seed(config["seed"])
         content = {"config": config, "state_dict": build_classifier(config).state_dict(), "operating_point": POINT}
         file = run / "checkpoints" / "best.ckpt"
         file.parent.mkdir()
