@@ -103,9 +103,8 @@ def main() -> None:
     print(f"{len(seconds)} requests of {arguments.clients} clients answered in {total:.1f} s, none lost")
     print(f"request: median {1000 * median:.0f} ms, 95th percentile {1000 * p95:.0f} ms")
     print(f"bare forward pass of one image: median {1000 * forward:.0f} ms")
-    print(
-        f"throughput: {len(seconds) / total:.1f} images/s, {len(seconds) / total * forward:.2f} of the bare network's"
-    )
+    rate = len(seconds) / total
+    print(f"throughput: {rate:.1f} images/s, {rate * forward:.2f} of the bare forward passes in the same time")
     print(f"memory of the server: {first:.0f} MB after the first request, at most {peak:.0f} MB")
 
 
