@@ -5,6 +5,7 @@ import torch
 
 from fractatlas.data.datamodule import RadiographDataModule
 from fractatlas.data.fracture_masks import BOXES, OUTLINES, FractureMasks
+from fractatlas.data.sources.fracatlas import FracAtlas
 from fractatlas.data.transforms import letterbox, light_augmentation, resize_and_crop
 
 CHANNELS = {"mean": [0.5] * 3, "std": [0.5] * 3}
@@ -72,7 +73,9 @@ def test_batches_contain_masks_only_on_request_and_if_there_are_boxes(phantoms, 
         "num_workers": 0, "pin_memory": False, "seed": 0, "cache": True, "cache_dir": str(tmp_path),
         "keep_contradictions": False,
     }  # fmt: skip
-    without, with_masks = (RadiographDataModule(root=str(phantoms), masks=masks, **options) for masks in (False, True))
+    without, with_masks = (
+        RadiographDataModule(FracAtlas(str(phantoms)), masks=masks, **options) for masks in (False, True)
+    )
     for data in (without, with_masks):
         data.setup()
     assert "mask" not in next(iter(without.val_dataloader()))

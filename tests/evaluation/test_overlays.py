@@ -110,11 +110,18 @@ def test_a_drawn_radiograph_has_its_probability_and_the_colour_key():
     assert len(strip(note="2 boxes")) > len(strip())
 
 
+def write_grey(file, shape):
+    """Write a grey image with one brighter pixel, because constant images are refused."""
+    pixels = np.full(shape, 90, dtype=np.uint8)
+    pixels[-1, -1] = 91
+    Image.fromarray(pixels).save(file)
+
+
 @pytest.fixture
 def radiograph(tmp_path):
     """A table of three images in a folder: with heat in a crop, with a heatmap of zeros, and without one."""
     for name in "abc":
-        Image.fromarray(np.full((300, 400), 90, dtype=np.uint8)).save(tmp_path / f"{name}.png")
+        write_grey(tmp_path / f"{name}.png", (300, 400))
     table = pd.DataFrame({"image_id": list("abc"), "path": [f"{name}.png" for name in "abc"], "label": 1,
                           "probability": [0.9, 0.5, 0.1]})  # fmt: skip
     heat = np.stack([np.eye(2, dtype=np.float32), np.zeros((2, 2), dtype=np.float32)])
@@ -132,7 +139,7 @@ def test_the_box_threshold_is_in_the_middle_of_the_colours():
 
 
 def test_heat_is_drawn_with_the_colours_of_all_images_and_candidates_at_the_scale_of_the_picture(tmp_path):
-    Image.fromarray(np.full((512, 512), 90, dtype=np.uint8)).save(tmp_path / "a.png")
+    write_grey(tmp_path / "a.png", (512, 512))
     table = pd.DataFrame({"image_id": ["a"], "path": ["a.png"], "label": [1], "probability": [0.9]})
     heatmaps = Heatmaps(np.array(["a"]), np.full((1, 2, 2), 0.25, np.float16), np.float32([[0, 0, 512, 512]]))
     candidates = pd.DataFrame(
