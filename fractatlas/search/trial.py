@@ -66,6 +66,9 @@ class ReportToStudy(Callback):
 def run_trial(search: dict[str, Any], config: DictConfig) -> float | None:
     """Run the trial whose number is the name of its folder; store a failure in the study instead of raising it.
 
+    A trial that has ended is not trained: a cluster can start the job of a lost node again after the trial was
+    repeated, or after its result was stored.
+
     ``search`` is a checked ``SearchConfig``, plain.
 
     Returns:
@@ -73,6 +76,10 @@ def run_trial(search: dict[str, Any], config: DictConfig) -> float | None:
     """
     number = int(HydraConfig.get().sweep.subdir)
     trial = storage.load_trial(search, number)
+    stored = trial.study.get_trials(deepcopy=False)[number]
+    if stored.state.is_finished():
+        log.warning("trial %d: not trained, because the study has it as %s", number, stored.state.name.lower())
+        return stored.value
     try:
         plain = validate(config, TrainConfig)
         trial.set_user_attr("seed", plain["seed"])

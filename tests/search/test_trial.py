@@ -1,8 +1,12 @@
 import json
+from types import SimpleNamespace
 
+import optuna
 import pytest
+from omegaconf import OmegaConf
 
-from fractatlas.search.trial import ReportToStudy, runs_on_one_device
+from fractatlas.search import trial as search_trial
+from fractatlas.search.trial import ReportToStudy, run_trial, runs_on_one_device
 from fractatlas.training.fit import train
 
 
@@ -54,3 +58,21 @@ def test_last_epoch_is_not_pruned(configuration, tmp_path):
 )
 def test_trials_on_one_device_run_in_the_process_of_the_search(devices, nodes, expected):
     assert runs_on_one_device({"devices": devices, "num_nodes": nodes}) is expected
+
+
+@pytest.mark.parametrize("state", [optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL])
+def test_a_trial_that_has_ended_is_not_trained_if_a_cluster_starts_its_job_again(tmp_path, monkeypatch, caplog, state):
+    url = f"sqlite:///{tmp_path / 'studies.db'}"
+    study = optuna.create_study(study_name="cluster", storage=url)
+    ended = state == optuna.trial.TrialState.COMPLETE
+    study.tell(study.ask(), 0.7 if ended else None, state=state)
+    pruner = {"_target_": "optuna.pruners.NopPruner"}
+    search = {"study_name": "cluster", "storage": url, "heartbeat_timeout": 60, "pruner": pruner}
+    monkeypatch.setattr(search_trial, "train", lambda *_: pytest.fail("trained"))
+    hydra = SimpleNamespace(sweep=SimpleNamespace(subdir="0"), runtime=SimpleNamespace(output_dir=str(tmp_path)))
+    monkeypatch.setattr(search_trial, "HydraConfig", SimpleNamespace(get=lambda: hydra))
+    assert run_trial(search, OmegaConf.create()) == (0.7 if ended else None)
+    assert f"trial 0: not trained, because the study has it as {state.name.lower()}" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["studies.db"]
+    assert study.trials[0].state == state
+    assert study.trials[0].user_attrs == {}
