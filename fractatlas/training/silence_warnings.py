@@ -11,6 +11,7 @@ IRRELEVANT = (
     ".*exists and is not empty.*",  # normal in a resumed run folder
     ".*callbacks used to create the checkpoint need to be provided.*",  # not for scoring
     ".*smaller than the logging interval.*",  # the last step of an epoch is always logged
+    ".*`srun` command is available.*",  # a run on one node needs no srun
     ".*requested to overfit but enabled.*shuffling.*",  # Lightning then takes the batches in the order of the split
     ".*sync_dist=True.*",  # torchmetrics has synchronised the values
 )
