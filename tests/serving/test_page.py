@@ -1,6 +1,7 @@
 """The page in Chromium: results, errors, controls, and the width of a phone."""
 
 import base64
+import io
 import json
 import os
 import shutil
@@ -9,7 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.test_images import NOISE, dicom
 from tests.serving.conftest import png
@@ -116,8 +119,23 @@ class Browser:
     def text(self) -> str:
         return self.run("document.body.innerText")
 
-    def picture(self, file: Path) -> None:
-        file.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+    def picture(self, file: Path, selector: str | None = None) -> None:
+        """Write a picture of what is visible, or of the elements that a selector finds, visible or not."""
+        options: dict[str, Any] = {}
+        if selector:
+            lines = "document.querySelectorAll(" + json.dumps(selector) + ")"
+            edges = self.run(
+                f"const all = [...{lines}].map((one) => one.getBoundingClientRect());"
+                "return [Math.min(...all.map((one) => one.top)) + scrollY, Math.max(...all.map((one) => one.bottom)) +"
+                " scrollY, document.documentElement.scrollWidth];"
+            )
+            clip = {"x": 0, "y": edges[0], "width": edges[2], "height": edges[1] - edges[0], "scale": 1}
+            options = {"clip": clip, "captureBeyondViewport": True}
+        picture = self.call("Page.captureScreenshot", format="png", **options)
+        with Image.open(io.BytesIO(base64.b64decode(picture["data"]))) as image:
+            small = image.convert("RGB")
+            small.thumbnail((900, 900), Image.Resampling.LANCZOS)
+            small.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3).save(file, optimize=True)  # keeps rare colours
 
     def close(self) -> None:
         self.process.kill()
@@ -175,12 +193,14 @@ def test_the_page_shows_results_errors_and_controls(with_map, tmp_path, browse, 
         browser.wait("document.querySelector('#status').textContent.startsWith('4 of 4')")
         browser.wait("document.querySelectorAll('canvas[data-drawn]').length == 2")
         shown = browser.text()
-        assert "4 of 4 predicted, 2 not read" in shown
-        assert shown.count("truncated") + shown.count("not an image") == 2
+        assert "4 of 4 files done: 2 predicted, 2 failed" in shown
+        assert shown.count("Truncated") + shown.count("Not an image") == 2
         assert "onerror=document.title" in shown  # as text
         assert browser.run("document.title") == "fractatlas: fractures in radiographs"
         assert "densenet_tiny" in shown
         assert browser.run("document.querySelectorAll('.boxes tbody tr').length") > 0
+        assert browser.run("document.querySelectorAll('.state:not([hidden])').length") == 0
+        assert browser.run("document.querySelector('.opacity').nextElementSibling.value") == "55 %"
         assert browser.errors == []
         drawn = browser.run(PIXELS)
         assert drawn > 0
@@ -221,12 +241,29 @@ def test_the_page_fits_a_phone_and_is_used_with_the_keyboard(without_map, tmp_pa
 @pytest.mark.integration
 @pytest.mark.skipif(not (PICTURES and SHOWN), reason="set FRACTATLAS_PICTURES and FRACTATLAS_SHOWN")
 @pytest.mark.parametrize(("name", "width", "height"), [("desktop", 1280, 960), ("phone", 390, 844)])
-def test_pictures_of_the_documentation_show_a_result(tmp_path, browse, phantoms, name, width, height):
+def test_pictures_of_the_documentation_show_results_and_errors(tmp_path, browse, phantoms, name, width, height):
     image = sorted((phantoms / "images" / "Fractured").iterdir())[0]
+    with Image.open(image) as radiograph:
+        grey = radiograph.convert("L")
+    window = {"WindowCenter": 2048, "WindowWidth": 4096}
+    dicom(tmp_path / "wrist.dcm", np.asarray(grey).astype(np.uint16) * 16, **window)
+    large = np.asarray(grey.resize((5000, 5000))).astype(np.uint16) * 16
+    dicom(tmp_path / "large.dcm", large, **window)  # 50 MB
+    (tmp_path / "broken.jpg").write_bytes(image.read_bytes()[:3000])
+    (tmp_path / "too_large.dcm").write_bytes(bytes(70_000_000))
+    names = ("wrist.dcm", "broken.jpg", "large.dcm", "too_large.dcm")
     with running(Path(SHOWN), tmp_path / "server") as server:
         browser = browse(width, height)
         browser.open(server.address)
-        browser.upload(image)
-        browser.wait("document.querySelector('canvas[data-drawn]')")
+        browser.picture(Path(PICTURES) / f"serve_{name}_start.png")
+        browser.upload(image, *(tmp_path / one for one in names))
+        waiting = browser.run("[...document.querySelectorAll('.state:not([hidden])')].map((one) => one.textContent)")
+        assert "Uploading and predicting …" in waiting
+        browser.picture(Path(PICTURES) / f"serve_{name}_waiting.png")
+        browser.wait("document.querySelectorAll('canvas[data-drawn]').length == 3")
+        browser.wait("document.querySelector('#status').textContent.startsWith('5 of 5')")
         browser.picture(Path(PICTURES) / f"serve_{name}.png")
+        for number in range(1, 6):
+            browser.picture(Path(PICTURES) / f"serve_{name}_{number}.png", f".result:nth-child({number})")
+        assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
         assert browser.errors == []

@@ -5,6 +5,13 @@ const BOX_COLOUR = "rgb(255, 80, 255)";
 const PARALLEL = 2; // uploads at the same time
 const RETRIES = 60; // after the status 429
 
+class Refusal extends Error {
+  constructor(problem, remedy) {
+    super(problem);
+    this.remedy = remedy;
+  }
+}
+
 const find = (selector, parent = document) => parent.querySelector(selector);
 const waiting = [];
 let network = null;
@@ -56,31 +63,36 @@ function start() {
 }
 
 function report() {
-  const errors = failed ? `, ${failed} not read` : "";
-  find("#status").textContent = total ? `${done} of ${total} predicted${errors}` : "";
+  const errors = failed ? `: ${done - failed} predicted, ${failed} failed` : "";
+  find("#status").textContent = total ? `${done} of ${total} files done${errors}` : "";
 }
 
 async function predict(file, article) {
+  const state = find(".state", article);
+  state.textContent = "Uploading and predicting …";
   try {
     const answer = await send(file);
     const result = answer.results && answer.results[0];
     if (answer.error || !result || result.error) {
       const error = answer.error || (result && result.error) || { problem: "no result", remedy: "repeat the upload" };
-      throw new Error(`${error.problem}; ${error.remedy}`);
+      throw new Refusal(error.problem, error.remedy);
     }
     await show(result, answer.threshold, article);
   } catch (error) {
     failed += 1;
-    const line = find(".error", article);
-    line.textContent = error instanceof TypeError ? "The upload failed: the server does not answer." : error.message;
-    line.hidden = false;
+    const offline = error instanceof TypeError; // of fetch
+    find(".problem", article).textContent = offline ? "the server does not answer" : error.message;
+    find(".remedy", article).textContent = error.remedy || "repeat the upload";
+    find(".error", article).hidden = false;
+  } finally {
+    state.hidden = true;
   }
 }
 
 async function send(file) {
   if (file.size > network.limits.max_bytes) {
     const limit = network.limits.max_bytes.toLocaleString("en");
-    throw new Error(`the file is larger than ${limit} bytes; use a smaller file`);
+    throw new Refusal(`the file is larger than ${limit} bytes`, "use a smaller file");
   }
   const form = new FormData();
   form.append("files", file, file.name);
@@ -184,6 +196,10 @@ class Viewer {
   }
 
   draw() {
+    for (const input of Object.values(this.inputs)) {
+      const unit = ["opacity", "zoom"].includes(input.className) ? " %" : "";
+      if (input.type === "range") input.nextElementSibling.textContent = input.value + unit;
+    }
     const ratio = window.devicePixelRatio || 1;
     const [width, height] = [this.canvas.clientWidth * ratio, this.canvas.clientHeight * ratio];
     if (!width || !height) return;
