@@ -1,9 +1,8 @@
 """Start a SLURM cluster of one node with two CPUs on this machine: munged, slurmctld and slurmd, without systemd."""
 
-import getpass
 import os
+import pwd
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -20,7 +19,7 @@ SECONDS = 60  # to start a daemon, or to end it
 SETTINGS = """ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 NodeName={host} NodeAddr=127.0.0.1 Port={node_port} CPUs=2 State=UNKNOWN
-PartitionName=cpu Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+PartitionName=cpu Nodes={host} Default=YES
 SlurmctldPort={port}
 SlurmUser={user}
 SlurmdUser={user}
@@ -36,15 +35,9 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=2,batch_sched_delay=0
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
-JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
-MpiDefault=none
-SwitchType=switch/none
 JobRequeue=1
 ReturnToService=2
 SlurmdTimeout=10
-InactiveLimit=0
 KillWait=5
 MessageTimeout=10
 """
@@ -124,7 +117,8 @@ class Cluster:
     def stop(self) -> None:
         """End the jobs and the daemons."""
         for daemon in reversed(self.daemons):
-            daemon.send_signal(signal.SIGTERM)
+            with suppress(psutil.NoSuchProcess):
+                daemon.terminate()
         psutil.wait_procs(self.daemons, 5)
         for process in [*self.processes(), *(daemon for daemon in self.daemons if daemon.is_running())]:
             with suppress(psutil.NoSuchProcess):
@@ -138,9 +132,10 @@ def cluster() -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp())  # pytest's path is too long: a socket's path has at most 107 bytes
     folder.chmod(0o755)  # munged refuses a folder that others cannot enter
     port, node_port = _free_ports(2)
-    names = {"host": socket.gethostname().partition(".")[0], "user": getpass.getuser(), "folder": folder}
+    host, user = socket.gethostname().partition(".")[0], pwd.getpwuid(os.geteuid()).pw_name
     running = Cluster(folder)
-    running.settings.write_text(SETTINGS.format(port=port, node_port=node_port, **names))
+    running.settings.write_text(SETTINGS.format(host=host, user=user, folder=folder, port=port, node_port=node_port))
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")  # starts without control groups, too
     for name in ("state", "spool"):
         (folder / name).mkdir()
     key = folder / "munge.key"
