@@ -134,7 +134,7 @@ class Browser:
         picture = self.call("Page.captureScreenshot", format="png", **options)
         with Image.open(io.BytesIO(base64.b64decode(picture["data"]))) as image:
             small = image.convert("RGB")
-            small.thumbnail((900, 900), Image.Resampling.LANCZOS)
+            small.thumbnail((900, 640), Image.Resampling.LANCZOS)
             small.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=3).save(file, optimize=True)  # keeps rare colours
 
     def close(self) -> None:
