@@ -75,9 +75,11 @@ def _describe_all(facts: dict[str, Any] | None) -> str:
     if not facts or facts["train"] is None:
         unknown = "It is not known which of these images the network was trained on."
         return f"{unknown} Scores of training images are too high."
-    text = f"Of these images, {facts['train']} {'is' if facts['train'] == 1 else 'are'} in the training subset of the "
-    text += f"network and {facts['val']} in its validation subset"
-    text += ": the scores are optimistic." if facts["train"] or facts["val"] else "."
+    text = "None of these images is in the training or validation subset of the network."
+    if facts["train"] or facts["val"]:
+        verb = "is" if facts["train"] == 1 else "are"
+        text = f"Of these images, {facts['train']} {verb} in the training subset of the network and {facts['val']} in "
+        text += "its validation subset: the scores are optimistic."
     if facts.get("found_by") == "content":
         return text
     return f"{text} Images were compared by name, not by content, because the catalogue.csv of the training is missing."
