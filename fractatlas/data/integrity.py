@@ -93,13 +93,16 @@ def inspect(content: bytes) -> ImageStatistics:
     )
 
 
-def inspect_all(root: Path, paths: Iterable[str], cache: Path | None = None) -> pd.DataFrame:
+def inspect_all(
+    root: Path, paths: Iterable[str], cache: Path | None = None, purpose: str = "check them and to find near-duplicates"
+) -> pd.DataFrame:
     """Compute the statistics of many image files, once for each content.
 
     Args:
         root: the data folder.
         paths: paths relative to ``root``; ``""`` means a missing file.
         cache: folder that stores the statistics by content; ``None`` stores nothing.
+        purpose: for the log: images are decoded to do this.
 
     Returns:
         Columns ``FIELDS``, one row per path, in the order of ``paths``.
@@ -110,7 +113,7 @@ def inspect_all(root: Path, paths: Iterable[str], cache: Path | None = None) -> 
         contents = list(track(keys, "reading files", len(paths)))
     wanted = dict(zip(contents, paths, strict=True))
     if cache is None:
-        statistics = _inspect_files(root, wanted)
+        statistics = _inspect_files(root, wanted, purpose)
     else:
         # Decoded pixels can differ between versions of Pillow.
         file = cache / f"image-statistics-{VERSION}-{PIL.__version__}.csv"
@@ -119,7 +122,7 @@ def inspect_all(root: Path, paths: Iterable[str], cache: Path | None = None) -> 
             with cache_lock(cache):
                 statistics = _read_cached(file)  # another process may have written in the meantime
                 if new := {key: path for key, path in wanted.items() if key not in statistics.index}:
-                    statistics = pd.concat([statistics, _inspect_files(root, new)])
+                    statistics = pd.concat([statistics, _inspect_files(root, new, purpose)])
                     write_csv(file, statistics.reset_index())
     return statistics.loc[contents].reset_index()
 
@@ -133,8 +136,8 @@ def _read_or_empty(file: Path) -> bytes:
     return file.read_bytes() if file.is_file() else b""
 
 
-def _inspect_files(root: Path, paths: dict[str, str]) -> pd.DataFrame:
-    log.info("decoding %s once to check them and to find near-duplicates", plural(len(paths), "image"))
+def _inspect_files(root: Path, paths: dict[str, str], purpose: str) -> pd.DataFrame:
+    log.info("decoding %s once to %s", plural(len(paths), "image"), purpose)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the global interpreter lock
         statistics = pool.map(lambda path: asdict(inspect(_read_or_empty(root / path))), paths.values())
         rows = list(track(statistics, "checking images", len(paths)))

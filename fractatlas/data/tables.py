@@ -27,12 +27,15 @@ def read_table(file: Path, required: Sequence[str], remedy: str) -> pd.DataFrame
         All columns as text without surrounding spaces, ``""`` for an empty cell.
 
     Raises:
-        InputError: the file is missing, is not a table, lacks a column, or has a row with more or fewer cells than the
-            first line.
+        InputError: the file is missing, is not a table, lacks a column or has two of the same name, or has a row with
+            more or fewer cells than the first line.
     """
-    if file.suffix.lower() in PARQUET:
+    if is_parquet(file):
         return _read_parquet(file, required, remedy)
     separator = detect_separator(file)
+    header = read_csv(file, [], remedy, sep=separator, dtype=str, header=None, nrows=1).iloc[0].dropna().str.strip()
+    if repeated := [*header[header.duplicated()]]:
+        raise InputError(f"{file}: column {repeated[0]} occurs more than once; rename or remove one of them")
     table = read_csv(file, [], remedy, sep=separator, dtype=str, keep_default_na=False, na_values=[""])
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes additional cells of the first row as an index
         raise InputError(f"{file}, line 2: more cells than in the first line; put text with a separator in quotes")
@@ -49,6 +52,11 @@ def read_table(file: Path, required: Sequence[str], remedy: str) -> pd.DataFrame
             problem = f"the cells are separated by {other}, in the first line by {SEPARATORS[separator]}"
             raise InputError(f"{file}, line {row + 2}: {problem}; use one separator")
     return table.fillna("").apply(lambda column: column.str.strip())
+
+
+def is_parquet(file: Path) -> bool:
+    """Return whether a table is read as Parquet."""
+    return file.suffix.lower() in PARQUET
 
 
 def detect_separator(file: Path) -> str:

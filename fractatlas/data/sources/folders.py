@@ -41,8 +41,8 @@ class Folders(Source):
 
     name = "folders"
 
-    def __init__(self, root: str | Path, positive: str | None):
-        self.root, self.positive = Path(root), positive
+    def __init__(self, root: str | Path, positive: str | int | None):
+        self.root, self.positive = Path(root), None if positive is None else str(positive)
 
     def require(self) -> None:
         """Require two class folders."""
@@ -86,6 +86,9 @@ class Folders(Source):
             positive = [name for name in names if self._is_positive(name)]
             if len(names) != 2 or len(positive) != 1:
                 found = f"found {join_names(names) or 'none'}"
+                if self.positive is not None and len(names) == 2:
+                    problem = f"data.positive={self.positive}: no such folder in {parent} ({found})"
+                    raise InputError(f"{problem}; give the name of the folder of fractured images")
                 remedy = "name the folder of fractured images (data.positive=NAME)" if len(names) == 2 else (
                     "arrange the images in two folders, such as fractured and not_fractured"
                 )  # fmt: skip
