@@ -12,6 +12,7 @@ IRRELEVANT = (
     ".*callbacks used to create the checkpoint need to be provided.*",  # not for scoring
     ".*smaller than the logging interval.*",  # the last step of an epoch is always logged
     ".*requested to overfit but enabled.*shuffling.*",  # Lightning then takes the batches in the order of the split
+    ".*No (positive|negative) samples in targets.*",  # the data module logs that a subset has one class
     ".*sync_dist=True.*",  # torchmetrics has synchronised the values
 )
 # Environment variables with the number of a process: of Lightning and torchrun, and of SLURM.
