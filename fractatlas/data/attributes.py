@@ -7,6 +7,7 @@ import pandas as pd
 
 from fractatlas.data.catalogue import RESERVED
 from fractatlas.data.sources.fracatlas import BODY, BODY_PARTS, VIEWS
+from fractatlas.data.tables import as_numbers
 
 FLAGS = {"body part": tuple(BODY), "view": VIEWS}  # attributes that have a column of 0 and 1 for each value
 YES_NO = {"hardware": "hardware", "multiscan": "several scans"}
@@ -53,13 +54,6 @@ def attribute_columns(table: pd.DataFrame) -> list[str]:
     used |= {*BODY_PARTS} if {*BODY} <= {*table} else set()
     used |= {name for name in YES_NO if name in table and _is_flag(table[name])}
     return [name for name in table if name not in used]
-
-
-def as_numbers(column: pd.Series) -> pd.Series | None:
-    """Return a column as float64, NaN where it is empty; ``None`` if a cell is neither empty nor a finite number."""
-    empty = column.isna() | (column.astype(str).str.strip() == "")
-    numbers = pd.to_numeric(column.where(~empty), errors="coerce").astype(float)
-    return numbers if (np.isfinite(numbers) | empty).all() and not empty.all() else None
 
 
 def _is_flag(column: pd.Series) -> bool:

@@ -1,4 +1,4 @@
-"""Read DICOM files with one frame as grey images, and tell what kind of object a file contains.
+"""Read DICOM files with one frame as grey images, and return what kind of object a file contains.
 
 Optional attributes that are absent, empty or invalid are ignored alike.
 """

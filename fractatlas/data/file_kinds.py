@@ -6,11 +6,10 @@ import zlib
 from pydicom.datadict import dictionary_has_tag
 
 START = 560  # bytes that ``image_kind`` needs
-DICOM_HEADER = 132  # bytes that ``is_dicom`` needs
 CONVERT = "convert it to PNG or DICOM"
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Images that this package reads.
-READABLE = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+",
-            b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")  # fmt: skip
+READABLE = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", *TIFF)
 # Images that it does not read: start, name, remedy.
 UNREADABLE = (
     (b"\xff\x0a", "JPEG XL image", CONVERT),
@@ -48,7 +47,7 @@ PNM = b"123456Ff"
 
 
 def is_dicom(start: bytes) -> bool:
-    """Return whether ``start``, the first ``DICOM_HEADER`` bytes of a file, is DICOM with or without the preamble."""
+    """Return whether ``start``, the first 132 bytes of a file, is DICOM with or without the preamble."""
     if start[128:132] == b"DICM":
         return True
     if len(start) < 8 or start[:2] not in (b"\x02\0", b"\x08\0", b"\0\x08"):
@@ -61,7 +60,7 @@ def is_dicom(start: bytes) -> bool:
 
 def is_tiff(start: bytes) -> bool:
     """Return whether ``start``, the first four bytes of a file, is TIFF or BigTIFF."""
-    return start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    return start.startswith(TIFF)
 
 
 def is_readable_image(start: bytes) -> bool:
@@ -84,7 +83,7 @@ def unreadable_image(start: bytes) -> str:
         if start.startswith(magic):
             return f"{name}; {remedy}"
     if start[4:8] == b"ftyp" and start[8:12] in HEIF:
-        # The brands mif1 and msf1 are shared by HEIC and AVIF; the compatible brands tell them apart.
+        # The brands mif1 and msf1 are shared by HEIC and AVIF; the compatible brands distinguish them.
         return "" if b"avif" in start[16:64] else f"HEIC image; {CONVERT}"
     unpacked = _gunzip(start) if start.startswith(b"\x1f\x8b") else start
     if unpacked[344:348] in (b"n+1\0", b"ni1\0") or unpacked[4:8] in (b"n+2\0", b"ni2\0"):

@@ -73,6 +73,13 @@ def detect_separator(file: Path) -> str:
     return max(SEPARATORS, key=first.count)
 
 
+def as_numbers(column: pd.Series) -> pd.Series | None:
+    """Return a column as numbers, NaN where it is empty; ``None`` if a cell is neither empty nor a finite number."""
+    empty = column.isna() | (column.astype(str).str.strip() == "")
+    numbers = pd.to_numeric(column.where(~empty), errors="coerce")
+    return numbers if (np.isfinite(numbers.astype(float)) | empty).all() and not empty.all() else None
+
+
 def _read_parquet(file: Path, required: Sequence[str], remedy: str) -> pd.DataFrame:
     try:
         table = pd.read_parquet(file)

@@ -11,8 +11,9 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
 
-from fractatlas.data.attributes import as_numbers, attribute_columns, strata_of
+from fractatlas.data.attributes import attribute_columns, strata_of
 from fractatlas.data.sources.fracatlas import BODY_PARTS, VIEWS
+from fractatlas.data.tables import as_numbers
 from fractatlas.evaluation.bootstrap import bootstrap_weights, interval
 from fractatlas.evaluation.localisation import BOX_SIZES, SHORTER_SIDE
 from fractatlas.evaluation.metrics import auroc_score, intervals, ranking_metrics

@@ -5,7 +5,6 @@ import os
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePath
@@ -14,13 +13,12 @@ import pydicom
 from PIL import Image
 from pydicom.uid import MediaStorageDirectoryStorage
 
-from fractatlas.data.file_kinds import START, is_dicom, is_readable_image, unreadable_image
+from fractatlas.data.file_kinds import START, is_dicom
+from fractatlas.data.files import EXTENSIONS, is_image, is_image_start, read_start, walk
 from fractatlas.data.image_limits import MAX_BYTES, UnreadableError
 from fractatlas.data.images import read_content, read_radiograph
 from fractatlas.errors import InputError
 
-EXTENSIONS = {".avif", ".bmp", ".dcm", ".dic", ".dicom", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
-              ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # fmt: skip
 ZIP_START = b"PK\x03\x04"
 MAX_MEMBERS = 100_000
 MAX_RATIO = 300  # of the size of an archive member to its compressed size
@@ -64,18 +62,22 @@ def find_inputs(given: str) -> Inputs:
         InputError: nothing has this name, there is no image among the files, or an archive or DICOMDIR is damaged.
     """
     if os.path.isfile(given):
-        start = _start_of(given)
+        start = read_start(given)
         if start.startswith(ZIP_START):
             return _find_in_archive(given)
         return _find_in_dicomdir(given) if _is_dicomdir(given, start) else Inputs(images=[given])
     inputs, suffix, is_folder = Inputs(), PurePath(given).suffix, os.path.isdir(given)
+
+    def add_error(error: OSError) -> None:
+        inputs.errors[error.filename] = error.strerror or type(error).__name__
+
     any_type = bool(suffix) and not glob.has_magic(suffix)
     require_match(given)
     for match in [given] if is_folder else glob.glob(given, recursive=True):
         if not os.path.isdir(match):
             _add_file(inputs, match, any_type)
         elif is_folder or not match.endswith(os.sep):  # ** also matches its parent folder, with a final separator
-            for path in _walk(match, inputs.errors):
+            for path in walk(match, add_error):
                 _add_file(inputs, path, any_type=False)
     inputs.images = sorted(set(inputs.images), key=lambda path: path.split(os.sep))
     _require_images(inputs, given)
@@ -142,7 +144,7 @@ def _find_in_archive(given: str) -> Inputs:
                 if any((part.startswith(".") and part.strip(".")) or part == "__MACOSX" for part in name.parts):
                     continue
                 if name.suffix.lower() in EXTENSIONS or (
-                    name.name.upper() != "DICOMDIR" and _is_image_start(_start_of_member(archive, info))
+                    name.name.upper() != "DICOMDIR" and is_image_start(_start_of_member(archive, info))
                 ):
                     inputs.images.append(f"{given}/{info.filename}")
                 else:
@@ -221,49 +223,7 @@ def require_match(given: str) -> None:
 
 
 def _add_file(inputs: Inputs, path: str, any_type: bool) -> None:
-    if any_type or _is_image(path):
+    if any_type or is_image(path):
         inputs.images.append(path)
     else:
         inputs.skipped[PurePath(path).suffix.lower() or "no extension"] += 1
-
-
-def _walk(folder: str, errors: dict[str, str]) -> Iterator[str]:
-    """Yield every file below ``folder`` that is not hidden.
-
-    Links to folders are followed, each folder once, except to ``folder``'s own parents.
-    """
-
-    def add_error(error: OSError) -> None:
-        errors[error.filename] = error.strerror or type(error).__name__
-
-    visited = {(status.st_dev, status.st_ino) for status in map(os.stat, Path(folder).resolve().parents)}
-    for parent, folders, names in os.walk(folder, onerror=add_error, followlinks=True):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in sorted(names) if not name.startswith("."))
-
-
-def _is_image(path: str) -> bool:
-    name = PurePath(path)
-    if name.suffix.lower() in EXTENSIONS:
-        return True
-    return name.name.upper() != "DICOMDIR" and _is_image_start(_start_of(path))
-
-
-def _is_image_start(start: bytes) -> bool:
-    return is_dicom(start) or is_readable_image(start) or bool(unreadable_image(start))
-
-
-def _start_of(path: str) -> bytes:
-    """Return the first ``START`` bytes of a file, fewer if it is shorter or cannot be read."""
-    try:
-        if not os.path.isfile(path):
-            return b""  # reading a pipe would block
-        with open(path, "rb") as file:
-            return file.read(START)
-    except OSError:
-        return b""

@@ -97,10 +97,10 @@ def load_head(backbone: nn.Module, variant: str, head_name: str, weights: str | 
 def _load_parts(backbone: Any, report: dict[str, Any], head_name: str, file: Path, head: str | None) -> list[str]:
     """Load the fracture map and the head, as ``load_head`` does, and return the names of those that were loaded."""
     found: list[str] = []
-    tensors = read_checkpoint(file).get("state_dict", {})
     parts = {"map": (backbone.map, "backbone.map.")} if getattr(backbone, "map", None) is not None else {}
     if head == "keep":
         parts["head"] = (backbone.network.get_submodule(head_name), f"backbone.network.{head_name}.")
+    tensors = read_checkpoint(file).get("state_dict", {}) if parts else {}
     for name, (module, prefix) in parts.items():
         own: dict[str, Tensor] = module.state_dict()
         stored = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}

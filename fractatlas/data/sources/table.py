@@ -21,7 +21,7 @@ from fractatlas.data.groups import GIVEN
 from fractatlas.data.sources.annotations import Annotation, read_coco, read_coco_sizes, rename
 from fractatlas.data.sources.source import Source
 from fractatlas.data.splits import SUBSETS
-from fractatlas.data.tables import detect_separator, is_parquet, read_table
+from fractatlas.data.tables import as_numbers, detect_separator, is_parquet, read_table
 from fractatlas.errors import InputError
 from fractatlas.wording import join_names, plural
 
@@ -104,7 +104,8 @@ class Table(Source):
         for name in [name for name in table if name != "label"]:
             table[name] = table[name].fillna("")
         for name in [name for name in table if name not in RESERVED]:
-            table[name] = _as_numbers(table[name])
+            if (numbers := as_numbers(table[name])) is not None:
+                table[name] = numbers
         boxes = pd.Series({image_id: len(found) for image_id, found in self.boxes().items()}, dtype=float)
         boxed = table["image_id"].map(boxes).fillna(0)
         disputed = (table["label"] == 0) & (boxed > 0) & (table["excluded"] == "")
@@ -253,13 +254,6 @@ def _with_decimal_points(column: pd.Series) -> pd.Series:
     """Return a column with ``20.5`` for ``20,5`` if all cells that are not empty are numbers with decimal commas."""
     is_number = column.str.fullmatch(r"[+-]?\d+(,\d+)?") | (column == "")
     return column.str.replace(",", ".") if is_number.all() else column
-
-
-def _as_numbers(column: pd.Series) -> pd.Series:
-    """Return a column as numbers if all cells that are not empty are finite numbers, otherwise unchanged."""
-    numbers = pd.to_numeric(column.replace("", np.nan), errors="coerce")
-    is_number = np.isfinite(numbers.astype(float)) | (column == "")
-    return numbers if is_number.all() and (column != "").any() else column
 
 
 def _refuse(file: Path, column: pd.Series, wrong: pd.Series, problem: str) -> None:
