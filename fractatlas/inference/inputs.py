@@ -18,6 +18,7 @@ from fractatlas.data.files import EXTENSIONS, is_image, is_image_start, read_sta
 from fractatlas.data.image_limits import MAX_BYTES, UnreadableError
 from fractatlas.data.images import read_content, read_radiograph
 from fractatlas.errors import InputError
+from fractatlas.wording import plural
 
 ZIP_START = b"PK\x03\x04"
 MAX_MEMBERS = 100_000
@@ -45,12 +46,13 @@ def find_inputs(given: str) -> Inputs:
 
     A single file is always accepted. A folder is searched with its subfolders. In folders, in archives and among the
     matches of a pattern (``*``, ``?``, ``[]``, ``**``), a file is an image if it has one of ``EXTENSIONS`` (upper or
-    lower case), or if its first bytes are those of DICOM or of another image, also of a kind that cannot be read. A
-    pattern that ends in an extension takes every file that it matches. Hidden files and folders and ``DICOMDIR`` are
-    skipped.
+    lower case), or if its first bytes are those of DICOM or of another image, array or volume, also of a kind that
+    cannot be read. A pattern that ends in an extension takes every file that it matches. Hidden files and folders and
+    ``DICOMDIR`` are skipped.
 
-    A zip archive stands for the images in it, with paths such as ``archive.zip/folder/a.png``. It is not unpacked to
-    disk. A DICOMDIR stands for the images that it lists, which must be in its folder. Archives in folders are skipped.
+    A zip archive stands for the images in it, with paths such as ``archive.zip/folder/a.png``, and for members whose
+    first bytes cannot be read. It is not unpacked to disk. A DICOMDIR stands for the images that it lists, which must
+    be in its folder. Archives in folders are skipped.
 
     Args:
         given: a file, a folder or a pattern; tried in this order.
@@ -113,8 +115,8 @@ def read_input(path: str) -> Image.Image:
 
 def _require_images(inputs: Inputs, given: str) -> None:
     if not inputs.images and not inputs.errors:
-        count, extensions = inputs.skipped.total(), " ".join(sorted(EXTENSIONS))
-        raise InputError(f"input={given}: no image among {count} files (DICOM, {extensions}); use another folder")
+        files, extensions = plural(inputs.skipped.total(), "file"), " ".join(sorted(EXTENSIONS))
+        raise InputError(f"input={given}: no image in {files} (DICOM, {extensions}); give another input")
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -144,24 +146,29 @@ def _find_in_archive(given: str) -> Inputs:
                 if any((part.startswith(".") and part.strip(".")) or part == "__MACOSX" for part in name.parts):
                     continue
                 if name.suffix.lower() in EXTENSIONS or (
-                    name.name.upper() != "DICOMDIR" and is_image_start(_start_of_member(archive, info))
+                    name.name.upper() != "DICOMDIR"
+                    and ((start := _start_of_member(archive, info)) is None or is_image_start(start))
                 ):
                     inputs.images.append(f"{given}/{info.filename}")
                 else:
                     inputs.skipped[name.suffix.lower() or "no extension"] += 1
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise InputError(f"input={given}: damaged zip archive ({error}); download or copy it again") from None
-    inputs.images = sorted(set(inputs.images), key=lambda path: path.split("/"))
+    except (zipfile.BadZipFile, OSError, ValueError):
+        raise InputError(f"input={given}: damaged or incomplete zip archive; download or copy it again") from None
+    for path, count in Counter(inputs.images).items():
+        if count > 1:
+            inputs.errors[path] = f"{count} files of the archive have this name; pack it again with different names"
+    inputs.images = sorted(set(inputs.images) - inputs.errors.keys(), key=lambda path: path.split("/"))
     _require_images(inputs, given)
     return inputs
 
 
-def _start_of_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+def _start_of_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes | None:
+    """Return the first ``START`` bytes of a member; ``None`` if it is encrypted, damaged or not supported."""
     try:
         with archive.open(info) as file:
             return file.read(START)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError):
-        return b""  # encrypted or damaged
+        return None
 
 
 def _is_dicomdir(given: str, start: bytes) -> bool:
@@ -178,22 +185,31 @@ def _find_in_dicomdir(given: str) -> Inputs:
     inputs, folder = Inputs(), Path(given).parent
     try:
         records = [
-            (str(record.get("DirectoryRecordType") or "record"), record.ReferencedFileID)
+            (str(record.get("DirectoryRecordType") or "record"), record.get("ReferencedFileID") or [])
             for record in pydicom.dcmread(given).DirectoryRecordSequence
-            if record.get("ReferencedFileID")
         ]
     except Exception:  # pydicom raises several types of exception for damaged files
         raise InputError(f"input={given}: damaged DICOMDIR; give the folder instead") from None
+    unnamed = 0
     for kind, reference in records:
-        parts = [reference] if isinstance(reference, str) else list(reference)
-        path = os.path.join(*([str(folder)] if str(folder) != "." else []), *parts)
-        file = _file_of_record(folder, parts)
+        parts = [part for part in ([reference] if isinstance(reference, str) else reference) if part]
         if kind != "IMAGE":
-            inputs.skipped[f"{kind} record"] += 1
-        elif file is None:
-            inputs.errors[path] = "listed in the DICOMDIR, but not in its folder; copy the whole medium"
-        else:
+            if parts:  # records of patients, studies and series have no file
+                inputs.skipped[f"{kind} record"] += 1
+        elif not parts:
+            unnamed += 1
+        elif (file := _file_of_record(folder, parts)) is not None:
             inputs.images.append(str(file))
+        else:
+            path = os.path.join(*([str(folder)] if str(folder) != "." else []), *parts)
+            outside = os.path.isfile(path)
+            inputs.errors[path] = (
+                "listed in the DICOMDIR, but outside its folder; give the file itself as input" if outside
+                else "listed in the DICOMDIR, but missing; copy the whole medium"
+            )  # fmt: skip
+    if unnamed:
+        images = plural(unnamed, "image")
+        inputs.errors[given] = f"{images} without a file name in the DICOMDIR; give the folder instead"
     inputs.images = list(dict.fromkeys(inputs.images))
     _require_images(inputs, given)
     return inputs
