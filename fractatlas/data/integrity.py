@@ -15,7 +15,8 @@ import PIL
 from PIL import Image
 
 from fractatlas.data.file_kinds import START, is_dicom
-from fractatlas.data.images import UnreadableError, read_content
+from fractatlas.data.image_limits import TRUNCATED, UnreadableError
+from fractatlas.data.images import read_content
 from fractatlas.io import cache_lock, write_csv
 from fractatlas.progress_bar import track
 from fractatlas.wording import plural
@@ -23,7 +24,7 @@ from fractatlas.wording import plural
 log = logging.getLogger(__name__)
 
 ORIENTATION = 0x0112  # EXIF tag
-VERSION = 2  # of ``inspect``; increase it when the results change, so that cached statistics are computed again
+VERSION = 3  # of ``inspect``; increase it when the results change, so that cached statistics are computed again
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def inspect(content: bytes) -> ImageStatistics:
         upright = read_content(content)
     except UnreadableError as error:
         reason = " ".join(str(error).split())
-        return ImageStatistics(key, size, "truncated" if reason == "truncated" else "unreadable", reason=reason)
+        return ImageStatistics(key, size, "truncated" if reason == TRUNCATED else "unreadable", reason=reason)
     mode, orientation = "DICOM", 1
     if not is_dicom(content[:START]):
         try:

@@ -80,6 +80,16 @@ def test_in_folders_the_content_decides_for_names_with_other_extensions(tmp_path
     assert found.skipped.total() == len(skipped) + 1
 
 
+@pytest.mark.fault("pipe, device, folder or dangling link", "refused with the reason, without reading")
+def test_a_pipe_with_the_name_of_an_image_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    found = find_inputs(str(tmp_path))
+    assert found.images == [str(tmp_path / "a.png"), str(tmp_path / "pipe.png")]
+    with pytest.raises(UnreadableError, match="not a file but a pipe"):
+        read_input(found.images[1])
+
+
 @pytest.fixture
 def archive(tmp_path) -> Path:
     with zipfile.ZipFile(tmp_path / "x ö.zip", "w", zipfile.ZIP_DEFLATED) as file:
