@@ -247,7 +247,10 @@ def _decode(dataset: Dataset, pixel_format: PixelFormat, syntax: UID) -> np.ndar
             "export the file again"
         )
     if compressed:
-        fragments = [*generate_fragments(pixels)][1:]  # the first is the table of offsets
+        try:
+            fragments = [*generate_fragments(pixels)][1:]  # the first is the table of offsets
+        except ValueError:
+            raise UnreadableError("damaged: the compressed pixels are not in fragments; copy it again") from None
         frames = sum(fragment.startswith(CODESTREAMS) for fragment in fragments) if jpeg else len(fragments)
         if frames > 1:
             raise UnreadableError(f"{frames} frames in one file; save each as its own file")

@@ -67,10 +67,10 @@ def read_radiograph(file: Path) -> Image.Image:
 
     - JPEG, PNG, AVIF, BMP, GIF, JPEG 2000, PPM, TIFF, WebP: the EXIF orientation is applied, colours become luminance
       (ITU-R 601), transparent pixels become black. Samples of more than 8 bits, and signed ones, are stretched: the
-      darkest and the brightest 0.1 per cent of the pixels become black and white. Of a TIFF file, thumbnails and
-      pyramid levels are ignored.
-    - DICOM with one frame: the modality LUT or rescale is applied, then the VOI LUT or the first window. Without a
-      window, values of more than 8 bits are stretched as above, without the padding. MONOCHROME1 is inverted.
+      darkest and the brightest 0.1 per cent of the pixels become black and white. Pixels without a value (NaN,
+      infinite, GDAL_NODATA) become black. Of a TIFF file, thumbnails and pyramid levels are ignored.
+    - DICOM with one frame: the modality LUT or rescale is applied, then the VOI LUT or the first valid window. Without
+      both, values of more than 8 bits are stretched as above, without the padding. MONOCHROME1 is inverted.
 
     Args:
         file: path of the image. Of an image that is ``too_large``, only the header is decoded.
@@ -79,8 +79,8 @@ def read_radiograph(file: Path) -> Image.Image:
         Upright image of mode ``L``. Of a DICOM file, ``info["modality"]`` is its modality, such as ``"DX"``.
 
     Raises:
-        UnreadableError: the file is missing, empty, truncated, damaged, too large, not an image, of a kind that is not
-            supported, shows one grey level only, or has several frames.
+        UnreadableError: the file is missing, not a regular file, empty, truncated, damaged, too large, not an image, of
+            a kind that is not supported, shows one grey level only, or has several frames.
     """
     try:
         status = file.stat()
@@ -110,8 +110,8 @@ def read_content(content: bytes) -> Image.Image:
             image = _read_image(content)
         refuse_constant(image)
         return image
-    except UnreadableError:
-        raise
+    except UnreadableError as error:
+        raise UnreadableError(" ".join(str(error).split())) from None  # a value of the file can have line breaks
     except MemoryError:
         raise UnreadableError("does not fit into memory") from None
     except UnidentifiedImageError:

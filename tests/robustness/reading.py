@@ -778,6 +778,11 @@ def refused_cases() -> Iterator[Case]:
                             "1 sample per pixel, but RGB has 3; export the file again"),
         "unknown photometric interpretation": (dicom(samples, 16, 12, 11, False, PhotometricInterpretation="HSV"),
                                                "interpretation HSV is not supported; export"),
+        "photometric interpretation of two lines": (
+            dicom(samples, 16, 12, 11, False, PhotometricInterpretation="H\nSV"), "interpretation H SV is not supported"
+        ),
+        "damaged fragments": (damaged_fragments(compressed),
+                              "damaged: the compressed pixels are not in fragments; copy"),
         "palette without green": (dicom(pattern(8)[..., 0], 8, 8, 7, False, **palette),
                                   "palette that is missing or incomplete; export"),
         "compressed DICOM cut in its pixels": (compressed[:-200], "^truncated; copy it again$"),
@@ -848,6 +853,12 @@ def refused_cases() -> Iterator[Case]:
     }  # fmt: skip
     for name, (content, reason) in cases.items():
         yield Case("not supported", name, content, reason)
+
+
+def damaged_fragments(content: bytes) -> bytes:
+    """Return a DICOM file in which the tag of the last fragment of the pixels is zero."""
+    position = content.rindex(b"\xfe\xff\x00\xe0")
+    return content[:position] + bytes(4) + content[position + 4 :]
 
 
 def relabelled(content: bytes, syntax: str) -> bytes:
