@@ -144,11 +144,15 @@ def test_the_nodata_value_of_a_tiff_is_black_in_all_its_colours_only(tmp_path, d
     assert np.abs(pixels - PIXELS)[:, 12:].max() <= 2
 
 
+def test_the_nodata_value_of_an_8_bit_tiff_is_black(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", PIXELS, photometric="minisblack", extratags=[(42113, 2, 4, "255", True)])
+    assert (read(tmp_path / "a.tif") == np.where(PIXELS == 255, 0, PIXELS)).all()
+
+
 def test_the_reader_of_tiff_writes_no_log(caplog):
-    content = tiff_of(np.repeat(PIXELS[..., None].astype(np.uint16) * 257, 3, axis=-1), compression="lzw")
-    for share in (0.02, 0.1, 0.5, 0.95, 0.99):
-        with pytest.raises(UnreadableError, match="truncated"):
-            read_content(content[: int(share * len(content))])
+    content = tiff_of(np.repeat(PIXELS[..., None].astype(np.uint16) * 257, 3, axis=-1))
+    with pytest.raises(UnreadableError, match="truncated"):
+        read_content(content[:220])  # within the values of tags
     assert not caplog.records
 
 
@@ -357,7 +361,17 @@ def test_an_image_above_the_limit_is_refused_before_it_is_decoded(tmp_path, monk
 
 def test_8_bit_dicom_pixels_are_not_changed(tmp_path):
     assert (read(dicom(tmp_path / "a.dcm", PIXELS // 2)) == PIXELS // 2).all()
-    assert (read(dicom(tmp_path / "b.dcm", PIXELS, PhotometricInterpretation="MONOCHROME1")) == 255 - PIXELS).all()
+    for photometric in ("MONOCHROME1", "monochrome1"):
+        file = dicom(tmp_path / "b.dcm", PIXELS, PhotometricInterpretation=photometric)
+        assert (read(file) == 255 - PIXELS).all()
+
+
+@pytest.mark.parametrize("rows", [25, 31, 59])
+def test_native_pixels_that_are_followed_by_less_than_a_frame_are_read(tmp_path, rows):
+    assert (read(dicom(tmp_path / "a.dcm", PIXELS, Rows=rows)) == PIXELS[:rows]).all()
+    for whole in (20, 30):
+        with pytest.raises(UnreadableError, match=f"^{60 // whole} frames in one file"):
+            read(dicom(tmp_path / "a.dcm", PIXELS, Rows=whole))
 
 
 @pytest.mark.parametrize("bits", [10, 12, 16])
