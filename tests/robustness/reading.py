@@ -2,7 +2,8 @@
 
 Small files of each kind are generated from known samples. What ``read_content`` returns is compared with the rendering
 of an independent reader: ``dcm2pnm`` of DCMTK for DICOM, and for other formats this module's own arithmetic on the
-samples that were written, after libtiff or libspng has read back the same samples. Files of kinds that are not
+samples that were written, after libtiff or libspng has read back the same samples, or on those that imagecodecs decodes
+from a lossy file. Files of kinds that are not
 supported must be refused with the true reason.
 """
 
@@ -98,6 +99,8 @@ KINDS: dict[str, tuple[str, str]] = {
     "PNG": ("colour type x bit depth", "libspng, numpy"),
     "JPEG 2000": ("channels x precision", "numpy"),
     "PPM and PGM": ("plain or binary x maximum", "numpy"),
+    "JPEG": ("grey or colours x baseline or progressive x subsampling x quality; Exif orientation", "imagecodecs"),
+    "BMP, GIF, WebP, AVIF": ("1 bit, grey, palette, colours, alpha x lossless or lossy x subsampling", "imagecodecs"),
     "TIFF with thumbnails, pyramids, orientation": ("NewSubfileType, SubfileType, Orientation 1 to 8", "numpy"),
     "not supported": ("first bytes, or a generated file", "-"),
 }  # fmt: skip
@@ -621,11 +624,16 @@ def missing_cases() -> Iterator[Case]:
                    tiff(planes, bits, sample_format, order, photometric, tags=tags), expected)  # fmt: skip
 
 
+# What turns the stored pixels upright, by Orientation of TIFF and Exif.
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda a: a, 2: np.fliplr, 3: lambda a: a[::-1, ::-1], 4: np.flipud, 5: np.transpose,
+    6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].T, 8: np.rot90,
+}  # fmt: skip
+
+
 def page_cases() -> Iterator[Case]:
     """TIFF with several pages, or turned."""
     kind = "TIFF with thumbnails, pyramids, orientation"
-    turns = {1: lambda a: a, 2: np.fliplr, 3: lambda a: a[::-1, ::-1], 4: np.flipud, 5: np.transpose,
-             6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].T, 8: np.rot90}  # fmt: skip
     for bits, order, orientation in itertools.product((8, 16, 32), "<>", range(1, 9)):
         plane = pattern(bits)[..., 0]
         grey = plane.astype(np.uint8) if bits == 8 else stretched(plane)
@@ -633,7 +641,7 @@ def page_cases() -> Iterator[Case]:
         small = full | {"planes": [np.ascontiguousarray(plane[::2, ::2])]}
         turned = full | {"tags": {274: ("H", [orientation])}}
         yield Case(
-            kind, f"orientation {orientation} {bits} {order}", tiff_file([turned], order), turns[orientation](grey)
+            kind, f"orientation {orientation} {bits} {order}", tiff_file([turned], order), TURNS[orientation](grey)
         )
         reduced, old = small | {"tags": {254: ("I", [1])}}, small | {"tags": {255: ("H", [2])}}
         mask = small | {"tags": {254: ("I", [4])}}
@@ -641,7 +649,7 @@ def page_cases() -> Iterator[Case]:
                             "pyramid": [turned, reduced, reduced], "mask": [turned, mask],
                             "old thumbnail": [turned, old]}.items():  # fmt: skip
             content = tiff_file(pages, order)
-            yield Case(kind, f"{name} {orientation} {bits} {order}", content, turns[orientation](grey))
+            yield Case(kind, f"{name} {orientation} {bits} {order}", content, TURNS[orientation](grey))
 
 
 def png(samples: np.ndarray, depth: int, colour_type: int, palette: bytes = b"") -> bytes:
@@ -711,6 +719,43 @@ def pnm_cases() -> Iterator[Case]:
             else:
                 data = samples.astype(np.uint8 if bits == 8 else ">u2").tobytes()
             yield Case("PPM and PGM", f"{magic.decode()} {largest} {share}", header + data, expected)
+
+
+def eight_bit_cases() -> Iterator[Case]:
+    """Kinds of 8 bits, most of them lossy: the expected samples are those that imagecodecs decodes."""
+    whole = Image.fromarray(pattern(8, channels=4).astype(np.uint8))
+    modes = {"1": whole.convert("L").convert("1"), "P": whole.convert("RGB").quantize(200),
+             **{mode: whole.convert(mode) for mode in ("L", "RGB", "LA", "RGBA")}}  # fmt: skip
+    sampling = ("4:4:4", "4:2:2", "4:2:0")
+    jpeg = [{"quality": quality, "progressive": progressive, "subsampling": subsampling}
+            for quality, progressive, subsampling in itertools.product((60, 95), (False, True), sampling)]  # fmt: skip
+    avif = [{"quality": quality, "subsampling": subsampling}
+            for quality, subsampling in itertools.product((60, 100), (*sampling, "4:0:0"))]  # fmt: skip
+    formats: dict[str, tuple[str, Callable, list[dict]]] = {
+        "JPEG": ("1 L RGB", imagecodecs.jpeg8_decode, jpeg),
+        "BMP": ("1 P L RGB", imagecodecs.bmp_decode, [{}]),
+        "GIF": ("1 P L RGB", imagecodecs.gif_decode, [{"interlace": 0}, {"interlace": 1}]),
+        "WEBP": ("1 P L RGB LA RGBA", imagecodecs.webp_decode, [{"lossless": True}, {"quality": 80}]),
+        "AVIF": ("1 P L RGB LA RGBA", imagecodecs.avif_decode, avif),
+    }
+
+    def rendered(content: bytes, decode: Callable, orientation: int = 1) -> np.ndarray:
+        samples = decode(content)
+        planes = [*np.moveaxis(np.atleast_3d(samples).astype(np.int64), -1, 0)]
+        alpha = (2,) if len(planes) in (2, 4) else ()
+        return TURNS[orientation](tiff_grey(planes, 8, 1, 2 if len(planes) > 2 else 1, alpha, None))
+
+    for name, (supported, decode, choices) in formats.items():
+        kind = "JPEG" if name == "JPEG" else "BMP, GIF, WebP, AVIF"
+        for mode, options in itertools.product(supported.split(), choices):
+            content = saved(name, modes[mode], **options)
+            yield Case(kind, f"{name} {mode} {options}", content, partial(rendered, decode=decode))
+    for orientation in TURNS:
+        exif = Image.Exif()
+        exif[274] = orientation
+        content = saved("JPEG", modes["RGB"], exif=exif)
+        expected = partial(rendered, decode=imagecodecs.jpeg8_decode, orientation=orientation)
+        yield Case("JPEG", f"JPEG of orientation {orientation}", content, expected)
 
 
 def without_pixels(name: str, uid: str, **elements) -> bytes:
@@ -886,7 +931,7 @@ def saved_npy(array: np.ndarray) -> bytes:
 
 
 GENERATORS = (native_cases, syntax_cases, display_cases, invalid_cases, stretched_cases, colour_cases, tiff_cases,
-              missing_cases, page_cases, png_cases, j2k_cases, pnm_cases, refused_cases)  # fmt: skip
+              missing_cases, page_cases, png_cases, j2k_cases, pnm_cases, eight_bit_cases, refused_cases)  # fmt: skip
 NEED_DCMTK = (native_cases, syntax_cases, display_cases)
 
 
