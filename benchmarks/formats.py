@@ -73,8 +73,9 @@ def main() -> None:
         others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path != str(REPOSITORY)]
         paths = os.pathsep.join([str(checkout), *others])
         environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-        readers[name] = subprocess.Popen([sys.executable, "-c", READER], env=environment, stdin=subprocess.PIPE,
-                                         stdout=subprocess.PIPE, text=True)  # fmt: skip
+        # With -c, Python imports from the working directory before PYTHONPATH.
+        readers[name] = subprocess.Popen([sys.executable, "-c", READER], cwd=checkout, env=environment,
+                                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
     print(
         f"{len(files['JPEG'])} radiographs, milliseconds per file, median over files of the fastest of {ROUNDS} rounds"
     )
@@ -85,7 +86,7 @@ def main() -> None:
                 for name, reader in list(readers.items())[:: 1 if turn % 2 else -1]:
                     assert reader.stdin
                     assert reader.stdout
-                    reader.stdin.write(f"{path}\n")
+                    reader.stdin.write(f"{path.absolute()}\n")
                     reader.stdin.flush()
                     fastest[name][number] = min(fastest[name][number], float(reader.stdout.readline()))
         medians = {name: 1000 * statistics.median(seconds) for name, seconds in fastest.items()}

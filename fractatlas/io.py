@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -98,14 +99,23 @@ def read_csv(path: Path, required: Sequence[str], remedy: str, **options: Any) -
     """Read a UTF-8 table with or without a byte order mark; ``options`` are those of pandas.
 
     Raises:
-        InputError: the file is missing, is not a table, or lacks a ``required`` column; ``remedy`` ends the last two.
+        InputError: the file is missing, is not a table, or lacks a ``required`` column; ``remedy`` ends the last one.
     """
     try:
         table = pd.read_csv(path, encoding="utf-8-sig", **options)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}; correct the path") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8; save the table as UTF-8") from None
+    except pd.errors.EmptyDataError:
+        raise InputError(f"{path}: the file is empty; correct the path, or write the file again") from None
     except ValueError as error:
-        raise InputError(f"{path}: cannot be read as CSV: {' '.join(str(error).split())}; {remedy}") from None
+        reason = " ".join(str(error).split())
+        if cells := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", reason):
+            expected, line, found = cells.groups()
+            problem = f"line {line} has {found} cells, the first line {expected}"
+            raise InputError(f"{path}, {problem}; put text that contains the separator in quotes") from None
+        raise InputError(f"{path}: cannot be read as CSV: {reason}; {remedy}") from None
     if missing := [name for name in required if name not in table]:
         if len(table.columns) == 1 and ";" in table.columns[0]:
             raise InputError(f"{path}: the columns are separated by semicolons, should be by commas; {remedy}")

@@ -73,6 +73,9 @@ def prepare(arguments: Sequence[str], schema_class: type) -> list[str]:
             raise InputError(f"{argument}: should be key=value; --help lists the keys")
         if (CONF / key.replace(".", "/")).is_dir() and key.startswith("hydra.sweeper."):
             raise InputError(f"{argument}: a group of keys; write {key.replace('.', '/')}={value}")
+        if key == "data" and value.startswith("["):
+            remedy = "export each (fractatlas data export), then use their tables: data=table data.table=[a.csv,b.csv]"
+            raise InputError(f"{argument}: one choice is needed; for several data sets, {remedy}")
         if _is_no_choice(key, value, groups):
             if key in group_keys(TrainConfig) - groups:
                 raise InputError(unknown_key_message(key, schema_class))

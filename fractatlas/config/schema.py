@@ -112,11 +112,12 @@ class TableData(Loading):
     _target_: Literal["fractatlas.data.sources.table.Table"]
     table: Annotated[str, Field(min_length=1)] | Annotated[list[str], Len(1, 100)]
     root: str | None
-    positive: str | None
+    positive: str | Count | None
     columns: Columns
     boxes: str | Annotated[list[str | None], Len(1, 100)] | None
     dicom_tags: list[Literal["PatientID", "BodyPartExamined", "ViewPosition", "PixelSpacing", "PatientSex",
                              "PatientAge"]]  # fmt: skip
+    finding: Annotated[str, Field(min_length=1)] = "fracture"  # absent from tables of earlier versions
 
 
 class FoldersData(Loading):
@@ -124,7 +125,7 @@ class FoldersData(Loading):
 
     _target_: Literal["fractatlas.data.sources.folders.Folders"]
     root: Annotated[str, Field(min_length=1)]
-    positive: str | None
+    positive: str | Count | None
 
 
 class MuraData(Loading):
@@ -231,7 +232,9 @@ class Backbone(Strict):
 
     def __post_init__(self):
         if getattr(self, "head", None) == "keep" and self.weights in (None, "imagenet"):
-            raise ValueError(f"head=keep: model.weights={self.weights} has no head of a fracture; use a run folder")
+            raise ValueError(
+                f"head=keep: model.weights={self.weights or 'null'} has no head of a fracture; use a run folder"
+            )
         if self.weights == "imagenet" and self.variant.endswith("_tiny"):
             raise ValueError(
                 f"weights=imagenet: there are no ImageNet weights for {self.variant}; use model.weights=null"

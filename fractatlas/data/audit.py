@@ -4,6 +4,7 @@ The results are ``audit.csv``, one row per finding, and ``audit.html``, one file
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,11 +16,12 @@ from sklearn.metrics import roc_auc_score
 
 from fractatlas.data import groups
 from fractatlas.data.attributes import strata_of
-from fractatlas.data.catalogue import CONTRADICTION, NO_FILE, contradictions, read_catalogue
+from fractatlas.data.catalogue import CONTRADICTION, NO_FILE, contradictions, image_sizes, read_catalogue
 from fractatlas.data.groups import NEAR, near_duplicates
 from fractatlas.data.images import read_content
 from fractatlas.data.sources.fracatlas import BODY, GAP, VIEWS, FracAtlas, neighbours
 from fractatlas.data.sources.source import Source
+from fractatlas.data.splits import SUBSETS, has_given_split
 from fractatlas.io import write_csv, write_text
 from fractatlas.pages import jpeg_address, render
 from fractatlas.progress_bar import track
@@ -46,6 +48,7 @@ REPORTED = {
 # Kinds that every source can have; those of FracAtlas are listed even if there are none.
 GENERAL = ("truncated", "unreadable", "bytes after the end", "EXIF rotation", "identical files", "identical pixels",
            "near-duplicates", "opposite labels", "truncated copy")  # fmt: skip
+ONE_CLASS = "all usable images have the same label: a network cannot be trained, and AUROC is undefined"
 BETWEEN = "near-duplicates between sources"
 # Kinds whose findings form groups, and the catalogue column that identifies the group.
 GROUPED = {
@@ -55,6 +58,8 @@ GROUPED = {
     "opposite labels": "duplicates",
     BETWEEN: "duplicates",
 }
+# Relations that are checked if the data set gives a split, and their columns.
+RELATIONS = {"patient": "patient", "exam": "given_exam", "group": "given_group", "near-duplicates": "duplicates"}
 MAX_THUMBNAILS = 12  # images, or groups of images, of one kind
 
 
@@ -75,9 +80,10 @@ def audit_source(source: Source, out: Path, cache: Path) -> str:
     source.require()
     catalogue = read_catalogue(source, cache)
     findings = find_defects(source, catalogue)
+    usable = catalogue[catalogue["excluded"] == ""]
+    one_class = ONE_CLASS if usable["label"].nunique() == 1 else ""
     is_fracatlas = isinstance(source, FracAtlas)
     summary = summarise(catalogue, findings, (*REPORTED,) if is_fracatlas else GENERAL)
-    usable = catalogue[catalogue["excluded"] == ""]
     galleries, rows = _galleries(catalogue, findings), catalogue.set_index("image_id")
     page = render(
         "audit.html.jinja",
@@ -88,6 +94,7 @@ def audit_source(source: Source, out: Path, cache: Path) -> str:
         images=len(catalogue),
         usable=len(usable),
         fractured=int(usable["label"].sum()),
+        one_class=one_class,
         summary=summary,
         shortcuts=shortcuts(catalogue),
         aurocs=shortcut_aurocs(catalogue),
@@ -102,6 +109,7 @@ def audit_source(source: Source, out: Path, cache: Path) -> str:
     write_text(out / "audit.html", page)
     counts = f"{plural(len(catalogue), 'image')}, {len(catalogue) - len(usable)} excluded"
     table = summary if is_fracatlas else summary.drop(columns="reported")
+    counts += f"; {one_class}" if one_class else ""
     return f"{table.to_string(index=False)}\n{counts}; findings: {out / 'audit.html'} and audit.csv"
 
 
@@ -133,6 +141,7 @@ def find_defects(source: Source, catalogue: pd.DataFrame) -> pd.DataFrame:
     rows = [
         *_file_defects(catalogue),
         *_label_defects(catalogue),
+        *_divided_groups(catalogue),
         *_annotation_defects(source, catalogue),
         *_copies(catalogue),
         *_opposite_labels(catalogue),
@@ -164,7 +173,7 @@ def shortcuts(catalogue: pd.DataFrame) -> pd.DataFrame:
     usable = catalogue[catalogue["excluded"] == ""]
     longer_side = usable[["width", "height"]].max(axis=1)
     attributes: dict[str, Any] = {
-        "size": np.where(longer_side > 600, "longer side above 600 px", "smaller"),
+        "size": np.where(longer_side > 600, "longer side above 600 px", "longer side up to 600 px"),
         "colour mode": usable["mode"].to_numpy(),
     }
     if {"hardware", "multiscan", *BODY, *VIEWS} <= {*usable}:
@@ -174,11 +183,11 @@ def shortcuts(catalogue: pd.DataFrame) -> pd.DataFrame:
             names = (usable[columns] == 1).dot(usable[columns].columns + " + ").str.removesuffix(" + ")
             attributes[name] = names.replace("", "none").to_numpy()
     else:
-        attributes |= {name: values.astype(object).to_numpy() for name, values in strata_of(usable).items()}
+        attributes |= strata_of(usable)
     rows = [
         [name, value, len(labels), labels.mean()]
         for name, values in attributes.items()
-        for value, labels in usable["label"].groupby(values)
+        for value, labels in usable["label"].groupby(values, observed=True)
     ]
     return pd.DataFrame(rows, columns=["attribute", "value", "n", "fractured"])
 
@@ -243,7 +252,7 @@ def _label_defects(catalogue: pd.DataFrame) -> Iterator[Finding]:
             if note.startswith("in both"):
                 yield row.image_id, "in both folders", note, "one copy is used"
             else:
-                action = "majority of table, folder and boxes" if has_votes else "see the detail"
+                action = "majority of table, folder and boxes" if has_votes else f"label {row.label} is used"
                 yield row.image_id, "labels disagree", note, action
     if not has_votes:
         return
@@ -253,11 +262,28 @@ def _label_defects(catalogue: pd.DataFrame) -> Iterator[Finding]:
         yield row.image_id, "fracture count differs", detail, "the boxes are used"
 
 
+def _divided_groups(catalogue: pd.DataFrame) -> Iterator[Finding]:
+    """Find patients, exams, groups and near-duplicates that the data set itself assigns to several subsets."""
+    if not has_given_split(catalogue):
+        return
+    known = catalogue[(catalogue["given_split"] != "") & (catalogue["excluded"] == "")]
+    for title, column in RELATIONS.items():
+        if column not in known:
+            continue
+        for name, rows in known[known[column] != ""].groupby(column):
+            counts = rows["given_split"].value_counts()
+            if len(counts) > 1:
+                detail = f"{name}: " + ", ".join(f"{subset} {counts[subset]}" for subset in SUBSETS if subset in counts)
+                for image_id in rows["image_id"]:
+                    yield image_id, f"{title} in several given subsets", detail, "used as given, with a warning"
+
+
 def _annotation_defects(source: Source, catalogue: pd.DataFrame) -> Iterator[Finding]:
     """Find EXIF rotations, and sizes and boxes that do not match the image."""
     readable = catalogue[catalogue["width"] > 0].set_index("image_id")
-    boxes = source.boxes()
-    suspects = readable[(readable["orientation"] > 1) | readable.index.isin(boxes)]
+    source.ignore_outside(image_sizes(catalogue))
+    boxes, outside = source.boxes(), Counter(one.image_id for one in source.ignored)
+    suspects = readable[(readable["orientation"] > 1) | readable.index.isin([*boxes, *outside])]
     for row in suspects.itertuples():
         drawn = boxes.get(row.Index, np.zeros((0, 4)))
         inside = _boxes_inside(drawn, row.width, row.height)
@@ -268,8 +294,12 @@ def _annotation_defects(source: Source, catalogue: pd.DataFrame) -> Iterator[Fin
                 detail += f"; {inside} of {len(drawn)} boxes are inside the upright image"
                 detail += f", {stored} inside the stored image"
             yield row.Index, "EXIF rotation", detail, "applied"
+        total = len(drawn) + outside[row.Index]
         if inside < len(drawn):
-            yield row.Index, "box outside the image", f"{len(drawn) - inside} of {len(drawn)}", "clipped"
+            yield row.Index, "box outside the image", f"{len(drawn) - inside} of {total} in part", "clipped"
+        if outside[row.Index]:
+            detail = f"{outside[row.Index]} of {total} without area in the image"
+            yield row.Index, "box outside the image", detail, "ignored"
     ids = set(catalogue["image_id"])
     for kind, sizes in source.annotated_sizes().items():
         for image_id, (width, height) in sizes.items():
@@ -360,7 +390,7 @@ def _galleries(catalogue: pd.DataFrame, findings: pd.DataFrame) -> list[dict]:
     usable = usable[usable[column] != ""]
     exams = [ids for ids in usable.groupby(column)["image_id"].agg(list) if len(ids) > 1]
     sizes = pd.Series([len(ids) for ids in exams]).value_counts().sort_index()
-    title = "exams: " + ", ".join(f"{count} of {size} images" for size, count in sizes.items())
+    title = "exams: " + ", ".join(f"{count} with {size} images" for size, count in sizes.items())
     return [*galleries, {"kind": title, "rows": _sample(exams), "of": len(exams), "details": {}}]
 
 

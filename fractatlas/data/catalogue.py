@@ -30,9 +30,9 @@ def read_catalogue(source: Source, cache: Path | None = None, keep_contradiction
 
     Returns:
         Table ordered by ``image_id`` with the columns ``image_id, path`` (relative to ``source.root``), ``label`` (0 or
-        1), the attributes of the source, ``boxes`` (their number), ``STATISTICS`` of ``inspect``, ``duplicates``,
-        ``exam`` (if the source infers exams), ``group``, the columns of ``GIVEN``, ``given_split`` and ``source`` that
-        the source has, ``excluded`` (the reason, or ``""``) and ``note``.
+        1), the attributes of the source, ``boxes`` (their number, without ignored ones), ``STATISTICS`` of ``inspect``,
+        ``duplicates``, ``exam`` (if the source infers exams), ``group``, the columns of ``GIVEN``, ``given_split`` and
+        ``source`` that the source has, ``excluded`` (the reason, or ``""``) and ``note``.
 
     Raises:
         InputError: the source does not have its format, or none of its image files exists.
@@ -40,10 +40,11 @@ def read_catalogue(source: Source, cache: Path | None = None, keep_contradiction
     table = source.rows().reset_index(drop=True)
     attributes = [name for name in table if name not in RESERVED]
     given = [name for name in (*GIVEN.values(), "given_split", "source") if name in table]
-    boxes = source.boxes()
-    table["boxes"] = [len(boxes.get(image_id, ())) for image_id in table["image_id"]]
     table = table.reindex(columns=list(dict.fromkeys([*table, "excluded", "note"])), fill_value="")
     table = table.join(inspect_all(source.root, table["path"], cache))
+    source.ignore_outside(image_sizes(table))
+    boxes = source.boxes()
+    table["boxes"] = [len(boxes.get(image_id, ())) for image_id in table["image_id"]]
     missing = table["path"] == ""
     empty = (table["bytes"] == 0) & ~missing
     missing |= empty & ~table["path"].where(empty, "").map(lambda path: (source.root / path).is_file())
@@ -59,6 +60,12 @@ def read_catalogue(source: Source, cache: Path | None = None, keep_contradiction
         table.loc[contradictions(table), "excluded"] = CONTRADICTION
     groups = ["duplicates", *(["exam"] if "exam" in table else []), "group"]
     return table[["image_id", "path", "label", *attributes, "boxes", *STATISTICS, *groups, *given, "excluded", "note"]]
+
+
+def image_sizes(table: pd.DataFrame) -> dict[str, tuple[int, int]]:
+    """Return width and height of the images that could be read, by ``image_id``."""
+    known = table[table["width"] > 0]
+    return dict(zip(known["image_id"], zip(known["width"], known["height"], strict=True), strict=True))
 
 
 def contradictions(catalogue: pd.DataFrame) -> pd.Series:

@@ -140,7 +140,7 @@ class RadiographDataModule(lightning.LightningDataModule):
         """Read the catalogue, make the split, check it for leaks and fill the cache; a second call does nothing."""
         if len(self.catalogue):
             return
-        log.info("reading the data in %s", self.root)
+        log.info("reading the data in %s", self.source.place)
         self.catalogue = read_catalogue(self.source, self._cache, self._keep_contradictions)
         if self._seen is not None:
             self.catalogue = exclude_seen(self.catalogue, self._seen)
@@ -161,14 +161,22 @@ class RadiographDataModule(lightning.LightningDataModule):
             labels = self.split.loc[self.split["split"] == name, "label"]
             share = f"{100 * labels.mean():.1f} %"
             log.info("%s: %s, %d fractured (%s)", name, plural(len(labels), "image"), labels.sum(), share)
+            if labels.nunique() < 2:
+                log.warning("%s: images of one class only: AUROC and average precision are undefined", name)
+        given_split = has_given_split(self.catalogue)
         if unassigned := len(self.catalogue) - len(excluded) - len(self.split):
-            log.info("in no subset: %s that the split does not contain", plural(unassigned, "image"))
+            where = "that the split does not contain"
+            if given_split and self.subset_names == ["test"]:
+                where = "of the other subsets that the data set gives, which are not scored"
+            log.info("in no subset: %s %s", plural(unassigned, "image"), where)
         self.crossings = crossings(self.split, self.catalogue)
         self.leaks = find_leaks(self.split, self.catalogue)
         if self.leaks.keys() <= {"duplicates"}:
             log.info("no patients, exams or groups are known: only near-duplicates stay together")
-        given_split = has_given_split(self.catalogue)
-        _log_leaks(self.leaks, {kind for kind, column in COLUMNS.items() if column in from_split}, given_split)
+        if self._seen is not None:  # images of the training are excluded, whatever the relation
+            self.leaks = {kind: leak | {"elsewhere": True} for kind, leak in self.leaks.items()}
+        from_file = {kind for kind, column in COLUMNS.items() if column in from_split}
+        _log_leaks(self.leaks, from_file, self.source.draw_split if given_split else None)
         if association := describe_association(self._images(self.split)):
             log.log(association.level, "%s", association.text)
         if self._cache:
@@ -296,20 +304,20 @@ def _ignore_stop_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _log_leaks(leaks: dict[str, dict[str, Any]], of_the_split: set[str], given_split: bool) -> None:
+def _log_leaks(leaks: dict[str, dict[str, Any]], of_the_split: set[str], draw_split: str | None) -> None:
     """Log one line for each kind of relation.
 
     Args:
         leaks: from ``find_leaks``.
         of_the_split: the kinds that the file of the split gave.
-        given_split: whether the data set gives a split.
+        draw_split: if the data set gives a split, the override that ignores it, or ``""``.
     """
     for kind in reported_kinds(leaks):
         leak = leaks.get(kind)
         if leak and leak["divided"]:
             remedy = "assign each to one subset in the file" if kind in of_the_split else "split=grouped prevents this"
-            if given_split:
-                remedy = "correct the given split, or draw the split (data.columns.split=null, data.given_split=false)"
+            if draw_split is not None:
+                remedy = "correct the given split" + (f", or draw the split ({draw_split})" if draw_split else "")
             log.warning("leak check: %s; %s", describe_leak(kind, leak), remedy)
         else:
             log.info("leak check: %s", describe_leak(kind, leak))

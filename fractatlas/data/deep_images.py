@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from fractatlas.data.grey_levels import TRANSPOSITIONS, samples_to_image
-from fractatlas.data.image_limits import UnreadableError
+from fractatlas.data.image_limits import TRUNCATED, TRUNCATED_HEADER, UnreadableError
 
 ORIENTATION = 0x0112  # EXIF tag
 J2K_START, J2K_END = b"\xff\x4f\xff\x51", b"\xff\xd9"
@@ -43,7 +43,7 @@ def read_reduced(image: ImageFile, content: bytes) -> Image.Image:
         samples = imagecodecs.png_decode(content)
     elif image.format == "JPEG2000":
         if J2K_END not in content[-64:]:
-            raise UnreadableError("truncated")
+            raise UnreadableError(TRUNCATED)
         samples = imagecodecs.jpeg2k_decode(content)
         bits = max(_j2k_precisions(content))
     else:
@@ -62,7 +62,7 @@ def _j2k_precisions(content: bytes) -> list[int]:
     count = int.from_bytes(content[size + 38 : size + 40])
     depths = content[size + 40 : size + 40 + 3 * count : 3]
     if size < 2 or not depths:
-        raise UnreadableError("truncated, or a damaged header")
+        raise UnreadableError(TRUNCATED_HEADER)
     return [(depth & 0x7F) + 1 for depth in depths]
 
 
@@ -76,5 +76,5 @@ def _read_ppm(image: ImageFile, content: bytes) -> np.ndarray:
         rows = (line.partition(b"#")[0] for line in io.BytesIO(content[offset:]))
         samples = np.array(b" ".join(rows).split()[:count], dtype=np.uint16)
     if samples.size < count:
-        raise UnreadableError("truncated")
+        raise UnreadableError(TRUNCATED)
     return samples.reshape(image.height, image.width, 3)

@@ -1,9 +1,11 @@
-"""Read DICOM files with one frame as grey images, and tell what kind of object a file contains.
+"""Read DICOM files with one frame as grey images, and return what kind of object a file contains.
 
 Optional attributes that are absent, empty or invalid are ignored alike.
 """
 
 import io
+import logging
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,18 +14,26 @@ import numpy as np
 import pydicom
 from PIL import Image
 from pydicom.dataset import Dataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import generate_fragments, get_frame
 from pydicom.pixels import apply_color_lut, get_decoder
-from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    RLELossless,
+)
 
 from fractatlas.data.decoder_subprocess import DecoderCrashedError, decode_in_subprocess
 from fractatlas.data.grey_levels import grey_levels, map_to_image, refuse_constant, samples_to_image, stretch_limits
-from fractatlas.data.image_limits import UnreadableError, memory_lock, refuse_large
+from fractatlas.data.image_limits import TRUNCATED, UnreadableError, memory_lock, refuse_large
+from fractatlas.wording import plural
 
-# Values of Modality: computed, digital and film radiography, and X-ray images of fluoroscopy and angiography.
+# Values of Modality that radiographs of bones have: computed, digital and film radiography, fluoroscopy, angiography.
 RADIOGRAPHS = ("CR", "DX", "RG", "RF", "XA")
 SECONDARY_CAPTURE = "SC"
-SECONDARY_CAPTURES = "1.2.840.10008.5.1.4.1.1.7"  # SOP class, and the prefix of its multi-frame classes
+SECONDARY_CAPTURES = "1.2.840.10008.5.1.4.1.1.7"  # SOP class; those of its multi-frame objects append a number
 # Objects whose pixels are not an image of a body: segmentation (two classes), dose, parametric maps.
 NO_IMAGES = {
     "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7", "1.2.840.10008.5.1.4.1.1.481.2",
@@ -40,7 +50,11 @@ VIDEO = ("MPEG", "HEVC", "SMPTE")
 FUNCTIONAL_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 FRAME_ATTRIBUTES = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction",
                     "VOILUTSequence", "ModalityLUTSequence")  # fmt: skip
+ITEM = b"\xfe\xff\x00\xe0"  # tag with which compressed pixels begin
+CODESTREAMS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP")  # first bytes of JPEG, JPEG-LS and JPEG 2000
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # the reason of ``UnreadableError`` is enough
 
 
 @dataclass(frozen=True)
@@ -95,23 +109,18 @@ def read_dicom(content: bytes) -> Image.Image:
             window shows nothing.
         Exception: another error of pydicom for damaged files.
     """
-    dataset = pydicom.dcmread(io.BytesIO(content), force=True)
-    kind = _kind(dataset)
-    if dataset.get("SOPClassUID") in NO_IMAGES or "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
-        raise UnreadableError(f"DICOM file without an image of a body ({kind or 'float samples'}); remove it")
-    if not _integer(dataset, "Rows") or not _integer(dataset, "Columns"):
-        if _is_cut(dataset, content):
-            raise UnreadableError("truncated")
-        raise UnreadableError(f"DICOM file without an image{f' ({kind})' if kind else ''}; remove it")
+    if _data_set_start(content) >= len(content):
+        raise UnreadableError(TRUNCATED)
+    try:
+        dataset = pydicom.dcmread(io.BytesIO(content), force=True)
+    except struct.error:  # the file ends within the length of an element
+        raise UnreadableError(TRUNCATED) from None
+    _require_pixels(dataset, content)
     pixel_format = _pixel_format(dataset)
     refuse_large(pixel_format.columns, pixel_format.rows)
     frames = _integer(dataset, "NumberOfFrames") or 1
     if frames > 1:
         raise UnreadableError(f"{frames} frames in one file; save each as its own file")
-    if not dataset.get("PixelData"):
-        if "PixelData" in dataset or _is_cut(dataset, content):
-            raise UnreadableError("truncated")
-        raise UnreadableError(f"DICOM file without its pixels{f' ({kind})' if kind else ''}; export it again")
     _set_frame_attributes(dataset)
     with memory_lock(pixel_format.columns, pixel_format.rows):
         image = _render(_decode(dataset, pixel_format, _transfer_syntax(dataset)), pixel_format, dataset)
@@ -120,16 +129,51 @@ def read_dicom(content: bytes) -> Image.Image:
 
 
 def modality(dataset: Dataset) -> str:
-    """Return the attribute Modality, or else that of the SOP class, or ``"unknown"``.
+    """Return ``SECONDARY_CAPTURE`` for objects of that class, or the attribute Modality, or that of the SOP class.
 
-    It is ``SECONDARY_CAPTURE`` for an object of that class, which is an image that another program drew: a digitised
-    film, but also a screen or a report.
+    A secondary capture is an image that another program drew: a digitised film, but also a screen or a report. The
+    result is ``"unknown"`` if the file has neither the attribute nor a class of ``MODALITIES``.
     """
     uid = str(dataset.get("SOPClassUID") or "")
-    if uid.startswith(SECONDARY_CAPTURES):
+    if uid == SECONDARY_CAPTURES or uid.startswith(f"{SECONDARY_CAPTURES}."):
         return SECONDARY_CAPTURE
     of_class = MODALITIES.get(uid.removeprefix(IMAGE_CLASSES), "unknown")
     return str(dataset.get("Modality") or "").strip().upper() or of_class
+
+
+def _require_pixels(dataset: Dataset, content: bytes) -> None:
+    """Raise ``UnreadableError`` unless the file has Rows, Columns and PixelData."""
+    if _has_other_byte_order(dataset, content):
+        raise UnreadableError("the byte order is not that of the transfer syntax; export the file again")
+    if _is_cut(dataset, content) and not dataset.get("PixelData"):
+        raise UnreadableError(TRUNCATED)
+    kind = _kind(dataset)
+    named = f" ({kind})" if kind else ""
+    if dataset.get("SOPClassUID") in NO_IMAGES:
+        raise UnreadableError(f"DICOM file without an image of a body{named}; remove it")
+    if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
+        raise UnreadableError("DICOM with float samples is not supported; export the file with integers")
+    if dataset.get("PixelData"):
+        if min(_integer(dataset, name) or 0 for name in ("Rows", "Columns")) <= 0:
+            raise UnreadableError("DICOM file without the size of its image (Rows, Columns); export it again")
+    elif "Rows" in dataset or "PixelData" in dataset or "Image" in kind:
+        raise UnreadableError(f"DICOM file without its pixels{named}; copy or export it again")
+    else:
+        raise UnreadableError(f"DICOM file without an image{named}; remove it")
+
+
+def _has_other_byte_order(dataset: Dataset, content: bytes) -> bool:
+    """Return whether the data set begins with group 0008 in the byte order that the transfer syntax does not have."""
+    start, syntax = _data_set_start(content), dataset.get("file_meta", Dataset()).get("TransferSyntaxUID")
+    if not start or syntax == DeflatedExplicitVRLittleEndian:
+        return False
+    return content[start : start + 2] == (b"\x08\0" if syntax == ExplicitVRBigEndian else b"\0\x08")
+
+
+def _data_set_start(content: bytes) -> int:
+    """Return the position after the file meta information; 0 if its length is not stated."""
+    stated = content[128:140] == b"DICM\x02\0\0\0UL\x04\0"
+    return 144 + int.from_bytes(content[140:144], "little") if stated else 0
 
 
 def _kind(dataset: Dataset) -> str:
@@ -140,10 +184,13 @@ def _kind(dataset: Dataset) -> str:
 
 
 def _is_cut(dataset: Dataset, content: bytes) -> bool:
-    """Return whether the file ends within its last element."""
+    """Return whether the file ends within an element, before values are converted and lose their positions.
+
+    pydicom returns an empty data set if the file ends within an element of undefined length, such as compressed pixels.
+    """
     if not len(dataset):
-        return False
-    if dataset.get("file_meta", Dataset()).get("TransferSyntaxUID") == "1.2.840.10008.1.2.1.99":  # deflated
+        return True
+    if dataset.get("file_meta", Dataset()).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         return False
     last = dataset.get_item(max(dataset.keys()))
     end = getattr(last, "value_tell", None)
@@ -168,13 +215,16 @@ def _pixel_format(dataset: Dataset) -> PixelFormat:
     high = _integer(dataset, "HighBit")
     high = high if high is not None and stored - 1 <= high < allocated else stored - 1
     samples = _integer(dataset, "SamplesPerPixel") or 1
-    photometric = str(dataset.get("PhotometricInterpretation") or "").strip()
+    photometric = str(dataset.get("PhotometricInterpretation") or "").strip().upper()
     photometric = photometric or ("RGB" if samples == 3 else "MONOCHROME2")
-    known = photometric in COLOURS if samples == 3 else photometric in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
-    if samples not in (1, 3) or not known:
+    needed = 3 if photometric in COLOURS else 1
+    if needed == 1 and photometric not in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR"):
         raise UnreadableError(
-            f"photometric interpretation {photometric} with {samples} samples per pixel is not supported; "
-            "export it as MONOCHROME2"
+            f"photometric interpretation {photometric} is not supported; export the file as MONOCHROME2"
+        )
+    if samples != needed:
+        raise UnreadableError(
+            f"{plural(samples, 'sample')} per pixel, but {photometric} has {needed}; export the file again"
         )
     rows, columns = (_integer(dataset, name) or 0 for name in ("Rows", "Columns"))
     signed = _integer(dataset, "PixelRepresentation") == 1 and photometric.startswith("MONOCHROME")
@@ -190,10 +240,24 @@ def _decode(dataset: Dataset, pixel_format: PixelFormat, syntax: UID) -> np.ndar
     if any(word in syntax.name for word in VIDEO):
         raise UnreadableError(f"video ({syntax.name}); export the frame as a still image")
     jpeg = syntax.is_encapsulated and syntax != RLELossless
+    compressed = pixels.startswith(ITEM) if syntax.is_encapsulated else dataset["PixelData"].is_undefined_length
+    if compressed != syntax.is_encapsulated:
+        raise UnreadableError(
+            f"the pixels are {'' if compressed else 'not '}compressed, against the transfer syntax ({syntax.name}); "
+            "export the file again"
+        )
+    if compressed:
+        try:
+            fragments = [*generate_fragments(pixels)][1:]  # the first is the table of offsets
+        except ValueError:
+            raise UnreadableError("damaged: the compressed pixels are not in fragments; copy it again") from None
+        frames = sum(fragment.startswith(CODESTREAMS) for fragment in fragments) if jpeg else len(fragments)
+        if frames > 1:
+            raise UnreadableError(f"{frames} frames in one file; save each as its own file")
     if jpeg:
         # Some decoders fill in missing data without an error. Every codestream of the JPEG family ends with FF D9.
         if b"\xff\xd9" not in get_frame(pixels, 0, number_of_frames=1)[-64:]:
-            raise UnreadableError("truncated")
+            raise UnreadableError(TRUNCATED)
     elif not syntax.is_encapsulated:
         _check_length(pixels, pixel_format)
     options: dict[str, Any] = {
@@ -220,7 +284,7 @@ def _decode(dataset: Dataset, pixel_format: PixelFormat, syntax: UID) -> np.ndar
             options |= {} if syntax.is_encapsulated else {"view_only": True}
             samples, _ = get_decoder(syntax).as_array(pixels, **options)
     except DecoderCrashedError:
-        raise UnreadableError(f"damaged: the decoder crashes ({syntax.name})") from None
+        raise UnreadableError(f"damaged: the decoder crashes ({syntax.name}); copy it again") from None
     except (RuntimeError, NotImplementedError):  # the message lists the errors of all decoders
         raise UnreadableError(
             f"cannot be decoded: {syntax.name}, {pixel_format.stored} bits; export it as Explicit VR Little Endian"
@@ -231,13 +295,14 @@ def _decode(dataset: Dataset, pixel_format: PixelFormat, syntax: UID) -> np.ndar
 
 
 def _check_length(pixels: bytes, pixel_format: PixelFormat) -> None:
-    """Require the length of one frame, which may be followed by padding."""
+    """Require the length of one frame, which may be followed by other data, but not by further frames."""
     samples = 2 if pixel_format.photometric == "YBR_FULL_422" else pixel_format.samples
-    needed = -(-pixel_format.rows * pixel_format.columns * samples * pixel_format.allocated // 8)
-    if len(pixels) < needed:
-        raise UnreadableError("truncated")
-    if len(pixels) >= 2 * needed > 2:
-        raise UnreadableError(f"{len(pixels) // needed} frames in one file; save each as its own file")
+    needed = pixel_format.rows * pixel_format.columns * samples * pixel_format.allocated
+    frames, rest = divmod(8 * len(pixels), needed)
+    if frames < 1:
+        raise UnreadableError(TRUNCATED)
+    if frames > 1 and rest < 16 and needed > 8:  # the length is padded to an even number of bytes
+        raise UnreadableError(f"{frames} frames in one file; save each as its own file")
 
 
 def _unpack(pixels: bytes, pixel_format: PixelFormat) -> np.ndarray:
@@ -335,13 +400,13 @@ class Window:
 
 
 def _window(dataset: Dataset) -> Window | None:
-    """Return the first window, unless it is invalid."""
-    center, width = (_first_number(dataset, name) for name in ("WindowCenter", "WindowWidth"))
+    """Return the first valid window."""
     function = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
     function = function if function in ("SIGMOID", "LINEAR_EXACT") else "LINEAR"
-    if center is None or width is None or width <= 0 or (width < 1 and function == "LINEAR"):
-        return None
-    return Window(center, width, function)
+    for center, width in zip(_numbers(dataset, "WindowCenter"), _numbers(dataset, "WindowWidth"), strict=False):
+        if np.isfinite([center, width]).all() and (width >= 1 or (width > 0 and function != "LINEAR")):
+            return Window(center, width, function)
+    return None
 
 
 def _rescale(dataset: Dataset) -> tuple[float, float]:
@@ -388,7 +453,7 @@ def _lookup_table(item: Dataset, descriptor: str, data: str, signed: bool, littl
         content, little = (np.array(words, dtype=np.int64) % 2**16).astype("<u2").tobytes(), True
     if len(content) >= 2 * entries:
         values = np.frombuffer(content, "<u2" if little else ">u2", entries).astype(np.uint16)
-    elif len(content) >= entries:  # two entries of 8 bits in each word
+    elif len(content) == entries + entries % 2 and (bits <= 8 or data != "LUTData"):  # two entries in each word
         values = np.frombuffer(content, np.uint8, entries).astype(np.uint16)
     else:
         return None
@@ -403,7 +468,10 @@ def _palette_colours(samples: np.ndarray, dataset: Dataset) -> np.ndarray:
         descriptor, data = f"{name}PaletteColorLookupTableDescriptor", f"{name}PaletteColorLookupTableData"
         table = _lookup_table(dataset, descriptor, data, False, dataset.original_encoding[1] is not False)
         if table is None:
-            colours = apply_color_lut(samples, dataset)  # it reads segmented palettes
+            try:
+                colours = apply_color_lut(samples, dataset)  # it reads segmented palettes
+            except Exception:  # pydicom raises several types of exception
+                raise UnreadableError("palette that is missing or incomplete; export the file again") from None
             break
         channels.append(table.apply(samples))
     else:

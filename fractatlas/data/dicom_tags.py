@@ -52,6 +52,8 @@ def hash_patient_id(patient_id: str) -> str:
 
 def _read_file(file: Path, tags: Sequence[str]) -> dict[str, str]:
     try:
+        if not file.is_file():  # reading a pipe would block
+            return {}
         with file.open("rb") as content:
             if not is_dicom(content.read(START)):
                 return {}

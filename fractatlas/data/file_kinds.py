@@ -2,16 +2,16 @@
 
 import struct
 import zlib
+from itertools import product
 
 from pydicom.datadict import dictionary_has_tag
 
-START = 560  # bytes that ``image_kind`` needs
-DICOM_HEADER = 132  # bytes that ``is_dicom`` needs
+START = 560  # bytes that ``unreadable_image`` needs
 CONVERT = "convert it to PNG or DICOM"
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Images that this package reads.
-READABLE = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+",
-            b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")  # fmt: skip
-# Images that it does not read: start, name, remedy.
+READABLE = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", *TIFF)
+# Images, arrays and volumes that it does not read: start, name, remedy.
 UNREADABLE = (
     (b"\xff\x0a", "JPEG XL image", CONVERT),
     (b"\0\0\0\x0cJXL ", "JPEG XL image", CONVERT),
@@ -19,11 +19,22 @@ UNREADABLE = (
     (b"8BPS", "Photoshop document", CONVERT),
     (b"v/1\x01", "OpenEXR image", CONVERT),
     (b"\0\0\x01\0", "icon", CONVERT),
+    (b"icns", "Apple icon", CONVERT),
+    (b"DDS ", "DirectDraw image (.dds)", CONVERT),
+    (b"DanM", "Microsoft Paint image (.msp)", CONVERT),
+    (b"LinS", "Microsoft Paint image (.msp)", CONVERT),
+    (b"Image type: ", "IFUNC image (.im)", CONVERT),
+    *((b"\x01\xda" + bytes(kind), "SGI image", CONVERT) for kind in product((0, 1), (1, 2))),
+    *((b"\n" + bytes(kind), "PCX image", CONVERT) for kind in product((0, 2, 3, 4, 5), (1,), (1, 2, 4, 8))),
     (b"\x93NUMPY", "NumPy array (.npy)", CONVERT),
     (b"NRRD0", "NRRD volume", "convert each image to PNG or DICOM"),
     (b"ObjectType = Image", "MetaImage volume (.mha, .mhd)", "convert each image to PNG or DICOM"),
     (b"SIMPLE  =", "FITS image", CONVERT),
+    (b"\x89HDF\r\n\x1a\n", "HDF5 file", "convert each image to PNG or DICOM"),
+    (b"MATLAB 7.3 MAT", "MATLAB file", "convert each image to PNG or DICOM"),
+    (b"MATLAB 5.0 MAT", "MATLAB file", "convert each image to PNG or DICOM"),
 )
+TARGA_END = b"TRUEVISION-XFILE.\0"
 NIFTI = ("NIfTI volume", "convert each image to PNG or DICOM")
 # Other files for which the reason is not "not an image".
 OTHER = (
@@ -37,8 +48,6 @@ OTHER = (
     (b"\x1f\x8b", "gzip archive", "unpack it"),
     (b"%PDF-", "PDF document", "export its pages as PNG"),
     (b"%!PS", "PostScript document", "export its pages as PNG"),
-    (b"\x89HDF\r\n\x1a\n", "HDF5 or MATLAB file", "convert each image to PNG or DICOM"),
-    (b"MATLAB 5.0", "MATLAB file", "convert each image to PNG or DICOM"),
     (b"version https://git-lfs", "Git LFS pointer", "download the file with git lfs pull"),
 )
 HTML = (b"<!doctype html", b"<html")
@@ -48,7 +57,7 @@ PNM = b"123456Ff"
 
 
 def is_dicom(start: bytes) -> bool:
-    """Return whether ``start``, the first ``DICOM_HEADER`` bytes of a file, is DICOM with or without the preamble."""
+    """Return whether ``start``, the first 132 bytes of a file, is DICOM with or without the preamble."""
     if start[128:132] == b"DICM":
         return True
     if len(start) < 8 or start[:2] not in (b"\x02\0", b"\x08\0", b"\0\x08"):
@@ -61,7 +70,7 @@ def is_dicom(start: bytes) -> bool:
 
 def is_tiff(start: bytes) -> bool:
     """Return whether ``start``, the first four bytes of a file, is TIFF or BigTIFF."""
-    return start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    return start.startswith(TIFF)
 
 
 def is_readable_image(start: bytes) -> bool:
@@ -79,24 +88,35 @@ _BITMAP_HEADERS = [struct.pack("<I", size) for size in (12, 16, 40, 52, 56, 64, 
 
 
 def unreadable_image(start: bytes) -> str:
-    """Return what an image of a kind that this package cannot read is, with the remedy; ``""`` for other files."""
+    """Return what an image, array or volume that this package cannot read is, with the remedy; ``""`` for other files.
+
+    Args:
+        start: the first ``START`` bytes of a file.
+    """
     for magic, name, remedy in UNREADABLE:
         if start.startswith(magic):
             return f"{name}; {remedy}"
     if start[4:8] == b"ftyp" and start[8:12] in HEIF:
-        # The brands mif1 and msf1 are shared by HEIC and AVIF; the compatible brands tell them apart.
+        # The brands mif1 and msf1 are shared by HEIC and AVIF; the compatible brands distinguish them.
         return "" if b"avif" in start[16:64] else f"HEIC image; {CONVERT}"
+    if start.startswith(b"#define ") and b"_width " in start.partition(b"\n")[0] and b"_bits" in start:
+        return f"X bitmap (.xbm); {CONVERT}"
+    if start.startswith(b"PK\x03\x04") and start[30:].startswith(b".npy", int.from_bytes(start[26:28], "little") - 4):
+        return "NumPy archive (.npz); convert each image to PNG or DICOM"
     unpacked = _gunzip(start) if start.startswith(b"\x1f\x8b") else start
     if unpacked[344:348] in (b"n+1\0", b"ni1\0") or unpacked[4:8] in (b"n+2\0", b"ni2\0"):
         return "; ".join(NIFTI)
     return ""
 
 
-def other_kind(start: bytes) -> str:
-    """Return what a file is that is not an image, with the remedy; ``"not an image"`` if the kind is unknown."""
+def other_kind(content: bytes) -> str:
+    """Return what a file that is not a readable image is, with the remedy; ``"not an image"`` if it is unknown."""
     for magic, name, remedy in OTHER:
-        if start.startswith(magic):
+        if content.startswith(magic):
             return f"not an image but a {name}; {remedy}"
+    if content.endswith(TARGA_END):
+        return f"Targa image (.tga); {CONVERT}"
+    start = content[:START]
     if start[257:262] == b"ustar":
         return "not an image but a tar archive; unpack it"
     if start.lstrip()[:14].lower().startswith(HTML):

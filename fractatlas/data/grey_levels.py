@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from fractatlas.data.image_limits import UnreadableError
+from fractatlas.data.image_limits import TRANSPARENT, UnreadableError
 
 CLIPPED = 0.1  # per cent of the pixels that contrast stretching makes black, and per cent that it makes white
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R 601)
@@ -23,12 +23,14 @@ def samples_to_image(
     colour: bool = False,
     alpha: np.ndarray | None = None,
     inverted: bool = False,
+    nodata: float | None = None,
 ) -> Image.Image:
     """Convert samples of any type to an image of mode ``L``.
 
     Unsigned samples of up to 8 bits are scaled from their full range. All others are stretched: the darkest and the
     brightest ``CLIPPED`` per cent of the pixels become black and white. Stretching from minimum to maximum would
-    darken an image that has one hot pixel.
+    darken an image that has one hot pixel. Pixels without a value (NaN, infinite or ``nodata``) become black and are
+    not counted.
 
     Args:
         samples: integers or floats, (height, width), or (height, width, 3) if ``colour``.
@@ -37,14 +39,16 @@ def samples_to_image(
         alpha: (height, width), unassociated opacity of the same type as ``samples``: 1.0, or the largest value of
             ``bits``, where opaque. Transparent pixels become black.
         inverted: whether the largest sample is black.
+        nodata: the sample of pixels without a value.
 
     Raises:
-        UnreadableError: a sample is not a finite number.
+        UnreadableError: the samples are complex, no pixel has a value, or all are transparent.
     """
     if samples.dtype.kind == "c":
         raise UnreadableError("complex samples are not an image; convert it to a grey PNG")
-    if samples.dtype.kind == "f" and not np.isfinite(samples).all():
-        raise UnreadableError("pixel values that are not finite numbers")
+    valid = _valid(samples, colour, nodata)
+    if valid is not None:
+        samples = np.where(valid[..., None] if colour else valid, samples, samples[valid].min())
     narrow = samples.dtype.kind == "u" and bits <= 8
     if narrow:
         samples = grey_levels(samples, 0, 2**bits - 1)
@@ -52,16 +56,31 @@ def samples_to_image(
             samples = np.asarray(Image.fromarray(samples).convert("L"))
     elif colour:
         samples = _luminance(samples)
+    if alpha is not None and alpha.max() <= 0:
+        raise UnreadableError(TRANSPARENT)
     if alpha is not None and alpha.min() != alpha.max():
         opaque = {"f": 1, "i": 2 ** (bits - 1) - 1}.get(alpha.dtype.kind, 2**bits - 1)
         if inverted:
             samples, inverted = (255 if narrow else float(samples.max())) - samples.astype(np.float64), False
-        samples = samples * np.clip(alpha / opaque, 0, 1)
+        samples = samples * np.clip(np.nan_to_num(alpha / opaque), 0, 1)
         samples = np.rint(samples).astype(np.uint8) if narrow else samples
     if narrow:
-        return Image.fromarray(255 - samples if inverted else np.ascontiguousarray(samples))
-    black, white = stretch_limits(samples)
-    return map_to_image(samples, lambda values: grey_levels(values, black, white, inverted))
+        image = Image.fromarray(255 - samples if inverted else np.ascontiguousarray(samples))
+    else:
+        black, white = stretch_limits(samples if valid is None else samples[valid])
+        image = map_to_image(samples, lambda values: grey_levels(values, black, white, inverted))
+    return image if valid is None else Image.fromarray(np.where(valid, np.asarray(image), np.uint8(0)))
+
+
+def _valid(samples: np.ndarray, colour: bool, nodata: float | None) -> np.ndarray | None:
+    """Return which pixels have a value, bool (height, width); ``None`` if all have one."""
+    if samples.dtype.kind != "f" and nodata is None:
+        return None
+    finite, known = np.isfinite(samples), samples != nodata  # all true if ``nodata`` is None
+    valid = finite.all(axis=-1) & known.any(axis=-1) if colour else finite & known
+    if not valid.any():
+        raise UnreadableError("no pixel has a value, so it shows nothing")
+    return None if valid.all() else valid
 
 
 def _luminance(samples: np.ndarray) -> np.ndarray:

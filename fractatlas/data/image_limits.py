@@ -1,4 +1,4 @@
-"""Limits on the size of an image file, and the exception for files that cannot be read."""
+"""Limits on the size of an image file, and the exception for files that cannot be read, with common reasons."""
 
 import threading
 from contextlib import AbstractContextManager, nullcontext
@@ -7,6 +7,10 @@ MAX_BYTES = 2**30
 LARGE = 20_000_000  # pixels; larger images are decoded one at a time, to limit memory
 MAX_PIXELS = 100_000_000  # a chest radiograph has 10 to 20 million
 MAX_SIDE = 30_000  # pixels; a radiograph of a whole leg has about 15,000
+
+TRUNCATED = "truncated; copy it again"
+TRUNCATED_HEADER = "truncated, or a damaged header; copy it again"
+TRANSPARENT = "fully transparent, so it shows nothing"
 
 _large_image_lock = threading.Lock()
 

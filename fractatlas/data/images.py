@@ -4,6 +4,7 @@ A file is decoded completely or refused with a short reason. No decoder runs in 
 """
 
 import io
+import stat
 import struct
 from pathlib import Path
 
@@ -22,7 +23,16 @@ from fractatlas.data.file_kinds import (
     unsupported_jpeg,
 )
 from fractatlas.data.grey_levels import refuse_constant, samples_to_image
-from fractatlas.data.image_limits import MAX_BYTES, UnreadableError, memory_lock, refuse_large, too_large
+from fractatlas.data.image_limits import (
+    MAX_BYTES,
+    TRANSPARENT,
+    TRUNCATED,
+    TRUNCATED_HEADER,
+    UnreadableError,
+    memory_lock,
+    refuse_large,
+    too_large,
+)
 
 # Excluded: formats that start other programs (EPS) and icons, cursors and fonts.
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "WEBP")
@@ -57,10 +67,10 @@ def read_radiograph(file: Path) -> Image.Image:
 
     - JPEG, PNG, AVIF, BMP, GIF, JPEG 2000, PPM, TIFF, WebP: the EXIF orientation is applied, colours become luminance
       (ITU-R 601), transparent pixels become black. Samples of more than 8 bits, and signed ones, are stretched: the
-      darkest and the brightest 0.1 per cent of the pixels become black and white. Of a TIFF file, thumbnails and
-      pyramid levels are ignored.
-    - DICOM with one frame: the modality LUT or rescale is applied, then the VOI LUT or the first window. Without a
-      window, values of more than 8 bits are stretched as above, without the padding. MONOCHROME1 is inverted.
+      darkest and the brightest 0.1 per cent of the pixels become black and white. Pixels without a value (NaN,
+      infinite, GDAL_NODATA) become black. Of a TIFF file, thumbnails and pyramid levels are ignored.
+    - DICOM with one frame: the modality LUT or rescale is applied, then the VOI LUT or the first valid window. Without
+      both, values of more than 8 bits are stretched as above, without the padding. MONOCHROME1 is inverted.
 
     Args:
         file: path of the image. Of an image that is ``too_large``, only the header is decoded.
@@ -69,16 +79,20 @@ def read_radiograph(file: Path) -> Image.Image:
         Upright image of mode ``L``. Of a DICOM file, ``info["modality"]`` is its modality, such as ``"DX"``.
 
     Raises:
-        UnreadableError: the file is missing, empty, truncated, damaged, too large, not an image, of a kind that is not
-            supported, shows one grey level only, or has several frames.
+        UnreadableError: the file is missing, not a regular file, empty, truncated, damaged, too large, not an image, of
+            a kind that is not supported, shows one grey level only, or has several frames.
     """
     try:
-        size = file.stat().st_size
-        if size > MAX_BYTES:
-            raise UnreadableError(f"{size} bytes is above the limit of {MAX_BYTES}")
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would block
+            raise UnreadableError(f"not a file but a {'folder' if file.is_dir() else 'pipe, socket or device'}")
+        if status.st_size > MAX_BYTES:
+            raise UnreadableError(f"{status.st_size} bytes is above the limit of {MAX_BYTES}")
         content = file.read_bytes()
     except OSError as error:
-        raise UnreadableError(_one_line(error.strerror or error)) from None
+        missing = isinstance(error, FileNotFoundError) and file.is_symlink()
+        reason = "a link to a file that does not exist" if missing else _one_line(error.strerror or error)
+        raise UnreadableError(reason) from None
     return read_content(content)
 
 
@@ -96,22 +110,23 @@ def read_content(content: bytes) -> Image.Image:
             image = _read_image(content)
         refuse_constant(image)
         return image
-    except UnreadableError:
-        raise
+    except UnreadableError as error:
+        raise UnreadableError(" ".join(str(error).split())) from None  # a value of the file can have line breaks
     except MemoryError:
         raise UnreadableError("does not fit into memory") from None
     except UnidentifiedImageError:
         if not is_readable_image(start):
-            raise UnreadableError(other_kind(start)) from None
+            raise UnreadableError(other_kind(content)) from None
         jpeg = unsupported_jpeg(content) if start.startswith(b"\xff\xd8") else ""
-        raise UnreadableError(jpeg or "truncated, or a damaged header") from None
+        raise UnreadableError(jpeg or TRUNCATED_HEADER) from None
     except Exception as error:  # decoders raise many types of exception for damaged files
         message = _one_line(error)
         if any(words in message for words in TRUNCATION_MESSAGES):
-            raise UnreadableError("truncated") from None
+            raise UnreadableError(TRUNCATED) from None
         # The words of these are about code, not about the file.
         internal = isinstance(error, INTERNAL_ERRORS) or not message
-        raise UnreadableError("damaged, or of an unusual kind" if internal else f"damaged: {message}") from None
+        reason = "cannot be decoded" if internal else f"damaged: {message}"
+        raise UnreadableError(f"{reason}; copy it again, or convert it to PNG or DICOM") from None
 
 
 def _read_image(content: bytes) -> Image.Image:
@@ -139,6 +154,8 @@ def _to_grey(image: Image.Image) -> Image.Image:
     """Convert an upright image of up to 8 bits to mode ``L``; transparent pixels become black."""
     if image.has_transparency_data:
         colours = image.convert("RGBA")
+        if colours.getchannel("A").getextrema()[1] == 0:
+            raise UnreadableError(TRANSPARENT)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), colours)
     return image.convert("L")
 

@@ -15,7 +15,8 @@ import PIL
 from PIL import Image
 
 from fractatlas.data.file_kinds import START, is_dicom
-from fractatlas.data.images import UnreadableError, read_content
+from fractatlas.data.image_limits import TRUNCATED, UnreadableError
+from fractatlas.data.images import read_content
 from fractatlas.io import cache_lock, write_csv
 from fractatlas.progress_bar import track
 from fractatlas.wording import plural
@@ -23,7 +24,7 @@ from fractatlas.wording import plural
 log = logging.getLogger(__name__)
 
 ORIENTATION = 0x0112  # EXIF tag
-VERSION = 2  # of ``inspect``; increase it when the results change, so that cached statistics are computed again
+VERSION = 3  # of ``inspect``; increase it when the results change, so that cached statistics are computed again
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def inspect(content: bytes) -> ImageStatistics:
         upright = read_content(content)
     except UnreadableError as error:
         reason = " ".join(str(error).split())
-        return ImageStatistics(key, size, "truncated" if reason == "truncated" else "unreadable", reason=reason)
+        return ImageStatistics(key, size, "truncated" if reason == TRUNCATED else "unreadable", reason=reason)
     mode, orientation = "DICOM", 1
     if not is_dicom(content[:START]):
         try:
@@ -93,13 +94,16 @@ def inspect(content: bytes) -> ImageStatistics:
     )
 
 
-def inspect_all(root: Path, paths: Iterable[str], cache: Path | None = None) -> pd.DataFrame:
+def inspect_all(
+    root: Path, paths: Iterable[str], cache: Path | None = None, purpose: str = "check them and to find near-duplicates"
+) -> pd.DataFrame:
     """Compute the statistics of many image files, once for each content.
 
     Args:
         root: the data folder.
         paths: paths relative to ``root``; ``""`` means a missing file.
         cache: folder that stores the statistics by content; ``None`` stores nothing.
+        purpose: for the log: images are decoded to do this.
 
     Returns:
         Columns ``FIELDS``, one row per path, in the order of ``paths``.
@@ -110,7 +114,7 @@ def inspect_all(root: Path, paths: Iterable[str], cache: Path | None = None) -> 
         contents = list(track(keys, "reading files", len(paths)))
     wanted = dict(zip(contents, paths, strict=True))
     if cache is None:
-        statistics = _inspect_files(root, wanted)
+        statistics = _inspect_files(root, wanted, purpose)
     else:
         # Decoded pixels can differ between versions of Pillow.
         file = cache / f"image-statistics-{VERSION}-{PIL.__version__}.csv"
@@ -119,7 +123,7 @@ def inspect_all(root: Path, paths: Iterable[str], cache: Path | None = None) -> 
             with cache_lock(cache):
                 statistics = _read_cached(file)  # another process may have written in the meantime
                 if new := {key: path for key, path in wanted.items() if key not in statistics.index}:
-                    statistics = pd.concat([statistics, _inspect_files(root, new)])
+                    statistics = pd.concat([statistics, _inspect_files(root, new, purpose)])
                     write_csv(file, statistics.reset_index())
     return statistics.loc[contents].reset_index()
 
@@ -133,8 +137,8 @@ def _read_or_empty(file: Path) -> bytes:
     return file.read_bytes() if file.is_file() else b""
 
 
-def _inspect_files(root: Path, paths: dict[str, str]) -> pd.DataFrame:
-    log.info("decoding %s once to check them and to find near-duplicates", plural(len(paths), "image"))
+def _inspect_files(root: Path, paths: dict[str, str], purpose: str) -> pd.DataFrame:
+    log.info("decoding %s once to %s", plural(len(paths), "image"), purpose)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders release the global interpreter lock
         statistics = pool.map(lambda path: asdict(inspect(_read_or_empty(root / path))), paths.values())
         rows = list(track(statistics, "checking images", len(paths)))

@@ -94,7 +94,8 @@ def describe_leak(kind: str, leak: dict[str, Any] | None) -> str:
         notes.append(f"known for {leak['known']} of {leak['of']} images")
     if "unmatched" in leak:
         notes.append(f"not checked for {leak['unmatched']} of {leak['of']} images, which are not in the catalogue")
-    if "train" not in subsets and subsets != [ALL]:  # which of all images are training images is stated separately
+    # Which of all images, or of data from elsewhere, are training images is stated separately.
+    if "train" not in subsets and subsets != [ALL] and "elsewhere" not in leak:
         notes.append("not checked against the training images, which are not listed")
     if not leak["linked"]:
         found = NOT_LINKED[kind]

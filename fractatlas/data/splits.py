@@ -28,6 +28,7 @@ SCORED = (*SUBSETS, ALL)
 HASHES = ["content", "pixels"]  # columns of a catalogue: hashes of the file, and of the decoded pixels
 # Ids per block. In 60 seeds, 5 % more images moved at most 1.7 % of the other images (with 8 ids per block 2.8 %).
 BLOCK = 16
+DRAW = "data.columns.split=null for a table, data.given_split=false for MURA"
 
 
 def grouped_split(
@@ -162,14 +163,14 @@ def _given_split(catalogue: pd.DataFrame, ratios: Sequence[float], seed: int, pr
     """
     if previous:
         problem = f"split.previous={previous}: the data have a split of their own"
-        raise InputError(f"{problem}; remove the argument, or ignore that split (data.columns.split=null)")
+        raise InputError(f"{problem}; remove the argument, or ignore that split ({DRAW})")
     table = _included(catalogue)
     table.insert(3, "split", table["image_id"].map(catalogue.set_index("image_id")["given_split"]))
     table = table[table["split"] != ""].reset_index(drop=True)
     counts = table["split"].value_counts()
     if "train" not in counts or len(counts) < 2:
         problem = f"the given split has no image in {'train' if 'train' not in counts else 'val and test'}"
-        raise InputError(f"{problem}; correct the column, or draw the split (data.columns.split=null)")
+        raise InputError(f"{problem}; correct it, or draw the split ({DRAW})")
     if "test" not in counts:
         table["split"] = table["split"].replace("val", "test")
         log.info("given split: no test; its val (%s) is used as test", plural(int(counts["val"]), "image"))

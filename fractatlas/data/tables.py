@@ -27,12 +27,15 @@ def read_table(file: Path, required: Sequence[str], remedy: str) -> pd.DataFrame
         All columns as text without surrounding spaces, ``""`` for an empty cell.
 
     Raises:
-        InputError: the file is missing, is not a table, lacks a column, or has a row with more or fewer cells than the
-            first line.
+        InputError: the file is missing, is not a table, lacks a column or has two of the same name, or has a row with
+            more or fewer cells than the first line.
     """
-    if file.suffix.lower() in PARQUET:
+    if is_parquet(file):
         return _read_parquet(file, required, remedy)
     separator = detect_separator(file)
+    header = read_csv(file, [], remedy, sep=separator, dtype=str, header=None, nrows=1).iloc[0].dropna().str.strip()
+    if repeated := [*header[header.duplicated()]]:
+        raise InputError(f"{file}: column {repeated[0]} occurs more than once; rename or remove one of them")
     table = read_csv(file, [], remedy, sep=separator, dtype=str, keep_default_na=False, na_values=[""])
     if not isinstance(table.index, pd.RangeIndex):  # pandas takes additional cells of the first row as an index
         raise InputError(f"{file}, line 2: more cells than in the first line; put text with a separator in quotes")
@@ -51,6 +54,11 @@ def read_table(file: Path, required: Sequence[str], remedy: str) -> pd.DataFrame
     return table.fillna("").apply(lambda column: column.str.strip())
 
 
+def is_parquet(file: Path) -> bool:
+    """Return whether a table is read as Parquet."""
+    return file.suffix.lower() in PARQUET
+
+
 def detect_separator(file: Path) -> str:
     """Return the separator that is most frequent in the first line of a CSV file; a comma if there is none.
 
@@ -63,6 +71,13 @@ def detect_separator(file: Path) -> str:
     except OSError as error:
         raise InputError(f"{file}: {error.strerror or error}; correct the path") from None
     return max(SEPARATORS, key=first.count)
+
+
+def as_numbers(column: pd.Series) -> pd.Series | None:
+    """Return a column as numbers, NaN where it is empty; ``None`` if a cell is neither empty nor a finite number."""
+    empty = column.isna() | (column.astype(str).str.strip() == "")
+    numbers = pd.to_numeric(column.where(~empty), errors="coerce")
+    return numbers if (np.isfinite(numbers.astype(float)) | empty).all() and not empty.all() else None
 
 
 def _read_parquet(file: Path, required: Sequence[str], remedy: str) -> pd.DataFrame:

@@ -5,6 +5,7 @@ signed 8-bit and large unsigned 32-bit samples; tifffile reads these and all oth
 """
 
 import io
+import logging
 
 import numpy as np
 from PIL import Image
@@ -12,7 +13,7 @@ from tifffile import PHOTOMETRIC, TiffFile, TiffPage
 
 from fractatlas.data.file_kinds import CONVERT
 from fractatlas.data.grey_levels import TRANSPOSITIONS, samples_to_image
-from fractatlas.data.image_limits import UnreadableError, memory_lock, refuse_large
+from fractatlas.data.image_limits import TRUNCATED, TRUNCATED_HEADER, UnreadableError, memory_lock, refuse_large
 
 MAX_PAGES = 1000
 REDUCED, MASK = 1, 4  # bits of NewSubfileType: a smaller copy of another page, a transparency mask
@@ -20,6 +21,9 @@ REDUCED, MASK = 1, 4  # bits of NewSubfileType: a smaller copy of another page, 
 COMPRESSIONS = {1: "none", 5: "LZW", 8: "deflate", 32946: "deflate", 32773: "PackBits", 34925: "LZMA", 50000: "zstd"}
 PILLOW_ONLY = {2, 3, 4, 6, 7}  # fax and JPEG
 MAX_SAMPLES = 16
+GDAL_NODATA = 42113  # tag: the sample of pixels without a value, as text
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # the reason of ``UnreadableError`` is enough
 
 
 def read_tiff(content: bytes) -> Image.Image:
@@ -35,14 +39,14 @@ def read_tiff(content: bytes) -> Image.Image:
     try:
         file = TiffFile(io.BytesIO(content))
     except Exception:
-        raise UnreadableError("truncated, or a damaged header") from None
+        raise UnreadableError(TRUNCATED_HEADER) from None
     with file:
         page, number = _full_page(file)
         refuse_large(page.imagewidth, page.imagelength)
         if len(page.dataoffsets) != len(page.databytecounts):
-            raise UnreadableError("damaged: the numbers of strips and of their sizes differ")
+            raise UnreadableError("damaged: the numbers of strips and of their sizes differ; copy it again")
         if any(start + size > len(content) for start, size in zip(page.dataoffsets, page.databytecounts, strict=True)):
-            raise UnreadableError("truncated")
+            raise UnreadableError(TRUNCATED)
         orientation = _value(page, "Orientation", 1)
         with memory_lock(page.imagewidth, page.imagelength):
             if _pillow_reads(page):
@@ -63,7 +67,7 @@ def _full_page(file: TiffFile) -> tuple[TiffPage, int]:
         if not kind & (REDUCED | MASK) and _value(page, "SubfileType", 1) != 2:
             pages.append((page, number))
     if number < 0:
-        raise UnreadableError("truncated, or a damaged header")
+        raise UnreadableError(TRUNCATED_HEADER)
     if not pages:
         raise UnreadableError("TIFF file without a full page; export the image again")
     if len(pages) > 1:
@@ -80,7 +84,8 @@ def _pillow_reads(page: TiffPage) -> bool:
         page.bitspersample == 8 and page.photometric in (2, 5) and page.planarconfig == 1 and not page.extrasamples
     )
     compressed = page.compression in COMPRESSIONS
-    return (plain and usual and compressed and page.fillorder == 1) or page.photometric in (6, 8)
+    same_values = page.fillorder == 1 and GDAL_NODATA not in page.tags
+    return (plain and usual and compressed and same_values) or page.photometric in (6, 8)
 
 
 def _read_with_pillow(content: bytes, number: int) -> Image.Image:
@@ -109,7 +114,7 @@ def _read_samples(page: TiffPage) -> Image.Image:
         name = f"{_name(photometric)} with {samples} samples per pixel"
         raise UnreadableError(f"TIFF with photometric interpretation {name} is not supported; {CONVERT}")
     if not all(page.databytecounts):
-        raise UnreadableError("truncated: strips or tiles without data")
+        raise UnreadableError("damaged: strips or tiles without data; export the image again")
     separate, depth, length, width, contiguous = page.shaped
     if depth != 1:
         raise UnreadableError(f"several images in one file (a volume of {depth} images); save each as its own file")
@@ -128,7 +133,8 @@ def _read_samples(page: TiffPage) -> Image.Image:
             raise UnreadableError(f"TIFF with CMYK samples that are not unsigned integers; {CONVERT}")
         planes, bits = _inks_to_colours(planes, bits), 8 if bits <= 8 else 16
     grey_or_colours = np.stack(planes[:3], axis=-1) if needed > 1 else planes[0]
-    return samples_to_image(grey_or_colours, bits, needed > 1, alpha, photometric == PHOTOMETRIC.MINISWHITE)
+    nodata = None if photometric == PHOTOMETRIC.SEPARATED else _nodata(page)
+    return samples_to_image(grey_or_colours, bits, needed > 1, alpha, photometric == PHOTOMETRIC.MINISWHITE, nodata)
 
 
 def _inks_to_colours(planes: list[np.ndarray], bits: int) -> list[np.ndarray]:
@@ -136,6 +142,13 @@ def _inks_to_colours(planes: list[np.ndarray], bits: int) -> list[np.ndarray]:
     paper = [1 - plane / (2.0**bits - 1) for plane in planes[:4]]
     full, kind = (255, np.uint8) if bits <= 8 else (65535, np.uint16)
     return [np.rint(full * ink * paper[3]).astype(kind) for ink in paper[:3]]
+
+
+def _nodata(page: TiffPage) -> float | None:
+    try:
+        return float(page.tags[GDAL_NODATA].value)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _value(page: TiffPage, name: str, default: int) -> int:

@@ -6,18 +6,18 @@ import numpy as np
 import pandas as pd
 
 from fractatlas.evaluation.bootstrap import Score, bootstrap_weights, interval, without_interval
-from fractatlas.evaluation.metrics import calibration_metrics, evaluate, resampled
-from fractatlas.evaluation.operating_point import calibrate, temperature
+from fractatlas.evaluation.metrics import calibration_metrics, evaluate, few_groups, resampled
+from fractatlas.evaluation.operating_point import calibrate, is_at_limit, temperature
 
-OWN_SEED, OTHER_SEED, SHARE_SEED = 0, 1, 2  # of the bootstraps, which are independent, and of the share
+OTHER_SEED, SHARE_SEED = 1, 2  # of a bootstrap that is independent of the usual one, and of the share
 
 
 def compare_with_own(own: pd.DataFrame, other: pd.DataFrame, threshold: float) -> dict[str, dict[str, Any]]:
     """Return the difference of every metric: on other data minus on the checkpoint's own test subset.
 
-    The two samples are independent. The interval of the difference is that of two independent bootstraps over groups,
-    and at least as wide as the one that follows from the intervals of both scores (Zou and Donner, Statistics in
-    Medicine 27:1693, 2008), which also holds for small counts.
+    The scores of both samples are those of ``metrics.evaluate``. The two samples are independent. The interval of the
+    difference is that of two independent bootstraps over groups, and at least as wide as the one that follows from the
+    intervals of both scores (Zou and Donner, Statistics in Medicine 27:1693, 2008), which also holds for small counts.
 
     Args:
         own: predictions of the own test subset, ``label, probability, group`` and ``probability_calibrated``.
@@ -28,10 +28,9 @@ def compare_with_own(own: pd.DataFrame, other: pd.DataFrame, threshold: float) -
         For each metric that both have: ``own, other, difference``, each ``value, low, high`` as from
         ``metrics.evaluate``.
     """
-    weights = {"own": bootstrap_weights(own["group"], seed=OWN_SEED),
-               "other": bootstrap_weights(other["group"], seed=OTHER_SEED)}  # fmt: skip
+    weights = {"own": bootstrap_weights(own["group"]), "other": bootstrap_weights(other["group"], seed=OTHER_SEED)}
     tables = {"own": own, "other": other}
-    scores = {name: evaluate(table, threshold, weights[name]) for name, table in tables.items()}
+    scores = {"own": evaluate(own, threshold, weights["own"]), "other": evaluate(other, threshold)}
     values = {name: resampled(table, threshold, weights[name]) for name, table in tables.items()}
     rows = {}
     for metric in values["own"]:
@@ -63,10 +62,12 @@ def recalibrate(predictions: pd.DataFrame, share: float, frozen: float) -> dict[
         frozen: the temperature of the checkpoint.
 
     Returns:
-        ``share``, ``n`` (of the share), ``n_rest``, ``temperature`` (the new one), ``frozen``, and on the rest for
+        ``share``, ``n`` (of the share), ``n_rest``, ``temperature`` (the new one), ``at_limit`` (whether this is a
+        limit of the search), ``frozen``, and on the rest for
         ``uncalibrated``, ``before`` (frozen temperature) and ``after``: ``brier, calibration_error``. ``brier_change``
         is the paired difference after minus before, with its interval over groups. Only ``share`` and ``reason`` if
-        the share or the rest has images of one class only.
+        the share or the rest has images of one class only. As in ``metrics.evaluate``, a Brier score has no interval if
+        the rest has too few groups of a class.
     """
     groups = np.random.default_rng(SHARE_SEED).permutation(np.sort(predictions["group"].astype(str).unique()))
     sizes = predictions["group"].astype(str).value_counts()[groups]
@@ -79,12 +80,18 @@ def recalibrate(predictions: pd.DataFrame, share: float, frozen: float) -> dict[
     new = temperature(part["label"].to_numpy(), part["probability"].to_numpy(dtype=np.float64))
     weights, labels = bootstrap_weights(rest["group"], seed=OTHER_SEED), rest["label"].to_numpy()
     result: dict[str, Any] = {"share": share, "n": len(part), "n_rest": len(rest), "temperature": new, "frozen": frozen}
+    result["at_limit"] = is_at_limit(new)
+    few = few_groups(rest)
     values = {}
+
+    def score(of: np.ndarray) -> Score | None:
+        return without_interval(float(of[0]), few) if few else interval(of)
+
     for name, divisor in (("uncalibrated", 1.0), ("before", frozen), ("after", new)):
         values[name] = calibration_metrics(labels, calibrate(rest["probability"], divisor), weights)
         biased = without_interval(float(values[name]["calibration_error"][0]), "bootstrap samples increase its bias")
-        result[name] = {"brier": interval(values[name]["brier"]), "calibration_error": biased}
-    result["brier_change"] = interval(values["after"]["brier"] - values["before"]["brier"])
+        result[name] = {"brier": score(values[name]["brier"]), "calibration_error": biased}
+    result["brier_change"] = score(values["after"]["brier"] - values["before"]["brier"])
     return result
 
 

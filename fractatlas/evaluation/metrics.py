@@ -86,6 +86,20 @@ def auroc_score(values: np.ndarray, table: pd.DataFrame) -> Score | None:
     return interval(values, _small_auroc_interval(float(values[0]), table))
 
 
+def few_groups(table: pd.DataFrame) -> str:
+    """Return why a table has too few groups for an interval that rests on the bootstrap alone; ``""`` if it has enough.
+
+    Args:
+        table: ``label, group`` of the images.
+    """
+    groups = table.groupby("label")["group"].nunique().reindex([0, 1], fill_value=0)
+    if groups.min() >= MIN_GROUPS:
+        return ""
+    few = "with a fracture" if groups[1] < MIN_GROUPS else "without a fracture"
+    counted = plural(int(groups.min()), "group" if table["group"].duplicated().any() else "image")
+    return f"{counted} {few}, fewer than {MIN_GROUPS}"
+
+
 def _small_auroc_interval(auroc: float, table: pd.DataFrame) -> tuple[float, float] | None:
     if not np.isfinite(auroc):
         return None
@@ -122,12 +136,8 @@ def _reasons(table: pd.DataFrame, threshold: float) -> dict[str, str]:
     """Return, for each metric that has no interval in this table, the reason."""
     biased = "bootstrap samples increase its upward bias"
     reasons = dict.fromkeys(("calibration_error", "calibration_error_calibrated"), biased)
-    groups = table.groupby("label")["group"].nunique().reindex([0, 1], fill_value=0)
-    if groups.min() < MIN_GROUPS:
-        few = "with a fracture" if groups[1] < MIN_GROUPS else "without a fracture"
-        counted = plural(int(groups.min()), "group" if table["group"].duplicated().any() else "image") + f" {few}"
-        unsupported = ("average_precision", "mcc", "brier", "brier_calibrated")
-        reasons |= dict.fromkeys(unsupported, f"{counted}, fewer than {MIN_GROUPS}")
+    if few := few_groups(table):
+        reasons |= dict.fromkeys(("average_precision", "mcc", "brier", "brier_calibrated"), few)
     positive, constant = classify(table, threshold), table["probability"].nunique() == 1
     if positive.all() or not positive.any():
         reasons["balanced_accuracy"] = "all decisions are equal: the value is 0.5 for any images"
@@ -211,8 +221,8 @@ def ranking_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray)
     allowed = fp <= (1 - SPECIFICITY) * others[:, None] * (1 + 1e-9)
     return {
         "auroc": (positives * (below + negatives / 2)).sum(axis=1) / (fractured * others),
-        "average_precision": (positives * precision).sum(axis=1) / np.where(others > 0, fractured, 0),
-        "sensitivity_at_90_specificity": np.where(allowed, tp, 0).max(axis=1) / np.where(others > 0, fractured, 0),
+        "average_precision": (positives * precision).sum(axis=1) / np.where(others > 0, fractured, np.nan),
+        "sensitivity_at_90_specificity": np.where(allowed, tp, 0).max(axis=1) / np.where(others > 0, fractured, np.nan),
     }
 
 

@@ -1,5 +1,6 @@
 """Choose the operating point on the validation subset: decision threshold and calibration temperature."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ Rule = Callable[[np.ndarray, np.ndarray], float]
 # Without two classes in the validation subset.
 DEFAULT_OPERATING_POINT: dict[str, Any] = {"rule": "default", "threshold": 0.5, "temperature": 1.0}
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+SEARCH_RANGE = f"the search range ({MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g})"
 EPSILON = 1e-15  # probabilities are clipped to this distance from 0 and 1 before the logit
 
 
@@ -74,6 +76,11 @@ def temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
     bounds = (np.log(MIN_TEMPERATURE), np.log(MAX_TEMPERATURE))
     return float(np.exp(minimize_scalar(cross_entropy, bounds=bounds, method="bounded").x))
+
+
+def is_at_limit(temperature: float) -> bool:
+    """Return whether a temperature is a limit of ``SEARCH_RANGE``."""
+    return any(math.isclose(temperature, limit, rel_tol=1e-3) for limit in (MIN_TEMPERATURE, MAX_TEMPERATURE))
 
 
 def calibrate(probabilities: np.ndarray | pd.Series, temperature: float) -> np.ndarray:

@@ -3,16 +3,17 @@
 Log lines, the report page, the model card and tables show these sentences.
 """
 
-import math
 from typing import Any
 
 from fractatlas.data.leaks import TITLES, describe_groups, describe_leaks
 from fractatlas.data.splits import ALL
 from fractatlas.evaluation.markdown import score_line
-from fractatlas.evaluation.operating_point import MAX_TEMPERATURE, MIN_TEMPERATURE
+from fractatlas.evaluation.operating_point import SEARCH_RANGE, is_at_limit
 from fractatlas.wording import plural
 
 TRAINED_ON = "The network was trained on these images: the scores do not show how it performs on other images."
+
+UNSEEN = "None of these images is in the training or validation subset of the network."
 
 
 def count_images(score: dict[str, Any]) -> str:
@@ -75,12 +76,20 @@ def _describe_all(facts: dict[str, Any] | None) -> str:
     if not facts or facts["train"] is None:
         unknown = "It is not known which of these images the network was trained on."
         return f"{unknown} Scores of training images are too high."
-    text = f"Of these images, {facts['train']} {'is' if facts['train'] == 1 else 'are'} in the training subset of the "
-    text += f"network and {facts['val']} in its validation subset"
-    text += ": the scores are optimistic." if facts["train"] or facts["val"] else "."
+    text = UNSEEN
+    if facts["train"] or facts["val"]:
+        verb = "is" if facts["train"] == 1 else "are"
+        text = f"Of these images, {facts['train']} {verb} in the training subset of the network and {facts['val']} in "
+        text += "its validation subset: the scores are optimistic."
     if facts.get("found_by") == "content":
         return text
     return f"{text} Images were compared by name, not by content, because the catalogue.csv of the training is missing."
+
+
+def use_notices(name: str, record: dict[str, Any], config: dict[str, Any] | None) -> list[str]:
+    """Return the sentence of ``describe_use`` if it limits what the scores show; arguments as there."""
+    use = describe_use(name, record, config)
+    return [] if use in ("", UNSEEN) else [use]
 
 
 def content_notices(record: dict[str, Any]) -> list[str]:
@@ -94,12 +103,51 @@ def content_notices(record: dict[str, Any]) -> list[str]:
 
 
 def finding_notices(record: dict[str, Any]) -> list[str]:
-    """Return what label 1 means, if it is not a fracture."""
-    data = record.get("data", {})
+    """Return what label 1 means if it is not a fracture, or if it had another meaning in the training."""
+    data, trained = record.get("data", {}), record.get("elsewhere", {}).get("own")
     finding = data.get("finding", "fracture")
-    if finding == "fracture":
-        return []
-    return [f'In {data["name"]}, label 1 ("fractured" on this page) means {finding}, not fracture.']
+    notices = []
+    if finding != "fracture":
+        notices.append(f'In {data["name"]}, label 1 ("fractured" here) means {finding}, not fracture.')
+    if trained and trained["finding"] != finding:
+        meanings = (
+            f"where label 1 means {trained['finding']}, and is scored on {data['name']}, where it means {finding}"
+        )
+        notices.append(f"The network was trained on {trained['name']}, {meanings}: low scores can come from this.")
+    return notices
+
+
+def describe_origin(elsewhere: dict[str, Any]) -> str:
+    """Return whether the scored data are other data than those of the training.
+
+    Args:
+        elsewhere: the entry of ``metrics.json``.
+    """
+    name, seen = elsewhere["name"], elsewhere["near_duplicates"]
+    if elsewhere.get("same_source"):
+        text = f"These data are those of the training: {name}."
+    elif seen and seen["n"]:
+        text = f"These data overlap with those of the training: {name}."
+    else:
+        text = f"These data are not those of the training: {name}."
+    if seen is None:
+        unknown = "because there is no catalogue.csv of the training"
+        return f"{text} Whether these images nearly equal training images was not checked, {unknown}."
+    if not seen["n"]:
+        return f"{text} No image nearly equals a training or validation image of the network."
+    excluded = "1 image that nearly equals" if seen["n"] == 1 else f"{seen['n']} images that nearly equal"
+    verb = "was" if seen["n"] == 1 else "were"
+    return f"{text} {excluded} a training or validation image of the network {verb} excluded; catalogue.csv lists them."
+
+
+def describe_validation(elsewhere: dict[str, Any]) -> str:
+    """Return the answer to the question whether the network was validated on external data; argument as above."""
+    seen = elsewhere["near_duplicates"]
+    if elsewhere.get("same_source"):
+        return f"Not done. {describe_origin(elsewhere)}"
+    if seen is None or seen["n"]:
+        return f"In part. {describe_origin(elsewhere)}"
+    return f"Done on {elsewhere['name']}, on which the network was not trained."
 
 
 def describe_decision(point: dict[str, Any]) -> str:
@@ -128,9 +176,7 @@ def describe_decision(point: dict[str, Any]) -> str:
         return f"{text} No temperature was chosen."
     temperature = f"{point['temperature']:.3f}, which was chosen on the validation subset"
     text = f"{text} Calibrated probabilities divide the logit by the temperature {temperature}."
-    if any(math.isclose(point["temperature"], limit, rel_tol=1e-3) for limit in (MIN_TEMPERATURE, MAX_TEMPERATURE)):
-        text += f" This is the limit of the search range ({MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g})."
-    return text
+    return f"{text} This is the limit of {SEARCH_RANGE}." if is_at_limit(point["temperature"]) else text
 
 
 def chooses_threshold(point: dict[str, Any]) -> bool:

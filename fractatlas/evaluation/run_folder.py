@@ -11,6 +11,7 @@ import pandas as pd
 import yaml
 
 from fractatlas.data import leaks
+from fractatlas.data.catalogue import image_sizes
 from fractatlas.data.sources.fracatlas import FracAtlas
 from fractatlas.data.sources.phantom import is_generated
 from fractatlas.data.sources.registry import open_source
@@ -156,8 +157,15 @@ class RunFolder:
 
     @cached_property
     def boxes(self) -> dict[str, np.ndarray]:
-        """For each fractured image id, (n, 4) left, top, right, bottom in pixels of the upright radiograph."""
-        return self.source.boxes() if self.source else {}
+        """For each fractured image id, (n, 4) left, top, right, bottom in pixels of the upright radiograph.
+
+        Boxes without area in their image are ignored, as they are when the network is trained and scored.
+        """
+        if self.source is None:
+            return {}
+        if self.catalogue is not None and {"width", "height"} <= {*self.catalogue}:
+            self.source.ignore_outside(image_sizes(self.catalogue))
+        return self.source.boxes()
 
     @cached_property
     def heatmaps(self) -> Heatmaps | None:

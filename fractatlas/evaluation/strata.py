@@ -11,8 +11,9 @@ from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
 
-from fractatlas.data.attributes import as_numbers, attribute_columns, strata_of
+from fractatlas.data.attributes import attribute_columns, strata_of
 from fractatlas.data.sources.fracatlas import BODY_PARTS, VIEWS
+from fractatlas.data.tables import as_numbers
 from fractatlas.evaluation.bootstrap import bootstrap_weights, interval
 from fractatlas.evaluation.localisation import BOX_SIZES, SHORTER_SIDE
 from fractatlas.evaluation.metrics import auroc_score, intervals, ranking_metrics
@@ -24,7 +25,9 @@ FILE_COLUMNS = ("width", "height", "bytes", "junk", "orientation", "mode")
 RECORD_COLUMNS = (*BODY_PARTS, "multiscan", *VIEWS)
 
 
-def stratify(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> pd.DataFrame:
+def stratify(
+    table: pd.DataFrame, threshold: float, weights: np.ndarray, reference: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Compute every metric for all images and for every stratum.
 
     Args:
@@ -32,6 +35,7 @@ def stratify(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> pd.D
             Attributes whose columns are missing are omitted.
         threshold: the smallest probability that is classified as fractured.
         weights: float64 (b, n), from ``bootstrap_weights``.
+        reference: as in ``attributes.strata_of``.
 
     Returns:
         One row per stratum: ``attribute, stratum, n, positives, low_count`` (fewer than ``MIN_COUNT`` images of either
@@ -39,7 +43,7 @@ def stratify(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> pd.D
         images of this size and all images without a fracture.
     """
     rows = [_row("all", "all", np.ones(len(table), dtype=bool), table, threshold, weights)]
-    for attribute, values in _attributes(table).items():
+    for attribute, values in _attributes(table, reference).items():
         for stratum in [name for name in values.cat.categories if (values == name).any()]:
             chosen = values == stratum
             if attribute == "box size":
@@ -130,9 +134,9 @@ def box_sizes(table: pd.DataFrame, boxes: Mapping[str, np.ndarray]) -> pd.Series
     return table["image_id"].map(longest) * SHORTER_SIDE / table[["width", "height"]].astype(float).min(axis=1)
 
 
-def _attributes(table: pd.DataFrame) -> dict[str, pd.Series]:
+def _attributes(table: pd.DataFrame, reference: pd.DataFrame | None) -> dict[str, pd.Series]:
     """Return every image's stratum, categorical, for each attribute; missing if the image belongs to none."""
-    attributes = strata_of(table)
+    attributes = strata_of(table, reference)
     if {"width", "height"} <= {*table}:
         shorter = table[["width", "height"]].astype(float).min(axis=1)
         labels = [f"shorter side to {LARGE_SIDE} px", f"above {LARGE_SIDE} px"]

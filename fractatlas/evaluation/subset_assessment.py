@@ -71,6 +71,9 @@ def assess(
     Raises:
         InputError: a subset has fractured images with a heatmap and fractured images without one.
     """
+    usable = catalogue
+    if catalogue is not None and "excluded" in catalogue:
+        usable = catalogue[catalogue["excluded"].fillna("") == ""]
     assessed = []
     for name in SCORED:
         table = subset_table(predictions, name, catalogue, boxes)
@@ -89,7 +92,7 @@ def assess(
             labels = train[["image_id", "label"]]
             columns = catalogue.drop(columns="label", errors="ignore")
             shortcuts = strata.shortcuts(labels.merge(columns, on="image_id"), table)
-        stratified = strata.stratify(table, threshold, bootstrap_weights(table["group"]))
+        stratified = strata.stratify(table, threshold, bootstrap_weights(table["group"]), usable)
         one = SubsetAssessment(name, table, stratified, shortcuts, rows, summary)
         if detections := detect(table, boxes, heatmaps):
             one.candidates = detections.candidates[COLUMNS].assign(in_box=detections.candidates["in_box"].astype(int))

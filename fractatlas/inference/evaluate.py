@@ -76,8 +76,10 @@ def evaluate(config: dict[str, Any]) -> bool:
             trained["data"] |= {"root": config["data_root"]} | (
                 {"prepare": None} if "prepare" in trained["data"] else {}
             )
+    own = open_source(trained["data"])
     scored = trained | {"data": copy.deepcopy(other or trained["data"])}
-    open_source(scored["data"]).require()
+    source = open_source(scored["data"])
+    source.require()
     seen = read_seen(split) if other and split else None
     lightning.seed_everything(trained["seed"], workers=True, verbose=False)
     trainer = build_trainer(config, run, callbacks=[TerminalProgressBar()], logger=False)
@@ -112,7 +114,13 @@ def evaluate(config: dict[str, Any]) -> bool:
         record["changed_images"] = {subset: count_changed(data.subset(subset), hashes)}
 
     if other:
-        record["elsewhere"] = _compare_with_own(config, record, predictions, data, model.checkpoint, seen is not None)
+        trained_on = {
+            "own": {"name": own.name, "finding": own.finding},
+            "same_source": Path(source.place).resolve() == Path(own.place).resolve(),
+        }
+        record["elsewhere"] = trained_on | _compare_with_own(
+            config, record, predictions, data, model.checkpoint, seen is not None
+        )
 
     def timing() -> dict[str, float]:
         return {"total_seconds": round(time.monotonic() - started, 1)}
@@ -123,7 +131,7 @@ def evaluate(config: dict[str, Any]) -> bool:
     record = write_scores(run, record, predictions, data, trainer, heatmaps, timing)
     log.info("time (h:min:s): %s", format_duration(record["timing"]["total_seconds"]))
     log.info("results in %s", run)
-    for notice in provenance.content_notices(record):
+    for notice in (*provenance.finding_notices(record), *provenance.content_notices(record)):
         log.warning("%s", notice)
     for line in provenance.summarise(subset, record, trained):
         log.info("%s", line)
@@ -142,7 +150,7 @@ def _compare_with_own(
     checkpoint: Path,
     checked: bool,
 ) -> dict[str, Any]:
-    """Return the entry ``elsewhere`` of ``metrics.json``.
+    """Return the entry ``elsewhere`` of ``metrics.json``, without ``own`` and ``same_source``.
 
     ``near_duplicates`` has the number and the names of the images that were excluded because the network was trained or
     selected with an image that is nearly identical; ``None`` if this is not known. ``differences`` is that of
@@ -175,6 +183,8 @@ def _compare_with_own(
 
 def _log_elsewhere(result: dict[str, Any]) -> None:
     """Log what was excluded, and how the scores differ from those on the own test subset."""
+    if result["same_source"]:
+        log.warning("%s is the data set of the training, not data from elsewhere", result["name"])
     seen = result["near_duplicates"]
     if seen is None:
         log.warning("near-duplicates of training images: not checked, there is no catalogue.csv of the training")
@@ -184,7 +194,7 @@ def _log_elsewhere(result: dict[str, Any]) -> None:
             "excluded %s that nearly equal training or validation images: %s", plural(seen["n"], "image"), listed
         )
     else:
-        log.info("near-duplicates of training or validation images: none")
+        log.info("no image nearly equals a training or validation image of the network")
     for name in LOGGED:
         if row := result.get("differences", {}).get(name):
             log.info("%s", elsewhere.describe_difference(METRIC_TITLES[name], row))

@@ -5,7 +5,6 @@ import os
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path, PurePath
@@ -14,13 +13,13 @@ import pydicom
 from PIL import Image
 from pydicom.uid import MediaStorageDirectoryStorage
 
-from fractatlas.data.file_kinds import START, is_dicom, is_readable_image, unreadable_image
+from fractatlas.data.file_kinds import START, is_dicom
+from fractatlas.data.files import EXTENSIONS, is_image, is_image_start, read_start, walk
 from fractatlas.data.image_limits import MAX_BYTES, UnreadableError
 from fractatlas.data.images import read_content, read_radiograph
 from fractatlas.errors import InputError
+from fractatlas.wording import plural
 
-EXTENSIONS = {".avif", ".bmp", ".dcm", ".dic", ".dicom", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
-              ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # fmt: skip
 ZIP_START = b"PK\x03\x04"
 MAX_MEMBERS = 100_000
 MAX_RATIO = 300  # of the size of an archive member to its compressed size
@@ -47,12 +46,13 @@ def find_inputs(given: str) -> Inputs:
 
     A single file is always accepted. A folder is searched with its subfolders. In folders, in archives and among the
     matches of a pattern (``*``, ``?``, ``[]``, ``**``), a file is an image if it has one of ``EXTENSIONS`` (upper or
-    lower case), or if its first bytes are those of DICOM or of another image, also of a kind that cannot be read. A
-    pattern that ends in an extension takes every file that it matches. Hidden files and folders and ``DICOMDIR`` are
-    skipped.
+    lower case), or if its first bytes are those of DICOM or of another image, array or volume, also of a kind that
+    cannot be read. A pattern that ends in an extension takes every file that it matches. Hidden files and folders and
+    ``DICOMDIR`` are skipped.
 
-    A zip archive stands for the images in it, with paths such as ``archive.zip/folder/a.png``. It is not unpacked to
-    disk. A DICOMDIR stands for the images that it lists, which must be in its folder. Archives in folders are skipped.
+    A zip archive stands for the images in it, with paths such as ``archive.zip/folder/a.png``, and for members whose
+    first bytes cannot be read. It is not unpacked to disk. A DICOMDIR stands for the images that it lists, which must
+    be in its folder. Archives in folders are skipped.
 
     Args:
         given: a file, a folder or a pattern; tried in this order.
@@ -64,18 +64,22 @@ def find_inputs(given: str) -> Inputs:
         InputError: nothing has this name, there is no image among the files, or an archive or DICOMDIR is damaged.
     """
     if os.path.isfile(given):
-        start = _start_of(given)
+        start = read_start(given)
         if start.startswith(ZIP_START):
             return _find_in_archive(given)
         return _find_in_dicomdir(given) if _is_dicomdir(given, start) else Inputs(images=[given])
     inputs, suffix, is_folder = Inputs(), PurePath(given).suffix, os.path.isdir(given)
+
+    def add_error(error: OSError) -> None:
+        inputs.errors[error.filename] = error.strerror or type(error).__name__
+
     any_type = bool(suffix) and not glob.has_magic(suffix)
     require_match(given)
     for match in [given] if is_folder else glob.glob(given, recursive=True):
         if not os.path.isdir(match):
             _add_file(inputs, match, any_type)
         elif is_folder or not match.endswith(os.sep):  # ** also matches its parent folder, with a final separator
-            for path in _walk(match, inputs.errors):
+            for path in walk(match, add_error):
                 _add_file(inputs, path, any_type=False)
     inputs.images = sorted(set(inputs.images), key=lambda path: path.split(os.sep))
     _require_images(inputs, given)
@@ -122,8 +126,8 @@ def read_input_content(path: str) -> bytes:
 
 def _require_images(inputs: Inputs, given: str) -> None:
     if not inputs.images and not inputs.errors:
-        count, extensions = inputs.skipped.total(), " ".join(sorted(EXTENSIONS))
-        raise InputError(f"input={given}: no image among {count} files (DICOM, {extensions}); use another folder")
+        files, extensions = plural(inputs.skipped.total(), "file"), " ".join(sorted(EXTENSIONS))
+        raise InputError(f"input={given}: no image in {files} (DICOM, {extensions}); give another input")
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -153,24 +157,29 @@ def _find_in_archive(given: str) -> Inputs:
                 if any((part.startswith(".") and part.strip(".")) or part == "__MACOSX" for part in name.parts):
                     continue
                 if name.suffix.lower() in EXTENSIONS or (
-                    name.name.upper() != "DICOMDIR" and _is_image_start(_start_of_member(archive, info))
+                    name.name.upper() != "DICOMDIR"
+                    and ((start := _start_of_member(archive, info)) is None or is_image_start(start))
                 ):
                     inputs.images.append(f"{given}/{info.filename}")
                 else:
                     inputs.skipped[name.suffix.lower() or "no extension"] += 1
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise InputError(f"input={given}: damaged zip archive ({error}); download or copy it again") from None
-    inputs.images = sorted(set(inputs.images), key=lambda path: path.split("/"))
+    except (zipfile.BadZipFile, OSError, ValueError):
+        raise InputError(f"input={given}: damaged or incomplete zip archive; download or copy it again") from None
+    for path, count in Counter(inputs.images).items():
+        if count > 1:
+            inputs.errors[path] = f"{count} files of the archive have this name; pack it again with different names"
+    inputs.images = sorted(set(inputs.images) - inputs.errors.keys(), key=lambda path: path.split("/"))
     _require_images(inputs, given)
     return inputs
 
 
-def _start_of_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+def _start_of_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes | None:
+    """Return the first ``START`` bytes of a member; ``None`` if it is encrypted, damaged or not supported."""
     try:
         with archive.open(info) as file:
             return file.read(START)
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError):
-        return b""  # encrypted or damaged
+        return None
 
 
 def _is_dicomdir(given: str, start: bytes) -> bool:
@@ -187,22 +196,31 @@ def _find_in_dicomdir(given: str) -> Inputs:
     inputs, folder = Inputs(), Path(given).parent
     try:
         records = [
-            (str(record.get("DirectoryRecordType") or "record"), record.ReferencedFileID)
+            (str(record.get("DirectoryRecordType") or "record"), record.get("ReferencedFileID") or [])
             for record in pydicom.dcmread(given).DirectoryRecordSequence
-            if record.get("ReferencedFileID")
         ]
     except Exception:  # pydicom raises several types of exception for damaged files
         raise InputError(f"input={given}: damaged DICOMDIR; give the folder instead") from None
+    unnamed = 0
     for kind, reference in records:
-        parts = [reference] if isinstance(reference, str) else list(reference)
-        path = os.path.join(*([str(folder)] if str(folder) != "." else []), *parts)
-        file = _file_of_record(folder, parts)
+        parts = [part for part in ([reference] if isinstance(reference, str) else reference) if part]
         if kind != "IMAGE":
-            inputs.skipped[f"{kind} record"] += 1
-        elif file is None:
-            inputs.errors[path] = "listed in the DICOMDIR, but not in its folder; copy the whole medium"
-        else:
+            if parts:  # records of patients, studies and series have no file
+                inputs.skipped[f"{kind} record"] += 1
+        elif not parts:
+            unnamed += 1
+        elif (file := _file_of_record(folder, parts)) is not None:
             inputs.images.append(str(file))
+        else:
+            path = os.path.join(*([str(folder)] if str(folder) != "." else []), *parts)
+            outside = os.path.isfile(path)
+            inputs.errors[path] = (
+                "listed in the DICOMDIR, but outside its folder; give the file itself as input" if outside
+                else "listed in the DICOMDIR, but missing; copy the whole medium"
+            )  # fmt: skip
+    if unnamed:
+        images = plural(unnamed, "image")
+        inputs.errors[given] = f"{images} without a file name in the DICOMDIR; give the folder instead"
     inputs.images = list(dict.fromkeys(inputs.images))
     _require_images(inputs, given)
     return inputs
@@ -232,49 +250,7 @@ def require_match(given: str) -> None:
 
 
 def _add_file(inputs: Inputs, path: str, any_type: bool) -> None:
-    if any_type or _is_image(path):
+    if any_type or is_image(path):
         inputs.images.append(path)
     else:
         inputs.skipped[PurePath(path).suffix.lower() or "no extension"] += 1
-
-
-def _walk(folder: str, errors: dict[str, str]) -> Iterator[str]:
-    """Yield every file below ``folder`` that is not hidden.
-
-    Links to folders are followed, each folder once, except to ``folder``'s own parents.
-    """
-
-    def add_error(error: OSError) -> None:
-        errors[error.filename] = error.strerror or type(error).__name__
-
-    visited = {(status.st_dev, status.st_ino) for status in map(os.stat, Path(folder).resolve().parents)}
-    for parent, folders, names in os.walk(folder, onerror=add_error, followlinks=True):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in sorted(names) if not name.startswith("."))
-
-
-def _is_image(path: str) -> bool:
-    name = PurePath(path)
-    if name.suffix.lower() in EXTENSIONS:
-        return True
-    return name.name.upper() != "DICOMDIR" and _is_image_start(_start_of(path))
-
-
-def _is_image_start(start: bytes) -> bool:
-    return is_dicom(start) or is_readable_image(start) or bool(unreadable_image(start))
-
-
-def _start_of(path: str) -> bytes:
-    """Return the first ``START`` bytes of a file, fewer if it is shorter or cannot be read."""
-    try:
-        if not os.path.isfile(path):
-            return b""  # reading a pipe would block
-        with open(path, "rb") as file:
-            return file.read(START)
-    except OSError:
-        return b""

@@ -68,8 +68,6 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
             does not have the accelerator, or ``box_threshold`` is given for a network without a fracture map.
     """
     quieten()
-    for library in ("pydicom", "tifffile"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)  # errors.csv states what is wrong with a file
     warnings.filterwarnings("ignore", module="pydicom|PIL|tifffile")
     run = Path(config["paths"]["output_dir"])
     model = load_model(config["ckpt"], trusted_targets=config["trusted_targets"])
@@ -149,8 +147,8 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     if others:
         counts = ", ".join(f"{count} {modality}" for modality, count in others.most_common())
         log.warning(
-            "%s not of a radiographic modality (%s): %s; check their probabilities, the network is for radiographs",
-            plural(others.total(), "DICOM image is", "DICOM images are"), ", ".join(RADIOGRAPHS), counts,
+            "%s a modality other than those of bone radiographs (%s): %s; check that they are radiographs of bones",
+            plural(others.total(), "DICOM image has", "DICOM images have"), ", ".join(RADIOGRAPHS), counts,
         )  # fmt: skip
     if config["dicom_out"]:
         without = len(paths) - len(written) - len(unwritten)

@@ -194,7 +194,7 @@ def densenet(
     loaded = load_trunk(network, variant, stages, weights, weights_dir)
     layers = {4: "denseblock1", 8: "denseblock2", 16: "denseblock3", 32: "norm5"}
     backbone = Backbone(network, "classifier", stages, loaded, pyramid=("features", layers), **options)
-    load_head(backbone, "classifier", weights, head)
+    load_head(backbone, variant, "classifier", weights, head)
     return backbone
 
 
@@ -211,7 +211,7 @@ def resnet(
     loaded = load_trunk(network, variant, stages, weights, weights_dir)
     layers = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
     backbone = Backbone(network, "fc", stages, loaded, pyramid=("", layers), **options)
-    load_head(backbone, "fc", weights, head)
+    load_head(backbone, variant, "fc", weights, head)
     return backbone
 
 

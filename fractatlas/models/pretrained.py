@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
+from fractatlas.data.sources.registry import stored_finding
+from fractatlas.data.sources.source import Source
 from fractatlas.errors import InputError
 from fractatlas.evaluation.run_folder import best_checkpoint
 from fractatlas.models.checkpoint import read_checkpoint
@@ -38,6 +40,7 @@ def load_trunk(
 
     Returns:
         The report: ``file`` (its name), the number of tensors ``loaded`` ``of`` the trunk's, and the ``random`` stages.
+        ``load_head`` completes and logs it.
 
     Raises:
         InputError: the file is missing and cannot be downloaded, or its tensors do not fit the network.
@@ -50,6 +53,7 @@ def load_trunk(
     with waiting("loading weights", f" from {file}"):
         content = read_checkpoint(file)
         _require_variant(file, content, variant)
+        _log_finding(file, content)
         tensors = {_current_key(key): tensor for key, tensor in _state_dict(file, content).items()}
     fitting = {key: tensor for key, tensor in tensors.items() if key in trunk}
     if not fitting:
@@ -64,17 +68,17 @@ def load_trunk(
     random = [stage for stage, names in stages.items() if any(k.startswith(f"{n}.") for k in missing for n in names)]
     random.append("head")
     count = len(fitting) + len(missing)
-    log.info("%s: %d of %d trunk tensors loaded; random: %s", variant, len(fitting), count, join_names(random))
     return {"file": file.name, "loaded": len(fitting), "of": count, "random": random}
 
 
-def load_head(backbone: nn.Module, head_name: str, weights: str | None, head: str | None) -> None:
-    """Load the parts of a checkpoint of this project that ``load_trunk`` does not load.
+def load_head(backbone: nn.Module, variant: str, head_name: str, weights: str | None, head: str | None) -> None:
+    """Load the parts of a checkpoint of this project that ``load_trunk`` does not load, and log what was loaded.
 
     A fracture map is loaded if both networks have one of the same shape. The head is loaded with ``head="keep"``.
 
     Args:
         backbone: with ``network``, ``map`` and the report ``loaded_weights`` of ``load_trunk``; changed in place.
+        variant: the name of the network in torchvision.
         head_name: the name of the head in ``network``.
         weights: as for ``load_trunk``.
         head: ``keep``, ``new`` or ``None``, which means ``new``.
@@ -82,27 +86,34 @@ def load_head(backbone: nn.Module, head_name: str, weights: str | None, head: st
     Raises:
         InputError: the head is to be kept, and the file does not contain it.
     """
-    if weights in (None, "imagenet"):
-        return
-    file = best_checkpoint(Path(str(weights)))
-    tensors = read_checkpoint(file).get("state_dict", {})
     report: dict[str, Any] = backbone.loaded_weights  # type: ignore[assignment]
+    loaded = [f"{report['loaded']} of {report['of']} trunk tensors"]
+    if weights not in (None, "imagenet"):
+        loaded += _load_parts(backbone, report, head_name, best_checkpoint(Path(str(weights))), head)
+    if report["file"]:
+        log.info("%s: %s loaded; random: %s", variant, ", ".join(loaded), join_names(report["random"]) or "none")
+
+
+def _load_parts(backbone: Any, report: dict[str, Any], head_name: str, file: Path, head: str | None) -> list[str]:
+    """Load the fracture map and the head, as ``load_head`` does, and return the names of those that were loaded."""
+    found: list[str] = []
     parts = {"map": (backbone.map, "backbone.map.")} if getattr(backbone, "map", None) is not None else {}
     if head == "keep":
-        network: Any = backbone.network
-        parts["head"] = (network.get_submodule(head_name), f"backbone.network.{head_name}.")
+        parts["head"] = (backbone.network.get_submodule(head_name), f"backbone.network.{head_name}.")
+    tensors = read_checkpoint(file).get("state_dict", {}) if parts else {}
     for name, (module, prefix) in parts.items():
-        own: dict[str, Tensor] = module.state_dict()  # type: ignore[union-attr]
+        own: dict[str, Tensor] = module.state_dict()
         stored = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
         fits = own.keys() == stored.keys() and all(own[key].shape == stored[key].shape for key in own)
         if fits:
-            module.load_state_dict(stored)  # type: ignore[union-attr]
+            module.load_state_dict(stored)
             report["random"] = [one for one in report["random"] if one != name]
-            log.info("%s loaded from %s", "fracture map" if name == "map" else "head", file)
+            found.append("fracture map" if name == "map" else "head")
         elif name == "head":
             raise InputError(f"model.head=keep: {file} has no head of this network; use model.head=new")
         else:
             log.info("%s has no fracture map of this shape: the map starts from random weights", file)
+    return found
 
 
 def _require_variant(file: Path, content: dict[str, Any], variant: str) -> None:
@@ -116,6 +127,13 @@ def _require_variant(file: Path, content: dict[str, Any], variant: str) -> None:
     if stored and stored != variant:
         remedy = f"use model.variant={stored}, or weights of a {variant}"
         raise InputError(f"model.weights={file}: a checkpoint of a {stored}, the network is a {variant}; {remedy}")
+
+
+def _log_finding(file: Path, content: dict[str, Any]) -> None:
+    config = content.get("config")
+    finding = stored_finding(config.get("data", {}) if isinstance(config, dict) else {})
+    if finding != Source.finding:
+        log.warning("%s: this network was trained to detect %s, not %s", file, finding, Source.finding)
 
 
 def _state_dict(file: Path, content: dict[str, Any]) -> dict[str, Tensor]:

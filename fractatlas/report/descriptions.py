@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from fractatlas.config.schema import listed_targets
+from fractatlas.evaluation import provenance
 
 MONITORS = {"auroc": "AUROC", "f1": "F1", "mcc": "MCC"}
 PRECISIONS = {
@@ -181,6 +182,11 @@ def exclusions(metrics: dict[str, Any]) -> str:
     """Return the number of excluded images for each reason."""
     excluded = metrics.get("data", {}).get("excluded", {})
     return ", ".join(f"{count} {reason}" for reason, count in excluded.items()) or "no image"
+
+
+def validation(metrics: dict[str, Any]) -> str:
+    """Return whether the network was validated on external data."""
+    return provenance.describe_validation(metrics["elsewhere"])
 
 
 def weakest_stratum(strata: pd.DataFrame) -> pd.Series | None:

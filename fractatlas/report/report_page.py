@@ -17,6 +17,7 @@ from fractatlas.evaluation.detection import FALSE_ALARMS
 from fractatlas.evaluation.localisation import FRACTURE_MAP
 from fractatlas.evaluation.markdown import METRIC_TITLES, format_fraction, format_percent
 from fractatlas.evaluation.metrics import classify
+from fractatlas.evaluation.operating_point import SEARCH_RANGE
 from fractatlas.evaluation.overlays import BOX_COLOUR, CANDIDATE_COLOUR, colour_key, draw_radiographs, full_heat
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.evaluation.shown_images import most_confident_errors, spread_by_probability
@@ -78,6 +79,7 @@ def write_report(folder: Path) -> Path:
         claim=re.findall(r"^\| (\d+) \| (.+) \| (.+) \|$", card, re.MULTILINE),
         missing_intervals=_missing_intervals(run),
         elsewhere=metrics.get("elsewhere"),
+        search_range=SEARCH_RANGE,
         exams=metrics.get("exams", {}),
         **_provenance(run),
     )
@@ -129,7 +131,8 @@ def _provenance(run: RunFolder) -> dict[str, Any]:
     """Return what the page and the card state about the scored images.
 
     ``uses`` and ``counts`` by subset; ``partial`` has a sentence for each subset that was scored in part; ``notices``
-    has the sentences before the scores; ``relations``, ``resampling`` and ``decision`` as from ``provenance``.
+    has the sentences before the scores; ``origin`` states whether the data are those of the training; ``relations``,
+    ``resampling`` and ``decision`` as from ``provenance``.
     """
     metrics, names = run.metrics, [one.name for one in run.subsets]
     uses = {name: provenance.describe_use(name, metrics, run.config) for name in names}
@@ -140,7 +143,7 @@ def _provenance(run: RunFolder) -> dict[str, Any]:
         "counts": counts,
         "partial": partial,
         "notices": [
-            *filter(None, [uses[names[-1]]]),
+            *provenance.use_notices(names[-1], metrics, run.config),
             *partial,
             *provenance.finding_notices(metrics),
             *provenance.content_notices(metrics),
@@ -148,6 +151,7 @@ def _provenance(run: RunFolder) -> dict[str, Any]:
         ],
         "relations": provenance.relations(metrics),
         "resampling": provenance.resampling(metrics),
+        "origin": provenance.describe_origin(metrics["elsewhere"]) if "elsewhere" in metrics else "",
         "decision": provenance.describe_decision(metrics["operating_point"]),
     }
 

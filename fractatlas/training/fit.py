@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import lightning
 import pandas as pd
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -127,6 +127,9 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
         raise trainer_error(error) from None
     profile = summarise_profile(trainer)
 
+    # The checkpoint contains the averaged weights. When it is loaded, this callback would replace them by the weights
+    # that were averaged, with which the test subset and the heatmaps would then be scored.
+    trainer.callbacks = [one for one in trainer.callbacks if not isinstance(one, WeightAveraging)]  # type: ignore[attr-defined]
     best_checkpoint = cast(BestCheckpoint, trainer.checkpoint_callback)
     checkpoint, best = Path(best_checkpoint.best_model_path), float(cast(Tensor, best_checkpoint.best_model_score))
     subsets = ["val", "test"] if config["test"] else ["val"]

@@ -189,15 +189,21 @@ def _describe_data(data: RadiographDataModule) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True,
-        check=False,
-    )  # fmt: skip
     return {
         "fractatlas": fractatlas.__version__,
-        "commit": git.stdout.strip() or "unknown",
+        "commit": _commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
         "lightning": lightning.__version__,
     }
+
+
+def _commit() -> str:
+    """Return the git commit of this package, with ``-dirty`` after changes; ``unknown`` without git or repository."""
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:  # git is not installed, as in many containers
+        return "unknown"
+    return done.stdout.strip() or "unknown"

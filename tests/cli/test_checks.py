@@ -77,7 +77,7 @@ PREDICT = ("predict", "input=phantoms", "hydra.run.dir=refused/run")
         ),
         (
             (*TRAIN, "model.head=keep"),
-            "model.head=keep: model.weights=None has no head of a fracture; use a run folder",
+            "model.head=keep: model.weights=null has no head of a fracture; use a run folder",
         ),
         (
             (*EVALUATE, "ckpt=phantoms/dataset.csv", "data=folders", "data.root=nowhere"),

@@ -85,6 +85,9 @@ def test_resuming_the_folder_of_a_grid_or_search_is_refused_with_the_remedy(tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["data=[mura,grazpedwri]"],
+         "data=[mura,grazpedwri]: one choice is needed; for several data sets, export each (fractatlas data export), "
+         "then use their tables: data=table data.table=[a.csv,b.csv]"),
         (["threshold=0.4"],
          "threshold=0.4: no such choice; the choices are fixed, sensitivity, youden; "
          "a value is set with threshold.value=0.4"),

@@ -13,6 +13,14 @@ def test_numbers_are_divided_into_quartiles_of_the_table():
     assert as_text.equals(strata)
 
 
+def test_the_strata_of_a_part_are_those_of_the_reference():
+    reference = pd.DataFrame({"age": range(41), "ward": ["a"] * 21 + ["b"] * 20})
+    part = strata_of(reference[30:], reference)
+    assert list(part["age"].cat.categories) == ["0 to 10", "above 10 to 20", "above 20 to 30", "above 30 to 40"]
+    assert set(part["age"]) == {"above 20 to 30", "above 30 to 40"}
+    assert set(part["ward"]) == {"b"}
+
+
 def test_text_is_divided_by_its_ten_most_frequent_values():
     values = [f"ward {number}" for number in range(12) for _ in range(20 - number)]
     strata = strata_of(pd.DataFrame({"hospital_ward": values}))["hospital ward"]
@@ -22,7 +30,7 @@ def test_text_is_divided_by_its_ten_most_frequent_values():
 
 def test_few_different_numbers_are_values():
     strata = strata_of(pd.DataFrame({"fingers": [1, 2, 2, 3] * 5, "flag": [0, 1] * 10}))
-    assert list(strata["fingers"].cat.categories) == ["2", "1", "3"]
+    assert list(strata["fingers"].cat.categories) == ["1", "2", "3"]
     assert set(strata["flag"].cat.categories) == {"0", "1"}
 
 

@@ -9,10 +9,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from fractatlas.config.overrides import compose_config
 from fractatlas.data import audit
 from fractatlas.data.catalogue import read_catalogue
 from fractatlas.data.integrity import ORIENTATION
+from fractatlas.data.sources.annotations import Annotation, write_coco
 from fractatlas.data.sources.fracatlas import COCO, VOC, FracAtlas
+from fractatlas.data.sources.registry import open_source
 
 EVIL = "IMG0000500<script>alert(1).jpg"
 
@@ -62,7 +65,7 @@ def damaged(phantoms, catalogue, tmp_path_factory):
 
     where["labels disagree"] = [fractured[2]["image_id"]]
     table.loc[fractured[2]["image_id"], "fractured"] = 0
-    where["fracture count differs"] = [fractured[3]["image_id"]]
+    where["fracture count differs"] = sorted(fractured[number]["image_id"] for number in (3, 6))  # 6: box ignored
     table.loc[fractured[3]["image_id"], "fracture_count"] += 2
     where["in both folders"] = [fractured[4]["image_id"]]
     shutil.copy(root / fractured[4]["path"], root / "images" / "Non_fractured")
@@ -157,6 +160,50 @@ def test_fracatlas_has_the_known_defects(radiographs, real_catalogue):
     assert agreement.iloc[0] > 0.75
     assert agreement.iloc[1] < 0.3
     assert abs(agreement.iloc[2]) < 0.1
+
+
+@pytest.fixture
+def table(phantoms, tmp_path):
+    """A table of 20 phantoms with one patient in two given subsets, ages, and a noted label."""
+    images = FracAtlas(phantoms).rows()
+    images = images[images["path"] != ""].groupby("label").head(10)
+    images = images[["image_id", "path", "label"]].assign(
+        path=[str(phantoms / path) for path in images["path"]],
+        patient=[f"p{number // 2}" for number in range(20)],
+        split=["train"] * 11 + ["val"] * 9,
+        age=[*range(5, 15), *range(100, 110)],
+    )
+    images.to_csv(tmp_path / "table.csv", index=False)
+    boxed = images.loc[images["label"] == 0, "image_id"].iloc[0]
+    write_coco(tmp_path / "boxes.json", [Annotation(boxed, [1, 1, 9, 9])], {})
+    data = ["data=table", f"data.table={tmp_path}/table.csv", f"data.boxes={tmp_path}/boxes.json"]
+    return open_source(compose_config(data)["data"])
+
+
+def test_a_patient_in_two_given_subsets_and_a_label_without_votes_are_found(table):
+    catalogue = read_catalogue(table)
+    findings = audit.find_defects(table, catalogue).set_index("kind")
+    divided = findings.loc["patient in several given subsets"]
+    assert sorted(divided["image_id"]) == sorted(catalogue.loc[catalogue["patient"] == "p5", "image_id"])
+    assert set(divided["detail"]) == {"p5: train 1, val 1"}
+    assert findings.loc["labels disagree", ["detail", "action"]].tolist() == [
+        "label 0, 1 boxes: 0 is used", "label 0 is used"
+    ]  # fmt: skip
+
+
+def test_numbers_of_the_audit_are_in_their_order(table):
+    shown = audit.shortcuts(read_catalogue(table))
+    ages = [float(value.split()[-1]) for value in shown.loc[shown["attribute"] == "age", "value"]]
+    assert len(ages) == 4
+    assert ages == sorted(ages)
+
+
+def test_images_of_one_class_are_a_remark(table, tmp_path):
+    images = pd.read_csv(tmp_path / "table.csv")
+    images[images["label"] == 0].to_csv(tmp_path / "table.csv", index=False)
+    text = audit.audit_source(open_source(table.settings), tmp_path / "out", tmp_path / "cache")
+    assert audit.ONE_CLASS in text
+    assert audit.ONE_CLASS[1:] in (tmp_path / "out" / "audit.html").read_text()
 
 
 @pytest.mark.integration

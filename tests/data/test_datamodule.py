@@ -7,6 +7,7 @@ import torch
 
 from fractatlas.build import build, build_data
 from fractatlas.data.sources.fracatlas import FracAtlas
+from fractatlas.data.splits import all_images
 from fractatlas.errors import InputError
 
 
@@ -157,7 +158,7 @@ def test_a_patient_in_two_given_subsets_is_a_warning(configuration, table, tmp_p
     assert module.subset_names == ["train", "val", "test"]
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     (warning,) = (text for text in warnings if "patients (column patient): 8 of 8 are in several subsets" in text)
-    assert "correct the given split, or draw the split (data.columns.split=null" in warning
+    assert warning.endswith("correct the given split, or draw the split (data.columns.split=null)")
 
 
 def test_data_without_patients_exams_and_groups_are_reported_as_such(configuration, table, tmp_path, caplog):
@@ -175,3 +176,17 @@ def test_label_and_source_that_go_together_are_a_warning(configuration, table, t
     images.assign(source=["a" if label else "b" for label in images["label"]]).to_csv(table, index=False)
     build_data(configuration(tmp_path, "data=table", f"data.table={table}", "data.root=null")).setup()
     assert any(text.startswith("label and source go together") for text in caplog.messages)
+
+
+def test_the_log_names_the_tables(configuration, table, tmp_path, caplog):
+    caplog.set_level("INFO")
+    build_data(configuration(tmp_path, "data=table", f"data.table={table}", "data.root=null")).setup()
+    assert f"reading the data in {table}" in caplog.messages
+
+
+def test_a_subset_of_one_class_is_a_warning(configuration, table, tmp_path, caplog):
+    images = pd.read_csv(table)
+    images[images["label"] == 1].to_csv(table, index=False)
+    config = configuration(tmp_path, "data=table", f"data.table={table}", "data.root=null", "data.columns.split=null")
+    build_data(config, split=all_images).setup()
+    assert "all: images of one class only: AUROC and average precision are undefined" in caplog.messages

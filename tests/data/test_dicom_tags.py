@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from fractatlas.data.dicom_tags import COLUMNS, hash_patient_id, read_tags
@@ -26,7 +28,8 @@ def test_files_without_tags_give_empty_cells(tmp_path):
     write_dicom(tmp_path / "a", picture(0, False)[0], "x")
     content = (tmp_path / "a").read_bytes()
     (tmp_path / "cut").write_bytes(content[:200])
-    table = read_tags(tmp_path, ["text", "missing", "cut", "", "a"], [*COLUMNS])
+    os.mkfifo(tmp_path / "pipe")
+    table = read_tags(tmp_path, ["text", "missing", "cut", "pipe", "", "a"], [*COLUMNS])
     assert table.columns.tolist() == [*COLUMNS.values()]
     assert (table.drop(columns="patient") == "").all(axis=None)
-    assert table["patient"].tolist() == ["", "", "", "", hash_patient_id("x")]
+    assert table["patient"].tolist() == ["", "", "", "", "", hash_patient_id("x")]

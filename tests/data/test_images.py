@@ -12,7 +12,7 @@ from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
 from fractatlas.data.images import UnreadableError, decode, read_content, read_radiograph
 from fractatlas.data.integrity import ORIENTATION
@@ -115,15 +115,45 @@ def test_a_tiff_in_which_zero_is_white_is_inverted(tmp_path):
     assert (read(tmp_path / "a.tif") == PIXELS).all()
 
 
-@pytest.mark.fault("TIFF with NaN", "refused with the reason")
-def test_float_values_are_stretched_and_nan_is_refused(tmp_path):
+@pytest.mark.fault("TIFF with NaN", "these pixels are black and do not change the others")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_float_values_are_stretched_and_those_that_are_not_finite_are_black(tmp_path, value):
     values = PIXELS / np.float32(3) - 7
     Image.fromarray(values).save(tmp_path / "a.tif")
     assert np.abs(read(tmp_path / "a.tif").astype(int) - PIXELS).max() <= 1
-    values[1, 1] = np.nan
+    values[40:] = value
     Image.fromarray(values).save(tmp_path / "b.tif")
-    with pytest.raises(UnreadableError, match="not finite numbers"):
-        read(tmp_path / "b.tif")
+    pixels = read(tmp_path / "b.tif").astype(int)
+    assert (pixels[40:] == 0).all()
+    assert np.abs(pixels - PIXELS)[:40].max() <= 2
+    Image.fromarray(values * np.nan).save(tmp_path / "c.tif")
+    with pytest.raises(UnreadableError, match="no pixel has a value"):
+        read(tmp_path / "c.tif")
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_the_nodata_value_of_a_tiff_is_black_in_all_its_colours_only(tmp_path, dtype):
+    colours = np.repeat((PIXELS.astype(dtype) + 1)[..., None], 3, axis=-1)
+    colours[:, :10] = 0
+    colours[:, 10:12, 1] = 0
+    nodata = {"photometric": "rgb", "extratags": [(42113, 2, 2, "0", True)]}
+    tifffile.imwrite(tmp_path / "a.tif", colours, **nodata)
+    pixels = read(tmp_path / "a.tif").astype(int)
+    assert (pixels[:, :10] == 0).all()
+    assert (pixels[9:50, 10:12] > 0).all()
+    assert np.abs(pixels - PIXELS)[:, 12:].max() <= 2
+
+
+def test_the_nodata_value_of_an_8_bit_tiff_is_black(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", PIXELS, photometric="minisblack", extratags=[(42113, 2, 4, "255", True)])
+    assert (read(tmp_path / "a.tif") == np.where(PIXELS == 255, 0, PIXELS)).all()
+
+
+def test_the_reader_of_tiff_writes_no_log(caplog):
+    content = tiff_of(np.repeat(PIXELS[..., None].astype(np.uint16) * 257, 3, axis=-1))
+    with pytest.raises(UnreadableError, match="truncated"):
+        read_content(content[:220])  # within the values of tags
+    assert not caplog.records
 
 
 @pytest.mark.fault("animation or file of several pages", "refused with the reason")
@@ -149,8 +179,31 @@ def test_a_truncated_file_is_refused(tmp_path, name, share):
         noise.save(tmp_path / name)
     content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UnreadableError, match="truncated|without an image|not an image"):
+    with pytest.raises(UnreadableError, match="truncated|not an image"):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless, JPEGLSLossless])
+@pytest.mark.parametrize("left", [132, 142, 154, 200, 300, 303, 330, 440, 500, -2000, -200, -9])
+def test_a_truncated_dicom_file_is_called_truncated(tmp_path, syntax, left):
+    encoded = {
+        RLELossless: lambda: encode_rle(NOISE),
+        JPEG2000Lossless: lambda: imagecodecs.jpeg2k_encode(NOISE, level=0, codecformat="j2k"),
+        JPEGLSLossless: lambda: imagecodecs.jpegls_encode(NOISE),
+    }[syntax]()
+    content = dicom(tmp_path / "a.dcm", NOISE, syntax, PixelData=encapsulate([encoded])).read_bytes()
+    assert (np.asarray(read_content(content)) == NOISE).all()
+    with pytest.raises(UnreadableError, match=r"^truncated; copy it again$"):
+        read_content(content[:left])
+    native = dicom(tmp_path / "a.dcm", NOISE).read_bytes()
+    with pytest.raises(UnreadableError, match=r"^truncated; copy it again$"):
+        read_content(native[:left])
+
+
+def encode_rle(samples: np.ndarray) -> bytes:
+    """Return the RLE frame of 8-bit samples, in literal runs of one row."""
+    rows = b"".join(bytes([len(row) - 1]) + row.tobytes() for row in samples)
+    return struct.pack("<16I", 1, 64, *[0] * 14) + rows + b"\0" * (len(rows) % 2)
 
 
 @pytest.mark.fault("truncated 16-bit image of each format", "refused with the reason")
@@ -233,6 +286,8 @@ def test_the_modality_of_a_dicom_file_is_returned(tmp_path):
     assert modality(Modality="CT", SOPClassUID="1.2.840.10008.5.1.4.1.1.7") == "SC"
     assert modality(SOPClassUID="1.2.840.10008.5.1.4.1.1.7.2") == "SC"
     assert modality(SOPClassUID="1.2.840.10008.5.1.4.1.1.2") == "CT"
+    assert modality(SOPClassUID="1.2.840.10008.5.1.4.1.1.77.1.5.1", Modality="OP") == "OP"
+    assert modality(SOPClassUID="1.2.840.10008.5.1.4.1.1.77.1.4") == "unknown"
     assert modality(SOPClassUID="1.2.3") == "unknown"
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
     assert "modality" not in read_radiograph(tmp_path / "a.png").info
@@ -272,7 +327,7 @@ def test_segmented_palettes_are_expanded(tmp_path, largest):
         (b"image_id,label\n", "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
         (b"\xff\xd8\xff", "damaged header"),
-        (bytes(128) + b"DICM", "DICOM file without an image"),
+        (bytes(128) + b"DICM", "truncated"),
     ],
 )
 def test_a_file_that_is_not_an_image_is_refused_with_the_reason(tmp_path, content, reason):
@@ -281,6 +336,18 @@ def test_a_file_that_is_not_an_image_is_refused_with_the_reason(tmp_path, conten
         read(tmp_path / "a.jpg")
     with pytest.raises(UnreadableError, match="No such file"):
         read(tmp_path / "b.jpg")
+
+
+@pytest.mark.fault("pipe, device, folder or dangling link", "refused with the reason, without reading")
+def test_what_is_not_a_regular_file_is_refused(tmp_path):
+    (tmp_path / "link.png").symlink_to(tmp_path / "nowhere")
+    for file, reason in {
+        tmp_path / "link.png": "a link to a file that does not exist",
+        tmp_path: "not a file but a folder",
+        Path("/dev/null"): "not a file but a pipe, socket or device",
+    }.items():
+        with pytest.raises(UnreadableError, match=reason):
+            read(file)
 
 
 @pytest.mark.fault("image above the limit of pixels", "refused before it is decoded")
@@ -294,7 +361,17 @@ def test_an_image_above_the_limit_is_refused_before_it_is_decoded(tmp_path, monk
 
 def test_8_bit_dicom_pixels_are_not_changed(tmp_path):
     assert (read(dicom(tmp_path / "a.dcm", PIXELS // 2)) == PIXELS // 2).all()
-    assert (read(dicom(tmp_path / "b.dcm", PIXELS, PhotometricInterpretation="MONOCHROME1")) == 255 - PIXELS).all()
+    for photometric in ("MONOCHROME1", "monochrome1"):
+        file = dicom(tmp_path / "b.dcm", PIXELS, PhotometricInterpretation=photometric)
+        assert (read(file) == 255 - PIXELS).all()
+
+
+@pytest.mark.parametrize("rows", [25, 31, 59])
+def test_native_pixels_that_are_followed_by_less_than_a_frame_are_read(tmp_path, rows):
+    assert (read(dicom(tmp_path / "a.dcm", PIXELS, Rows=rows)) == PIXELS[:rows]).all()
+    for whole in (20, 30):
+        with pytest.raises(UnreadableError, match=f"^{60 // whole} frames in one file"):
+            read(dicom(tmp_path / "a.dcm", PIXELS, Rows=whole))
 
 
 @pytest.mark.parametrize("bits", [10, 12, 16])
@@ -325,6 +402,23 @@ def test_a_window_is_applied_to_rescaled_values(tmp_path):
 @pytest.mark.parametrize("window", [{"WindowCenter": 100, "WindowWidth": 0}, {"WindowCenter": None}])
 def test_a_window_of_width_0_is_ignored(tmp_path, window):
     assert (read(dicom(tmp_path / "a.dcm", PIXELS.astype(np.uint16) * 16, **window)) == PIXELS).all()
+
+
+@pytest.mark.parametrize("windows", [([5, 1000], [0, 500]), (["", 1000], [9, 500]), ([1000, 5], [500, 0])])
+def test_the_first_valid_window_is_used(tmp_path, windows):
+    stored = PIXELS.astype(np.uint16) * 16
+    expected = read(dicom(tmp_path / "a.dcm", stored, WindowCenter=1000, WindowWidth=500))
+    centers, widths = windows
+    assert (read(dicom(tmp_path / "b.dcm", stored, WindowCenter=centers, WindowWidth=widths)) == expected).all()
+
+
+@pytest.mark.parametrize("entries", [4095, 4000, 3000, 2049, 2048])
+def test_a_lookup_table_with_too_few_entries_does_not_replace_the_window(tmp_path, entries):
+    stored, window = PIXELS.astype(np.uint16) * 16, {"WindowCenter": 1000, "WindowWidth": 500}
+    table = Dataset()
+    table.LUTDescriptor, table.LUTData = [4096, 0, 16], bytes(2 * entries)
+    expected = read(dicom(tmp_path / "a.dcm", stored, **window))
+    assert (read(dicom(tmp_path / "b.dcm", stored, VOILUTSequence=[table], **window)) == expected).all()
 
 
 def test_lookup_tables_are_applied(tmp_path):

@@ -2,7 +2,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fractatlas.evaluation.bootstrap import bootstrap_weights
 from fractatlas.evaluation.elsewhere import compare_with_own, describe_difference, recalibrate
 from fractatlas.evaluation.metrics import evaluate
 
@@ -22,7 +21,8 @@ def test_the_difference_is_other_minus_own_with_an_interval_wider_than_those_of_
     own, other = predictions(0, 3), predictions(1, 1)
     rows = compare_with_own(own, other, 0.5)
     auroc = rows["auroc"]
-    assert auroc["own"] == evaluate(own, 0.5, bootstrap_weights(own["group"], seed=0))["auroc"]
+    # One score has one interval, here and in the other tables.
+    assert (auroc["own"], auroc["other"]) == (evaluate(own, 0.5)["auroc"], evaluate(other, 0.5)["auroc"])
     assert auroc["difference"]["value"] == pytest.approx(auroc["other"]["value"] - auroc["own"]["value"])
     assert auroc["difference"]["high"] < 0  # the scores are worse, and significantly
     widths = [score["high"] - score["low"] for score in (auroc["own"], auroc["other"])]
@@ -64,6 +64,29 @@ def test_a_new_temperature_is_chosen_on_a_share_of_the_groups_and_scored_on_the_
     assert result["brier_change"]["high"] < 0
     assert result["before"] == result["uncalibrated"]
     assert recalibrate(table, 0.3, frozen=1.0) == result
+
+
+def test_a_brier_score_of_too_few_groups_has_no_interval_after_recalibration():
+    table = predictions(2, 1, n=600)
+    table.loc[table["label"] == 1, "group"] = table["group"] % 12 + 1000
+    result = recalibrate(table, 0.3, frozen=1.0)
+    for score in (result["before"]["brier"], result["after"]["brier"], result["brier_change"]):
+        assert score["low"] is None
+        assert "with a fracture, fewer than 20" in score["reason"]
+    assert recalibrate(predictions(2, 1, n=600), 0.3, frozen=1.0)["before"]["brier"]["low"] is not None
+
+
+def test_a_new_temperature_at_the_limit_of_the_search_is_marked():
+    table = predictions(2, 1, n=600)
+    assert not recalibrate(table, 0.3, frozen=1.0)["at_limit"]
+    assert recalibrate(table.assign(label=1 - table["label"]), 0.3, frozen=1.0)["at_limit"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_bootstrap_samples_of_one_class_give_no_warning():
+    own = predictions(0, 1, 4).assign(label=[1, 1, 0, 0])  # two groups, often the same one twice
+    rows = compare_with_own(own, own, 0.5)
+    assert np.isfinite(rows["average_precision"]["difference"]["value"])
 
 
 def test_no_temperature_is_chosen_where_a_part_has_one_class():

@@ -49,7 +49,7 @@ def test_a_file_of_a_spreadsheet_is_read(file):
         ("image_id,label,probability\na,1,\n", "line 2: probability is nan"),
         ("image_id,label,probability\na,1,0.5\na,1,0.5\n", "line 3: image_id is a, should be unique"),
         ("image_id,label,probability\n,1,0.5\n", "line 2: image_id is nan, should be a string"),
-        ("", "cannot be read as CSV.*; predictions need"),
+        ("", "the file is empty; correct the path"),
     ],
 )
 def test_invalid_predictions_are_refused(file, text, message):

@@ -5,6 +5,7 @@ from sklearn.metrics import roc_auc_score
 
 from fractatlas.evaluation.bootstrap import bootstrap_weights
 from fractatlas.evaluation.strata import box_sizes, shortcuts, stratify
+from fractatlas.evaluation.subset_assessment import assess
 
 
 @pytest.fixture
@@ -82,3 +83,13 @@ def test_the_shortcut_baseline_of_training_images_is_cross_fitted_by_group(table
 def test_without_the_columns_there_are_no_shortcut_scores(table):
     bare = table[["image_id", "group", "label", "probability"]]
     assert shortcuts(bare, bare) == {}
+
+
+def test_the_strata_of_both_subsets_are_those_of_all_usable_images():
+    ids, label = [f"i{number}" for number in range(80)], [0, 1] * 40
+    predictions = pd.DataFrame({"image_id": ids[:40], "group": ids[:40], "split": ["val"] * 20 + ["test"] * 20,
+                                "label": label[:40], "probability": 0.3})  # fmt: skip
+    catalogue = pd.DataFrame({"image_id": ids, "age": range(80), "excluded": [""] * 60 + ["truncated"] * 20})
+    subsets = {one.name: one.strata.query("attribute == 'age'") for one in assess(predictions, 0.5, catalogue)}
+    assert subsets["val"]["stratum"].tolist() == ["0 to 14.75", "above 14.75 to 29.5"]
+    assert subsets["test"]["stratum"].tolist() == ["above 14.75 to 29.5", "above 29.5 to 44.25"]

@@ -105,8 +105,18 @@ def test_the_drop_against_the_own_test_subset_is_in_the_metrics_and_on_the_page(
     ):
         assert text in page, text
     assert f"{metrics['elsewhere']['near_duplicates']['n']} images that nearly equal a training" in page
+    assert f"own test subset ({metrics['elsewhere']['own']['name']})" in page
+    assert f"{100 * metrics['all']['accuracy']['value']:.1f} %" in page[page.index("own test subset") :]
+    assert '<p class="notice">None of these images' not in page
     card = (out / "model_card.md").read_text()
-    assert "| 32 | External validation | Done on " in card
+    assert "| 32 | External validation | In part. These data overlap with those of the training: " in card
+
+
+def test_a_score_has_the_same_interval_in_all_tables(run, scored):
+    _, metrics = scored
+    own, differences = json.loads((run / "metrics.json").read_text())["test"], metrics["elsewhere"]["differences"]
+    for name, row in differences.items():
+        assert (row["own"], row["other"]) == (own[name], metrics["all"][name]), name
 
 
 def test_exams_of_the_table_are_scored(scored):
@@ -115,10 +125,13 @@ def test_exams_of_the_table_are_scored(scored):
     assert metrics["exams"]["all"]["kappa"]["low"] is not None
 
 
-def test_the_given_test_subset_alone_is_scored_on_request(run, table, tmp_path):
+def test_the_given_test_subset_alone_is_scored_on_request(run, table, tmp_path, caplog):
+    caplog.set_level("INFO")
     metrics = score(run, tmp_path, "data=table", f"data.table={table}", "subset=test", "recalibrate=null")
     assert 70 < metrics["test"]["n"] <= 80
     assert "recalibration" not in metrics["elsewhere"]
+    assert "of the other subsets that the data set gives, which are not scored" in caplog.text
+    assert "training images, which are not listed" not in caplog.text
     with pytest.raises(InputError, match="subset=test: the data have no column split with test or val; use subset=all"):
         score(run, tmp_path / "no", "data=table", f"data.table={table}", "data.columns.split=null", "subset=test")
 
@@ -131,8 +144,25 @@ def test_without_the_run_folder_neither_the_drop_nor_near_duplicates_are_known(r
     assert "near-duplicates of training images: not checked" in caplog.text
 
 
+def test_images_of_one_class_are_one_warning_of_this_package(run, table, tmp_path, caplog, recwarn):
+    images = pd.read_csv(table)
+    images["path"] = [str((table.parent / path).resolve()) for path in images["path"]]
+    images[images["label"] == 1].to_csv(tmp_path / "table.csv", index=False)
+    metrics = score(run, tmp_path / "out", "data=table", f"data.table={tmp_path}/table.csv", "recalibrate=null")
+    assert metrics["all"]["auroc"] is None
+    assert "all: images of one class only: AUROC and average precision are undefined" in caplog.messages
+    assert not [one for one in recwarn if "samples in targets" in str(one.message)]
+
+
+def test_the_data_of_the_training_are_not_data_from_elsewhere(run, phantoms, tmp_path, caplog):
+    metrics = score(run, tmp_path, "data=fracatlas", f"data.root={phantoms}")
+    assert metrics["elsewhere"]["same_source"]
+    assert "is the data set of the training, not data from elsewhere" in caplog.text
+    assert metrics["elsewhere"]["near_duplicates"]["n"] > 100
+
+
 @pytest.mark.integration
-def test_a_network_trained_on_mura_is_scored_on_grazpedwri_and_fine_tuned_there(configuration, tmp_path):
+def test_a_network_trained_on_mura_is_scored_on_grazpedwri_and_fine_tuned_there(configuration, tmp_path, caplog):
     """From audit to report, on miniatures in the layouts of both data sets."""
     mura, graz = (
         write_mura(tmp_path / "MURA-v1.1", studies=80, valid=20),
@@ -157,10 +187,12 @@ def test_a_network_trained_on_mura_is_scored_on_grazpedwri_and_fine_tuned_there(
     assert scored["all"]["n"] == 120
     assert scored["elsewhere"]["near_duplicates"]["n"] == 0
     assert "auroc" in scored["elsewhere"]["differences"]
+    assert "trained on MURA, where label 1 means abnormality" in write_report(out).read_text()
     assert scored["localisation"]["all"]["all"]["n"] == 60
     weights = [f"model.weights={first}", "model.head=keep"]
     train(configuration(second, "data=grazpedwri", f"data.root={graz}", "trainer.max_epochs=1", *weights))
     assert json.loads((second / "metrics.json").read_text())["weights"]["random"] == []
+    assert "this network was trained to detect abnormality, not fracture" in caplog.text
 
 
 @pytest.mark.integration

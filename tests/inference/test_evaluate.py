@@ -63,6 +63,24 @@ def test_evaluation_of_a_checkpoint_reproduces_the_results_of_its_run(run, tmp_p
     assert (tmp_path / "heatmaps.npz").is_file() == (subset == "test")
 
 
+@pytest.mark.parametrize("changes", [(), ("map=fpn", "map.channels=8")], ids=["Grad-CAM", "fracture map"])
+def test_a_run_is_scored_with_the_averaged_weights_that_its_checkpoint_contains(configuration, tmp_path, changes):
+    run, again = tmp_path / "run", tmp_path / "again"
+    options = ("callbacks=averaged", "optimizer.lr=0.02", "trainer.max_epochs=2", "report=true", *changes)
+    train(configuration(run, *options))
+    expected, heat = pd.read_csv(run / "predictions.csv"), read_heatmaps(run / "heatmaps.npz")
+    for subset in ("val", "test"):
+        score(run, again / subset, subset, report=True)
+        actual, actual_heat = (
+            pd.read_csv(again / subset / "predictions.csv"),
+            read_heatmaps(again / subset / "heatmaps.npz"),
+        )
+        assert expected[expected["split"] == subset].reset_index(drop=True).equals(actual)
+        of_subset = np.isin(heat.image_id, actual_heat.image_id)
+        assert (heat.image_id[of_subset] == actual_heat.image_id).all()
+        assert (heat.heat[of_subset] == actual_heat.heat).all()
+
+
 def test_scores_of_training_images_begin_with_this_fact_and_baselines_are_cross_fitted(run, tmp_path, caplog):
     with caplog.at_level("INFO"):
         metrics = score(run, tmp_path, "train", report=True)

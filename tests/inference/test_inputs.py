@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 from pydicom.fileset import FileSet
@@ -44,7 +45,7 @@ def test_a_pattern_finds_files_at_any_depth(tmp_path, monkeypatch):
     for name in ("in/*.png", "nowhere"):
         with pytest.raises(InputError, match=r"input=.*: no file or folder matches"):
             find_inputs(name)
-    with pytest.raises(InputError, match="no image among 1 files"):
+    with pytest.raises(InputError, match=r"no image in 1 file \(DICOM, .*\); give another input"):
         find_inputs("in/3*")
 
 
@@ -59,12 +60,17 @@ def test_in_folders_the_content_decides_for_names_with_other_extensions(tmp_path
         "d.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
         "e.jxl": b"\xff\x0a\0\0",
         "f.npy": b"\x93NUMPY\x01\0",
+        "f.npz": b"PK\x03\x04" + bytes(22) + b"\x09\0\0\0arr_0.npy",
+        "f.h5": b"\x89HDF\r\n\x1a\n",
+        "f.mat": b"MATLAB 5.0 MAT-file",
+        "f.xbm": b"#define im_width 8\n#define im_height 1\nstatic char im_bits[] = {",
         "g.avif": saved(Image.fromarray(PIXELS), "AVIF"),
         "h.bmp.old": saved(Image.fromarray(PIXELS), "BMP"),
     }
     skipped = {
         "counts.bin": b"\x08\0\0\0\xff\xff\xff\xff", "BMW.txt": b"BMW and others", "P5.md": b"P5-x",
-        "x.zip": b"PK\x03\x04", "y.webm": b"RIFF1234AVI ",
+        "x.zip": b"PK\x03\x04", "y.webm": b"RIFF1234AVI ", "a.h": b"#define MAX_width 8\n",
+        "x.docx": b"PK\x03\x04" + bytes(9),
     }  # fmt: skip
     for name, content in (contents | skipped).items():
         Path("in", name).write_bytes(content)
@@ -72,6 +78,16 @@ def test_in_folders_the_content_decides_for_names_with_other_extensions(tmp_path
     found = find_inputs("in")
     assert sorted(found.images) == sorted(f"in/{name}" for name in contents)
     assert found.skipped.total() == len(skipped) + 1
+
+
+@pytest.mark.fault("pipe, device, folder or dangling link", "refused with the reason, without reading")
+def test_a_pipe_with_the_name_of_an_image_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    found = find_inputs(str(tmp_path))
+    assert found.images == [str(tmp_path / "a.png"), str(tmp_path / "pipe.png")]
+    with pytest.raises(UnreadableError, match="not a file but a pipe"):
+        read_input(found.images[1])
 
 
 @pytest.fixture
@@ -126,12 +142,51 @@ def test_the_members_of_an_archive_are_limited(tmp_path, monkeypatch):
     with pytest.raises(UnreadableError, match="encrypted; unpack the archive with its password"):
         read_input(find_inputs(str(file)).images[1])
     file.write_bytes(content[: len(content) // 2])
-    with pytest.raises(InputError, match="damaged zip archive"):
+    with pytest.raises(InputError, match="damaged or incomplete zip archive; download or copy it again"):
         find_inputs(str(file))
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a.csv", "x")
-    with pytest.raises(InputError, match="no image among 1 files"):
+    with pytest.raises(InputError, match="no image in 1 file "):
         find_inputs(str(file))
+
+
+@pytest.mark.fault("hostile or damaged zip archive", "refused with the reason, nothing unpacked")
+def test_members_that_cannot_be_read_are_listed(tmp_path):
+    file, image = tmp_path / "a.zip", saved(Image.fromarray(PIXELS), "PNG")
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("encrypted", "changed", "changed.png", "right"):
+            archive.writestr(name, image)
+    content = bytearray(file.read_bytes())
+    for name in (b"changed", b"changed.png"):
+        content[content.find(b"PK\x03\x04", content.find(name + image[:8])) - 20] ^= 1
+    content[content.find(b"PK\x01\x02") + 8] |= 1  # the first member
+    content[6] |= 1
+    file.write_bytes(content)
+    found = find_inputs(str(file))
+    reasons = {}
+    for path in found.images:
+        try:
+            read_input(path)
+        except UnreadableError as error:
+            reasons[Path(path).name] = str(error)
+    damaged = "damaged in the archive; download or copy the archive again"
+    assert reasons == {
+        "encrypted": "encrypted; unpack the archive with its password", "changed": damaged, "changed.png": damaged,
+    }  # fmt: skip
+    assert f"{file}/right" in found.images
+
+
+def test_members_with_the_same_name_are_listed(tmp_path):
+    file = tmp_path / "a.zip"
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, pixels in (("a.png", PIXELS), ("b.png", PIXELS), ("c.png", NOISE)):
+            archive.writestr(name, saved(Image.fromarray(pixels), "PNG"))
+    file.write_bytes(file.read_bytes().replace(b"c.png", b"a.png"))
+    found = find_inputs(str(file))
+    assert found.images == [f"{file}/b.png"]
+    assert found.errors == {
+        f"{file}/a.png": "2 files of the archive have this name; pack it again with different names"
+    }
 
 
 @pytest.mark.fault("DICOMDIR with missing or outside files", "the others predicted, these listed")
@@ -161,8 +216,21 @@ def test_a_dicomdir_stands_for_the_images_that_it_lists(tmp_path):
     last.rename(last.with_name(last.name.lower()))
     again = find_inputs(str(folder / "DICOMDIR"))
     assert again.images == [str(last.with_name(last.name.lower()))]
-    assert list(again.errors) == [str(first), str(second)]
-    assert set(again.errors.values()) == {"listed in the DICOMDIR, but not in its folder; copy the whole medium"}
+    assert again.errors == {
+        str(first): "listed in the DICOMDIR, but missing; copy the whole medium",
+        str(second): "listed in the DICOMDIR, but outside its folder; give the file itself as input",
+    }
+    directory = pydicom.dcmread(folder / "DICOMDIR")
+    records = [record for record in directory.DirectoryRecordSequence if record.DirectoryRecordType == "IMAGE"]
+    records[0].ReferencedFileID = ["..", "outside"]
+    records[1].ReferencedFileID = ""
+    directory.save_as(folder / "DICOMDIR")
+    again = find_inputs(str(folder / "DICOMDIR"))
+    assert again.errors == {
+        f"{folder}/../outside": "listed in the DICOMDIR, but outside its folder; give the file itself as input",
+        f"{folder}/DICOMDIR": "1 image without a file name in the DICOMDIR; give the folder instead",
+    }
+    assert again.skipped == {}
     (folder / "DICOMDIR").write_bytes((folder / "DICOMDIR").read_bytes()[:400])
     with pytest.raises(InputError, match="damaged DICOMDIR; give the folder instead|no image"):
         find_inputs(str(folder / "DICOMDIR"))

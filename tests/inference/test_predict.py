@@ -22,7 +22,7 @@ from PIL import Image
 from fractatlas.cli.main import main
 from fractatlas.config.overrides import prepare
 from fractatlas.config.schema import EvaluateConfig, PredictConfig
-from fractatlas.data.images import UnreadableError
+from fractatlas.data.image_limits import TRUNCATED, UnreadableError
 from fractatlas.data.transforms import resize_and_crop
 from fractatlas.errors import InputError
 from fractatlas.inference.predict import read_ahead, write_overlay
@@ -229,7 +229,7 @@ def test_readable_files_of_a_folder_are_predicted_and_unreadable_ones_listed(
     names = [*(path.name for path in readable[:5]), "rgba.png", "16bit.dcm", "negative.dcm", "IM0001"]
     assert table["path"].tolist() == sorted(f"in ö/{name}" for name in names)
     assert dict(errors.to_numpy().tolist()) == {
-        "in ö/cut.jpg": "truncated",
+        "in ö/cut.jpg": TRUNCATED,
         "in ö/empty.png": "empty file",
         "in ö/large.png": "11000 x 11000 pixels is above the limit of 100,000,000 pixels",
         "in ö/text.jpg": "not an image",
@@ -254,7 +254,7 @@ def test_dicom_images_that_are_not_radiographs_are_counted_in_one_warning(checkp
     assert table["modality"].fillna("").tolist() == ["DX", "CT", "CT", "US", "SC", ""]
     (warning,) = [text for text in caplog.messages if "modality" in text]
     assert warning.startswith(
-        "4 DICOM images are not of a radiographic modality (CR, DX, RG, RF, XA): 2 CT, 1 US, 1 SC;"
+        "4 DICOM images have a modality other than those of bone radiographs (CR, DX, RG, RF, XA): 2 CT, 1 US, 1 SC;"
     )
     caplog.clear()
     predict_into(tmp_path / "run", f"ckpt={checkpoint}", f"input={folder}/[af].*")
@@ -334,7 +334,7 @@ def test_the_files_of_an_earlier_call_are_deleted(checkpoint, phantoms, catalogu
     table, unreadable = predict_into(tmp_path, f"ckpt={checkpoint}", f"input={phantoms / truncated}")
     assert (len(table), unreadable) == (0, 1)
     assert "path" in table
-    assert pd.read_csv(tmp_path / "errors.csv").to_numpy().tolist() == [[str(phantoms / truncated), "truncated"]]
+    assert pd.read_csv(tmp_path / "errors.csv").to_numpy().tolist() == [[str(phantoms / truncated), TRUNCATED]]
     table, unreadable = predict_into(tmp_path, f"ckpt={checkpoint}", f"input={readable[0]}")
     assert (len(table), unreadable) == (1, 0)
     assert not (tmp_path / "errors.csv").exists()

@@ -73,10 +73,10 @@ def test_the_trunk_of_a_checkpoint_is_loaded(tmp_path):
     assert all(torch.equal(loaded[key], value) for key, value in trunk(source).items())
 
 
-def save_checkpoint(backbone, file, variant="densenet_tiny"):
+def save_checkpoint(backbone, file, variant="densenet_tiny", data=None):
     """Write the parts of a checkpoint that start another network."""
     state = {f"backbone.{key}": value for key, value in backbone.state_dict().items()}
-    torch.save({"state_dict": state, "config": {"model": {"variant": variant}}}, file)
+    torch.save({"state_dict": state, "config": {"model": {"variant": variant}, "data": data or {}}}, file)
     return str(file)
 
 
@@ -89,6 +89,22 @@ def test_the_head_of_a_checkpoint_is_kept_or_new(tmp_path, caplog):
     assert not torch.equal(new.head.weight, source.head.weight)
     assert torch.equal(new.network.features.conv0.weight, source.network.features.conv0.weight)
     assert (kept.loaded_weights["random"], new.loaded_weights["random"]) == ([], ["head"])
+
+
+@pytest.mark.parametrize(("head", "end"), [("keep", "trunk tensors, head loaded; random: none"),
+                                           ("new", "trunk tensors loaded; random: head")])  # fmt: skip
+def test_one_line_states_what_was_loaded(tmp_path, caplog, head, end):
+    file = save_checkpoint(tiny(None), tmp_path / "best.ckpt")
+    caplog.set_level("INFO")
+    tiny(file, head=head)
+    (line,) = (text for text in caplog.messages if "trunk tensors" in text or "head" in text)
+    assert line.endswith(end)
+
+
+def test_a_network_that_was_trained_for_another_finding_is_a_warning(tmp_path, caplog):
+    file = save_checkpoint(tiny(None), tmp_path / "best.ckpt", data={"_target_": "fractatlas.data.sources.mura.Mura"})
+    tiny(file)
+    assert "this network was trained to detect abnormality, not fracture" in caplog.text
 
 
 def test_the_fracture_map_of_a_checkpoint_is_loaded_if_both_networks_have_one(tmp_path, caplog):

@@ -301,3 +301,13 @@ def test_scores_without_an_interval_have_the_reason_on_the_page(changed_run):
     assert "balanced accuracy (val, test): all decisions are equal: the value is 0.5 for any images" in text
     assert "[nan" not in text
     assert "AUROC 0.500 (no interval)" in (folder / "model_card.md").read_text()
+
+
+def test_boxes_without_area_in_their_image_are_not_shown(run_folder, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "run")
+    boxes = RunFolder(folder).boxes
+    image_id = next(iter(boxes))
+    catalogue = pd.read_csv(folder / "catalogue.csv", keep_default_na=False)
+    catalogue.loc[catalogue["image_id"] == image_id, ["width", "height"]] = 1  # all boxes are outside
+    catalogue.to_csv(folder / "catalogue.csv", index=False)
+    assert RunFolder(folder).boxes.keys() == boxes.keys() - {image_id}

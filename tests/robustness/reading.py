@@ -2,7 +2,8 @@
 
 Small files of each kind are generated from known samples. What ``read_content`` returns is compared with the rendering
 of an independent reader: ``dcm2pnm`` of DCMTK for DICOM, and for other formats this module's own arithmetic on the
-samples that were written, after libtiff or libspng has read back the same samples. Files of kinds that are not
+samples that were written, after libtiff or libspng has read back the same samples, or on those that imagecodecs decodes
+from a lossy file. Files of kinds that are not
 supported must be refused with the true reason.
 """
 
@@ -34,7 +35,9 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEGLSTransferSyntaxes,
+    RLELossless,
 )
 
 from fractatlas.data.images import UnreadableError, read_content
@@ -86,14 +89,18 @@ KINDS: dict[str, tuple[str, str]] = {
     "DICOM, native samples": ("BitsAllocated x BitsStored x HighBit x PixelRepresentation x photometric, random unused "
                               "bits, a window", DCM2PNM),
     "DICOM, transfer syntaxes": ("little and big endian, implicit, deflated; dcmcrle, dcmcjpeg, dcmcjpls", DCM2PNM),
-    "DICOM, rescale, windows, lookup tables": ("slope, intercept, window, function, VOI and modality tables", DCM2PNM),
+    "DICOM, rescale, windows, lookup tables": ("slope, intercept, window, function, VOI and modality tables, "
+                                               "PresentationLUTShape", DCM2PNM),
     "DICOM, empty and invalid attributes": ("each optional attribute empty or nonsensical", "the file without it"),
     "DICOM, more than 8 bits without a window": ("BitsStored x PixelRepresentation x photometric", "numpy"),
     "DICOM, colours": ("RGB and palettes; planar or not; 8 and 16 bits", "numpy"),
     "TIFF": ("SampleFormat x BitsPerSample x byte order x planar x photometric x compression", "libtiff, numpy"),
+    "TIFF, pixels without a value": ("NaN, infinity, GDAL_NODATA; SampleFormat x photometric", "numpy"),
     "PNG": ("colour type x bit depth", "libspng, numpy"),
     "JPEG 2000": ("channels x precision", "numpy"),
     "PPM and PGM": ("plain or binary x maximum", "numpy"),
+    "JPEG": ("grey or colours x baseline or progressive x subsampling x quality; Exif orientation", "imagecodecs"),
+    "BMP, GIF, WebP, AVIF": ("1 bit, grey, palette, colours, alpha x lossless or lossy x subsampling", "imagecodecs"),
     "TIFF with thumbnails, pyramids, orientation": ("NewSubfileType, SubfileType, Orientation 1 to 8", "numpy"),
     "not supported": ("first bytes, or a generated file", "-"),
 }  # fmt: skip
@@ -214,6 +221,12 @@ def native_cases() -> Iterator[Case]:
                           PhotometricInterpretation=f"MONOCHROME{number}")  # fmt: skip
         name = f"{allocated} {stored} {high} {'signed' if signed else 'unsigned'} MONOCHROME{number}"
         yield Case("DICOM, native samples", name, content, dcm2pnm)
+    for allocated, rows in itertools.product((8, 16), (7, 10, 17)):
+        samples = pattern(allocated)[..., 0]
+        content = partial(dicom, samples, allocated, allocated, allocated - 1, False, **window(allocated, False),
+                          Rows=rows)  # fmt: skip
+        yield Case("DICOM, native samples", f"{allocated} bits, {ROWS} rows of which {rows} are declared", content,
+                   dcm2pnm)  # fmt: skip
 
 
 def syntax_cases() -> Iterator[Case]:
@@ -269,6 +282,14 @@ def display_cases() -> Iterator[Case]:
                 limits = float(elements["WindowCenter"]), float(elements["WindowWidth"])
                 expected = windowed(samples * slope + intercept, *limits, function, number == 1)
                 yield Case(kind, f"{name} {elements}", content, dcm2pnm if whole else expected)
+        for shape in ("IDENTITY", "INVERSE"):
+            # The standard requires IDENTITY for MONOCHROME2 and INVERSE for MONOCHROME1; otherwise, DCMTK follows it.
+            elements = window(stored, signed) | {"PresentationLUTShape": shape}
+            content = dicom(samples, allocated, stored, stored - 1, signed, **base, **elements)
+            required = (shape == "INVERSE") == (number == 1)
+            limits = elements["WindowCenter"], elements["WindowWidth"]
+            yield Case(kind, f"{name} {shape}", content,
+                       dcm2pnm if required else windowed(samples, *limits, "LINEAR", number == 1))  # fmt: skip
         if stored > 12:
             continue
         first, entries = int(samples.min()), 2**stored
@@ -291,18 +312,24 @@ OPTIONAL = ("RescaleSlope", "RescaleIntercept", "VOILUTFunction", "HighBit", "Pi
             "ModalityLUTSequence", "PlanarConfiguration", "PixelRepresentation")  # fmt: skip
 
 
+def short_table(entries: int) -> Dataset:
+    """Return a table that declares 4,096 entries of 16 bits and holds fewer."""
+    item = table((np.arange(entries) * 16).astype(np.uint16), 0, 16)
+    item[0x00283002].value = [4096, 0, 16]
+    return item
+
+
 def invalid_cases() -> Iterator[Case]:
     """Optional attributes that are empty or nonsensical: the same as absent."""
     samples = pattern(12)[..., 0]
     expected = stretched(samples)
-    empty_table, short_table = Dataset(), Dataset()
+    empty_table = Dataset()
     empty_table.LUTDescriptor, empty_table.LUTData = [256, 0, 16], b""
-    short_table.add_new(0x00283002, "US", [4096, 0, 16])
-    short_table.add_new(0x00283006, "OW", bytes(100))
+    short_tables = [short_table(entries) for entries in (4095, 4000, 3000, 2049, 2048, 50)]
     nonsense: dict[str, list] = {name: [None] for name in OPTIONAL}
     nonsense |= {
-        "VOILUTSequence": [[], [Dataset()], [empty_table], [short_table]],
-        "ModalityLUTSequence": [[], [Dataset()], [empty_table], [short_table]],
+        "VOILUTSequence": [[], [Dataset()], [empty_table], *([table] for table in short_tables)],
+        "ModalityLUTSequence": [[], [Dataset()], [empty_table], *([table] for table in short_tables)],
         "RescaleSlope": [None, 0, "1\\2"], "HighBit": [None, 0, 99, 7], "VOILUTFunction": [None, "CUBIC"],
         "NumberOfFrames": [None, 0], "WindowWidth": [None, 0, -5],
     }  # fmt: skip
@@ -315,6 +342,21 @@ def invalid_cases() -> Iterator[Case]:
             content = dicom(samples, 16, 12, 11, False, noise=False, **elements)
             yield Case("DICOM, empty and invalid attributes", f"{name}={value}", content,
                        stretched(samples) if name != "PixelPaddingRangeLimit" else expected)  # fmt: skip
+    limits = {"WindowCenter": 1500, "WindowWidth": 2000}
+    shown = windowed(samples, 1500, 2000, "LINEAR", False)
+    for name, elements in {
+        "first window of width 0": {"WindowCenter": [7, 1500], "WindowWidth": [0, 2000]},
+        "first window without a number": {"WindowCenter": ["", 1500], "WindowWidth": [5, 2000]},
+        **{f"window and short VOI table {number}": limits | {"VOILUTSequence": [item]}
+           for number, item in enumerate(short_tables)},
+    }.items():  # fmt: skip
+        content = dicom(samples, 16, 12, 11, False, noise=False, **elements)
+        yield Case("DICOM, empty and invalid attributes", name, content, shown)
+    for number in (1, 2):
+        content = dicom(samples, 16, 12, 11, False, noise=False, PhotometricInterpretation=f"monochrome{number}")
+        expected = stretched(samples, number == 1)
+        yield Case("DICOM, empty and invalid attributes", f"monochrome{number}", content, expected)
+    expected = stretched(samples)
     for name in OPTIONAL:
         content = dicom(samples, 16, 12, 11, False, noise=False)
         dataset = pydicom.dcmread(io.BytesIO(content))
@@ -466,9 +508,8 @@ def tiff_file(pages: list[dict], order: str, big: bool = False) -> bytes:
                 position = len(content)
                 content += data + b"\0" * (len(data) % 2)
                 data = struct.pack(f"{code}{word}", position)
-            entries.append(
-                struct.pack(f"{code}HH{word}", tag, 4 if kind == "I" else 3, len(values)) + data.ljust(size, b"\0")
-            )
+            field_type = {"B": 2, "H": 3, "I": 4}[kind]
+            entries.append(struct.pack(f"{code}HH{word}", tag, field_type, len(values)) + data.ljust(size, b"\0"))
         directory = len(content)
         content[link : link + size] = struct.pack(f"{code}{word}", directory)
         content += struct.pack(f"{code}{'Q' if big else 'H'}", len(entries)) + b"".join(entries)
@@ -558,11 +599,41 @@ def tiff_cases() -> Iterator[Case]:
                 yield Case("TIFF", name, content, expected, stack if photometric != 5 else None)
 
 
+def missing_cases() -> Iterator[Case]:
+    """TIFF in which a corner has no value."""
+    corner = np.zeros((ROWS, COLUMNS), dtype=bool)
+    corner[:6, :9] = True
+    formats = [(3, bits, value) for bits in (16, 32, 64) for value in (np.nan, np.inf, -np.inf, -9999)]
+    formats += [(3, 32, float(np.finfo(np.float32).min)), (2, 16, -9999), (2, 32, -9999), (1, 8, 255), (1, 16, 65535),
+                (1, 16, 0)]  # fmt: skip
+    for (sample_format, bits, value), photometric, order in itertools.product(formats, (0, 1, 2), "<>"):
+        count, kind = 3 if photometric == 2 else 1, np.int64 if sample_format < 3 else f"f{bits // 8}"
+        stack = pattern(min(bits, 10), sample_format == 2, count).astype(kind)
+        stack[corner] = value
+        missing = corner | (stack == value).all(axis=-1)
+        tags = {42113: ("B", [*f"{value!r}\0".encode()])} if np.isfinite(value) else {}
+        planes = [stack[..., channel] for channel in range(count)]
+        values = stack[..., 0].astype(np.float64) if count == 1 else stack.astype(np.float64) @ WEIGHTS
+        if bits == 8:
+            expected = np.rint(255 - values if photometric == 0 else values).astype(np.uint8)
+        else:
+            expected = np.zeros((ROWS, COLUMNS), dtype=np.uint8)
+            expected[~missing] = stretched(values[~missing], photometric == 0)
+        expected[missing] = 0
+        yield Case("TIFF, pixels without a value", f"{sample_format} {bits} {value} {photometric} {order}",
+                   tiff(planes, bits, sample_format, order, photometric, tags=tags), expected)  # fmt: skip
+
+
+# What turns the stored pixels upright, by Orientation of TIFF and Exif.
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    1: lambda a: a, 2: np.fliplr, 3: lambda a: a[::-1, ::-1], 4: np.flipud, 5: np.transpose,
+    6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].T, 8: np.rot90,
+}  # fmt: skip
+
+
 def page_cases() -> Iterator[Case]:
     """TIFF with several pages, or turned."""
     kind = "TIFF with thumbnails, pyramids, orientation"
-    turns = {1: lambda a: a, 2: np.fliplr, 3: lambda a: a[::-1, ::-1], 4: np.flipud, 5: np.transpose,
-             6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].T, 8: np.rot90}  # fmt: skip
     for bits, order, orientation in itertools.product((8, 16, 32), "<>", range(1, 9)):
         plane = pattern(bits)[..., 0]
         grey = plane.astype(np.uint8) if bits == 8 else stretched(plane)
@@ -570,7 +641,7 @@ def page_cases() -> Iterator[Case]:
         small = full | {"planes": [np.ascontiguousarray(plane[::2, ::2])]}
         turned = full | {"tags": {274: ("H", [orientation])}}
         yield Case(
-            kind, f"orientation {orientation} {bits} {order}", tiff_file([turned], order), turns[orientation](grey)
+            kind, f"orientation {orientation} {bits} {order}", tiff_file([turned], order), TURNS[orientation](grey)
         )
         reduced, old = small | {"tags": {254: ("I", [1])}}, small | {"tags": {255: ("H", [2])}}
         mask = small | {"tags": {254: ("I", [4])}}
@@ -578,7 +649,7 @@ def page_cases() -> Iterator[Case]:
                             "pyramid": [turned, reduced, reduced], "mask": [turned, mask],
                             "old thumbnail": [turned, old]}.items():  # fmt: skip
             content = tiff_file(pages, order)
-            yield Case(kind, f"{name} {orientation} {bits} {order}", content, turns[orientation](grey))
+            yield Case(kind, f"{name} {orientation} {bits} {order}", content, TURNS[orientation](grey))
 
 
 def png(samples: np.ndarray, depth: int, colour_type: int, palette: bytes = b"") -> bytes:
@@ -650,6 +721,43 @@ def pnm_cases() -> Iterator[Case]:
             yield Case("PPM and PGM", f"{magic.decode()} {largest} {share}", header + data, expected)
 
 
+def eight_bit_cases() -> Iterator[Case]:
+    """Kinds of 8 bits, most of them lossy: the expected samples are those that imagecodecs decodes."""
+    whole = Image.fromarray(pattern(8, channels=4).astype(np.uint8))
+    modes = {"1": whole.convert("L").convert("1"), "P": whole.convert("RGB").quantize(200),
+             **{mode: whole.convert(mode) for mode in ("L", "RGB", "LA", "RGBA")}}  # fmt: skip
+    sampling = ("4:4:4", "4:2:2", "4:2:0")
+    jpeg = [{"quality": quality, "progressive": progressive, "subsampling": subsampling}
+            for quality, progressive, subsampling in itertools.product((60, 95), (False, True), sampling)]  # fmt: skip
+    avif = [{"quality": quality, "subsampling": subsampling}
+            for quality, subsampling in itertools.product((60, 100), (*sampling, "4:0:0"))]  # fmt: skip
+    formats: dict[str, tuple[str, Callable, list[dict]]] = {
+        "JPEG": ("1 L RGB", imagecodecs.jpeg8_decode, jpeg),
+        "BMP": ("1 P L RGB", imagecodecs.bmp_decode, [{}]),
+        "GIF": ("1 P L RGB", imagecodecs.gif_decode, [{"interlace": 0}, {"interlace": 1}]),
+        "WEBP": ("1 P L RGB LA RGBA", imagecodecs.webp_decode, [{"lossless": True}, {"quality": 80}]),
+        "AVIF": ("1 P L RGB LA RGBA", imagecodecs.avif_decode, avif),
+    }
+
+    def rendered(content: bytes, decode: Callable, orientation: int = 1) -> np.ndarray:
+        samples = decode(content)
+        planes = [*np.moveaxis(np.atleast_3d(samples).astype(np.int64), -1, 0)]
+        alpha = (2,) if len(planes) in (2, 4) else ()
+        return TURNS[orientation](tiff_grey(planes, 8, 1, 2 if len(planes) > 2 else 1, alpha, None))
+
+    for name, (supported, decode, choices) in formats.items():
+        kind = "JPEG" if name == "JPEG" else "BMP, GIF, WebP, AVIF"
+        for mode, options in itertools.product(supported.split(), choices):
+            content = saved(name, modes[mode], **options)
+            yield Case(kind, f"{name} {mode} {options}", content, partial(rendered, decode=decode))
+    for orientation in TURNS:
+        exif = Image.Exif()
+        exif[274] = orientation
+        content = saved("JPEG", modes["RGB"], exif=exif)
+        expected = partial(rendered, decode=imagecodecs.jpeg8_decode, orientation=orientation)
+        yield Case("JPEG", f"JPEG of orientation {orientation}", content, expected)
+
+
 def without_pixels(name: str, uid: str, **elements) -> bytes:
     """Return a DICOM object of a class that has no image of a body."""
     content = dicom(pattern(8)[..., 0], 8, 8, 7, False, SOPClassUID=uid, Modality=name, **elements)
@@ -673,18 +781,70 @@ def saved(format_name: str, image: Image.Image, **options) -> bytes:
 def refused_cases() -> Iterator[Case]:
     """Kinds that are not read, with the words of the refusal."""
     storage, grey = "1.2.840.10008.5.1.4.1.1.", pattern(8)[..., 0].astype(np.uint8)
-    image, samples = Image.fromarray(grey), pattern(12)[..., 0]
+    image, samples, colours = Image.fromarray(grey), pattern(12)[..., 0], pattern(8, channels=3)
+    native = dicom(samples, 16, 12, 11, False)
+    codestream = imagecodecs.jpeg2k_encode(samples.astype(np.uint16), level=0, bitspersample=12, codecformat="j2k")
+    compressed = dicom(samples, 16, 12, 11, False, JPEG2000Lossless, PixelData=encapsulate([codestream]))
+    transparent = np.dstack([grey, grey, grey, grey * 0])
+    palette: dict = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name in ("Red", "Blue"):
+        palette[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 8]
+        palette[f"{name}PaletteColorLookupTableData"] = bytes(range(256))
     cases = {
         "structured report": (without_pixels("SR", f"{storage}88.11"), r"without an image \(Basic Text SR Storage\)"),
         "presentation state": (without_pixels("PR", f"{storage}11.1"), r"without an image \(Grayscale Softcopy"),
         "key object selection": (without_pixels("KO", f"{storage}88.59"), r"without an image \(Key Object"),
         "segmentation": (without_pixels("SEG", f"{storage}66.4"), r"image of a body \(Segmentation Storage\)"),
         "dose": (without_pixels("RTDOSE", f"{storage}481.2"), r"image of a body \(RT Dose Storage\)"),
-        "CR without pixels": (without_pixels("CR", f"{storage}1"), r"without its pixels .*; export it again"),
+        "CR without pixels": (without_pixels("CR", f"{storage}1"), r"without its pixels .*; copy or export it again"),
         "two frames": (dicom(np.concatenate([samples, samples]), 16, 12, 11, False, Rows=ROWS, NumberOfFrames=2),
                        "2 frames in one file"),
         "two frames, not declared": (dicom(np.concatenate([samples, samples]), 16, 12, 11, False, Rows=ROWS),
                                      "2 frames in one file"),
+        "two JPEG 2000 frames, not declared": (
+            dicom(samples, 16, 12, 11, False, JPEG2000Lossless, PixelData=encapsulate([codestream, codestream])),
+            "2 frames in one file",
+        ),
+        "two RLE frames, not declared": (
+            dicom(samples, 16, 12, 11, False, RLELossless, PixelData=encapsulate([bytes(64), bytes(64)])),
+            "2 frames in one file",
+        ),
+        "CR with empty pixels": (dicom(samples, 16, 12, 11, False, PixelData=b""),
+                                 "without its pixels .*; copy or export it again"),
+        "CR without rows": (dicom(samples, 16, 12, 11, False, Rows=None), r"size of its image .*; export it again"),
+        "CR of 0 rows": (dicom(samples, 16, 12, 11, False, Rows=0), r"size of its image .*; export it again"),
+        "CR with float samples": (
+            without_pixels("CR", f"{storage}1", FloatPixelData=np.ones(grey.shape, np.float32).tobytes()),
+            "float samples is not supported; export",
+        ),
+        "MONOCHROME2 of 3 samples": (dicom(colours, 8, 8, 7, False, PhotometricInterpretation="MONOCHROME2"),
+                                     "3 samples per pixel, but MONOCHROME2 has 1; export the file again"),
+        "RGB of 1 sample": (dicom(samples, 16, 12, 11, False, PhotometricInterpretation="RGB"),
+                            "1 sample per pixel, but RGB has 3; export the file again"),
+        "unknown photometric interpretation": (dicom(samples, 16, 12, 11, False, PhotometricInterpretation="HSV"),
+                                               "interpretation HSV is not supported; export"),
+        "photometric interpretation of two lines": (
+            dicom(samples, 16, 12, 11, False, PhotometricInterpretation="H\nSV"), "interpretation H SV is not supported"
+        ),
+        "damaged fragments": (damaged_fragments(compressed),
+                              "damaged: the compressed pixels are not in fragments; copy"),
+        "palette without green": (dicom(pattern(8)[..., 0], 8, 8, 7, False, **palette),
+                                  "palette that is missing or incomplete; export"),
+        "compressed DICOM cut in its pixels": (compressed[:-200], "^truncated; copy it again$"),
+        "compressed DICOM cut in its header": (compressed[:500], "^truncated; copy it again$"),
+        "DICOM cut in its pixels": (native[:-200], "^truncated; copy it again$"),
+        "DICOM cut after 300 bytes": (native[:300], "^truncated; copy it again$"),
+        "DICOM cut after 132 bytes": (native[:132], "^truncated; copy it again$"),
+        "native pixels labelled as RLE": (relabelled(native, RLELossless), "pixels are not compressed, against .*RLE"),
+        "native pixels labelled as JPEG 2000": (relabelled(native, JPEG2000Lossless), "pixels are not compressed"),
+        "JPEG 2000 labelled as native": (relabelled(compressed, ExplicitVRLittleEndian), "pixels are compressed"),
+        "little endian labelled as big endian": (relabelled(native, ExplicitVRBigEndian), "byte order is not that of"),
+        "big endian labelled as little endian": (
+            relabelled(dicom(samples, 16, 12, 11, False, ExplicitVRBigEndian), ExplicitVRLittleEndian),
+            "byte order is not that of",
+        ),
+        "HTJ2K": (relabelled(compressed, "1.2.840.10008.1.2.4.201"),
+                  "cannot be decoded: High-Throughput JPEG 2000 .*; export it as Explicit VR"),
         "video": (dicom(samples, 16, 12, 11, False, "1.2.840.10008.1.2.4.102", PixelData=encapsulate([b"\0" * 8])),
                   r"video \(MPEG-4"),
         "unknown transfer syntax": (dicom(samples, 16, 12, 11, False).replace(b"10008.1.2.1\0", b"99999.1.2.1\0"),
@@ -706,6 +866,21 @@ def refused_cases() -> Iterator[Case]:
         "NIfTI": (struct.pack("<i", 348) + bytes(340) + b"n+1\0" + bytes(300), "NIfTI volume; convert"),
         "NIfTI, compressed": (imagecodecs.gzip_encode(struct.pack("<i", 348) + bytes(340) + b"n+1\0" + bytes(300)),
                               "NIfTI volume; convert"),
+        "NumPy archive": (saved_npz(grey), r"NumPy archive \(.npz\); convert each image"),
+        "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "HDF5 file; convert each image"),
+        "MATLAB": (b"MATLAB 5.0 MAT-file, Platform: GLNXA64" + bytes(99), "MATLAB file; convert each image"),
+        "SGI": (saved("SGI", image), "SGI image; convert"),
+        "PCX": (saved("PCX", image), "PCX image; convert"),
+        "DDS": (saved("DDS", image.convert("RGB")), r"DirectDraw image \(.dds\); convert"),
+        "ICNS": (saved("ICNS", image.resize((16, 16))), "Apple icon; convert"),
+        "IM": (b"Image type: L image\r\nName: a\r\n" + bytes(512), r"IFUNC image \(.im\); convert"),
+        "XBM": (saved("XBM", image.convert("1")), r"X bitmap \(.xbm\); convert"),
+        "MSP": (saved("MSP", image.convert("1")), r"Microsoft Paint image \(.msp\); convert"),
+        "TGA": (saved("TGA", image), r"Targa image \(.tga\); convert"),
+        "transparent PNG": (imagecodecs.png_encode(transparent), "fully transparent"),
+        "transparent PNG of 16 bits": (imagecodecs.png_encode(transparent.astype(np.uint16) * 257),
+                                       "fully transparent"),
+        "TIFF of NaN": (tiff([np.full((ROWS, COLUMNS), np.nan)], 32, 3, "<", 1), "no pixel has a value"),
         "NRRD": (b"NRRD0004\ntype: short\n", "NRRD volume; convert"),
         "zip": (b"PK\x03\x04" + bytes(99), "zip archive; give it as input=FILE.zip, or unpack it"),
         "RAR": (b"Rar!\x1a\x07\x01\0" + bytes(99), "RAR archive; unpack"),
@@ -725,6 +900,29 @@ def refused_cases() -> Iterator[Case]:
         yield Case("not supported", name, content, reason)
 
 
+def damaged_fragments(content: bytes) -> bytes:
+    """Return a DICOM file in which the tag of the last fragment of the pixels is zero."""
+    position = content.rindex(b"\xfe\xff\x00\xe0")
+    return content[:position] + bytes(4) + content[position + 4 :]
+
+
+def relabelled(content: bytes, syntax: str) -> bytes:
+    """Return a DICOM file with another transfer syntax in its header, and all else unchanged."""
+    meta = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True).file_meta
+    data = content[144 + meta.FileMetaInformationGroupLength :]
+    meta.TransferSyntaxUID = syntax
+    file = io.BytesIO()
+    pydicom.filewriter.write_file_meta_info(file, meta)
+    return content[:132] + file.getvalue() + data
+
+
+def saved_npz(array: np.ndarray) -> bytes:
+    """Return an array as ``numpy.savez`` writes it."""
+    file = io.BytesIO()
+    np.savez(file, array)
+    return file.getvalue()
+
+
 def saved_npy(array: np.ndarray) -> bytes:
     """Return an array as ``numpy.save`` writes it."""
     file = io.BytesIO()
@@ -733,7 +931,7 @@ def saved_npy(array: np.ndarray) -> bytes:
 
 
 GENERATORS = (native_cases, syntax_cases, display_cases, invalid_cases, stretched_cases, colour_cases, tiff_cases,
-              page_cases, png_cases, j2k_cases, pnm_cases, refused_cases)  # fmt: skip
+              missing_cases, page_cases, png_cases, j2k_cases, pnm_cases, eight_bit_cases, refused_cases)  # fmt: skip
 NEED_DCMTK = (native_cases, syntax_cases, display_cases)
 
 

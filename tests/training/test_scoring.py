@@ -5,6 +5,7 @@ from hydra import compose, initialize_config_dir
 
 from fractatlas.config.schema import TrainConfig
 from fractatlas.config.validation import validate
+from fractatlas.training import scoring
 from fractatlas.training.fit import train
 from tests.conftest import REPOSITORY
 
@@ -22,3 +23,8 @@ def test_heatmaps_of_a_network_trained_on_labels_point_at_the_fracture(tmp_path)
     # Measured: hit 0.35 [0.25, 0.44], centre 0.07, chance 0.008; share 0.055, chance 0.008.
     assert scores["hit_minus_centre"]["low"] > 0.05
     assert scores["share"]["low"] > 3 * scores["share_chance"]["value"]
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert scoring._versions()["commit"] == "unknown"

@@ -30,6 +30,12 @@ class Annotation:
     polygons: list[np.ndarray] = field(default_factory=list)
 
 
+def has_area(annotation: Annotation, size: tuple[int, int]) -> bool:
+    """Return whether a part of the box is in an image of this width and height."""
+    left, top, right, bottom = annotation.box
+    return max(left, 0) < min(right, size[0]) and max(top, 0) < min(bottom, size[1])
+
+
 def rename(annotations: Iterable[Annotation], names: Mapping[str, str]) -> list[Annotation]:
     """Replace the image ids that ``names`` contains."""
     return [replace(one, image_id=names.get(one.image_id, one.image_id)) for one in annotations]
@@ -41,30 +47,51 @@ def read_coco(file: Path) -> list[Annotation]:
     Raises:
         InputError: the file is missing, or is not COCO JSON with finite boxes.
     """
-    annotations = []
     try:
         coco = json.loads(file.read_text(encoding="utf-8-sig"))
-        names = {image["id"]: image["file_name"] for image in coco["images"]}
-        for annotation in coco["annotations"]:
-            left, top, width, height = box = [float(value) for value in annotation["bbox"]]
-            if not all(abs(value) < MAX_COORDINATE for value in box) or min(width, height) < 0:
-                raise ValueError(f"bbox {annotation['bbox']}")
-            shapes = annotation.get("segmentation") or []
-            polygons = [_polygon(shape) for shape in shapes] if isinstance(shapes, list) else []
-            name = str(names[annotation["image_id"]])
-            annotations.append(Annotation(name, [left, top, left + width, top + height], polygons))
     except OSError as error:
         raise InputError(f"{file}: {error.strerror or error}; correct the path") from None
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        problem = f"{file} is not COCO JSON ({error!r})"
-        raise InputError(f"{problem}; correct the file, or download the data set again") from None
-    return annotations
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not COCO JSON ({error}); save it as JSON in UTF-8") from None
+    try:
+        names = {image["id"]: str(image["file_name"]) for image in coco["images"]}
+        listed = list(coco["annotations"])
+    except (LookupError, TypeError):
+        content = "images (each with id and file_name) and annotations"
+        raise InputError(f"{file} is not COCO JSON; it should have the lists {content}") from None
+    return [_read_annotation(file, number, entry, names) for number, entry in enumerate(listed)]
+
+
+def _read_annotation(file: Path, number: int, entry: Any, names: Mapping[Any, str]) -> Annotation:
+    identity = entry.get("id") if isinstance(entry, dict) else None
+    place = f"{file}: annotation {number + 1} of the list" if identity is None else f"{file}: annotation {identity}"
+    try:
+        name = names[entry["image_id"]]
+    except (LookupError, TypeError):
+        raise InputError(
+            f"{place}: its image_id is not the id of an image in this file; correct or remove it"
+        ) from None
+    try:
+        left, top, width, height = box = [float(value) for value in entry["bbox"]]
+        if not all(abs(value) < MAX_COORDINATE for value in box):
+            raise ValueError
+    except (LookupError, TypeError, ValueError, OverflowError):
+        raise InputError(
+            f"{place}: bbox should be four numbers: left, top, width, height; correct or remove it"
+        ) from None
+    shapes = entry.get("segmentation") or []
+    try:
+        polygons = [_polygon(shape) for shape in shapes] if isinstance(shapes, list) else []
+    except (TypeError, ValueError, OverflowError):
+        problem = "segmentation should be lists of x and y, three points or more in each"
+        raise InputError(f"{place}: {problem}; correct or remove it") from None
+    return Annotation(name, [left, top, left + width, top + height], polygons)
 
 
 def read_coco_sizes(file: Path) -> dict[str, tuple[int, int]]:
     """Return the width and height of each image that a COCO file states, by file name."""
     images = json.loads(file.read_text(encoding="utf-8-sig"))["images"]
-    return {str(image["file_name"]): (int(image.get("width", 0)), int(image.get("height", 0))) for image in images}
+    return {str(image["file_name"]): (int(image.get("width") or 0), int(image.get("height") or 0)) for image in images}
 
 
 def write_coco(file: Path, annotations: Iterable[Annotation], sizes: Mapping[str, tuple[int, int]]) -> None:
@@ -144,5 +171,5 @@ def read_voc(file: Path, category: str | None = None) -> tuple[str, tuple[int, i
 def _polygon(shape: list[float]) -> np.ndarray:
     points = np.array(shape, dtype=np.float32).reshape(-1, 2)
     if len(points) < 3 or not (np.abs(points) < MAX_COORDINATE).all():  # false for NaN, too
-        raise ValueError(f"segmentation of {len(points)} points")
+        raise ValueError
     return points

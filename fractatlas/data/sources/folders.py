@@ -10,13 +10,12 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
-from fractatlas.data.file_kinds import START, is_dicom, is_readable_image, unreadable_image
+from fractatlas.data.files import is_image, walk
 from fractatlas.data.sources.source import Source
 from fractatlas.data.sources.table import SUBSET_NAMES
 from fractatlas.errors import InputError
@@ -25,8 +24,6 @@ from fractatlas.wording import join_names, plural
 log = logging.getLogger(__name__)
 # Names of folders, by their letters and digits in lower case.
 POSITIVE = {"fractured", "fracture", "fractures", "broken", "positive", "pos", "abnormal", "1", "yes", "true"}
-EXTENSIONS = (".bmp", ".dcm", ".dic", ".dicom", ".gif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm",
-              ".png", ".ppm", ".tif", ".tiff", ".webp")  # fmt: skip
 
 
 class Folders(Source):
@@ -41,8 +38,8 @@ class Folders(Source):
 
     name = "folders"
 
-    def __init__(self, root: str | Path, positive: str | None):
-        self.root, self.positive = Path(root), positive
+    def __init__(self, root: str | Path, positive: str | int | None):
+        self.root, self.positive = Path(root), None if positive is None else str(positive)
 
     def require(self) -> None:
         """Require two class folders."""
@@ -53,7 +50,12 @@ class Folders(Source):
         rows: list[tuple[str, str, int, str]] = []
         skipped: Counter[str] = Counter()
         for folder, (label, subset) in self._classes.items():
-            files = [*_files(folder, skipped)]
+            files = []
+            for file in map(Path, walk(str(folder))):
+                if is_image(str(file)):
+                    files.append(file)
+                else:
+                    skipped[file.suffix.lower() or "no extension"] += 1
             if not files:
                 raise InputError(f"{folder}: no images; add the images of this class, or remove the folder")
             for file in files:
@@ -86,6 +88,9 @@ class Folders(Source):
             positive = [name for name in names if self._is_positive(name)]
             if len(names) != 2 or len(positive) != 1:
                 found = f"found {join_names(names) or 'none'}"
+                if self.positive is not None and len(names) == 2:
+                    problem = f"data.positive={self.positive}: no such folder in {parent} ({found})"
+                    raise InputError(f"{problem}; give the name of the folder of fractured images")
                 remedy = "name the folder of fractured images (data.positive=NAME)" if len(names) == 2 else (
                     "arrange the images in two folders, such as fractured and not_fractured"
                 )  # fmt: skip
@@ -101,28 +106,3 @@ class Folders(Source):
 
 def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _files(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
-    """Yield the images below a folder, hidden files excepted; count the others by extension."""
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in names if not name.startswith(".")):
-            file = Path(parent, name)
-            if _is_image(file):
-                yield file
-            else:
-                skipped[file.suffix.lower() or "no extension"] += 1
-
-
-def _is_image(file: Path) -> bool:
-    if file.suffix.lower() in EXTENSIONS:
-        return True
-    if file.name.upper() == "DICOMDIR" or not file.is_file():  # reading a pipe would block
-        return False
-    try:
-        with file.open("rb") as content:
-            start = content.read(START)
-    except OSError:
-        return False
-    return is_dicom(start) or is_readable_image(start) or bool(unreadable_image(start))

@@ -12,7 +12,8 @@ Layout after the archives are unpacked into one folder::
     folder_structure/pascalvoc/<filestem>.xml
     folder_structure/yolov5/labels/<filestem>.txt and meta.yaml   category 3 is fracture
 
-The layout was read from public code that uses the data; the real files were not available to test this module.
+The folders of the images and of the annotations, the format of the labels and the categories were confirmed in public
+code that uses the data. The columns of ``dataset.csv`` were not; the real files were not available to test this module.
 """
 
 import logging

@@ -13,9 +13,11 @@ must not be passed on. Layout::
       {train,valid}_image_paths.csv     no header: MURA-v1.1/train/XR_<PART>/patient<id>/study<n>_positive/image1.png
       {train,valid}_labeled_studies.csv no header: MURA-v1.1/train/XR_<PART>/patient<id>/study<n>_positive/,1
 
-The layout was read from public code that uses the data; the real files were not available to test this module.
+Folders, names of files and lists were read from public code that uses the data. The real files were not available to
+test this module.
 """
 
+import logging
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -24,7 +26,9 @@ import pandas as pd
 from fractatlas.data.sources.source import Source
 from fractatlas.errors import InputError
 from fractatlas.io import read_csv
+from fractatlas.wording import join_names, plural
 
+log = logging.getLogger(__name__)
 LISTS = {"train": "train", "valid": "val"}  # MURA's test subset is not public
 SUFFIXES = {"positive": 1, "negative": 0}
 
@@ -42,6 +46,7 @@ class Mura(Source):
 
     name = "MURA"
     finding = "abnormality"
+    draw_split = "data.given_split=false"
 
     def __init__(self, root: str | Path, given_split: bool):
         self.root, self.given_split = Path(root), given_split
@@ -79,13 +84,17 @@ class Mura(Source):
     def _paths(self, folder: str) -> list[PurePosixPath]:
         """Return the paths of a list relative to ``root``; without a list, those of the files in the folder."""
         file = self.root / f"{folder}_image_paths.csv"
+        images = (self.root / folder).rglob("*.png")
+        found = [PurePosixPath(image.relative_to(self.root).as_posix()) for image in images]
         if file.is_file():
             listed = read_csv(file, [], "use the list that MURA contains", header=None, dtype=str).iloc[:, 0]
             paths = [_inside(name, folder) for name in listed.dropna()]
         else:
-            images = (self.root / folder).rglob("*.png")
-            paths = [PurePosixPath(image.relative_to(self.root).as_posix()) for image in images]
-        paths = [path for path in paths if not path.name.startswith(".")]  # some copies contain files of macOS
+            paths = found
+        paths = [path for path in paths if not _is_hidden(path)]
+        if others := sorted({path for path in found if not _is_hidden(path)} - {*paths}):
+            listing = join_names(others)
+            log.warning("%s does not name %s, not used: %s", file.name, plural(len(others), "image"), listing)
         if not paths:
             raise InputError(f"{self.root / folder}: no images; the data set is incomplete, download it again")
         return paths
@@ -106,6 +115,10 @@ class Mura(Source):
                     str(_inside(name, folder)): int(label) for name, label in zip(table[0], table[1], strict=True)
                 }
         return studies
+
+
+def _is_hidden(path: PurePosixPath) -> bool:
+    return path.name.startswith(".")  # some copies contain files of macOS
 
 
 def _inside(listed: str, folder: str) -> PurePosixPath:

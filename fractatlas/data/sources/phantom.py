@@ -52,6 +52,8 @@ class Phantoms(FracAtlas):
         images, seed: arguments of ``generate``.
     """
 
+    name = "generated phantoms"
+
     def __init__(self, root: str | Path, images: int, seed: int):
         super().__init__(root)
         self._images, self._seed = images, seed

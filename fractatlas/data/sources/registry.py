@@ -30,3 +30,8 @@ def open_source(data: Mapping[str, Any]) -> Source:
         source = CLASSES[settings["_target_"]](**arguments)
     source.settings = settings
     return source
+
+
+def stored_finding(data: Mapping[str, Any]) -> str:
+    """Return what label 1 means according to a stored configuration of ``data``; no file is read."""
+    return str(data.get("finding") or getattr(CLASSES.get(data.get("_target_", "")), "finding", Source.finding))

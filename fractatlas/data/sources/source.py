@@ -1,6 +1,7 @@
 """What every source of images provides: the class that a new source extends."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fractatlas.data.sources.annotations import Annotation
+from fractatlas.data.sources.annotations import Annotation, has_area
 
 
 class Source(ABC):
@@ -21,6 +22,8 @@ class Source(ABC):
         name: of the data set or the layout, for messages and pages.
         finding: what label 1 means.
         has_exams: whether ``rows`` infers exams.
+        ignored: annotations that ``boxes`` and ``outlines`` do not contain; see ``ignore_outside``.
+        draw_split: the override that ignores a split of the data set itself; ``""``: there is none.
         root: the folder that paths in the catalogue are relative to.
         settings: the arguments with which ``open_source`` opens the source again, as plain values.
     """
@@ -28,8 +31,15 @@ class Source(ABC):
     name = ""
     finding = "fracture"
     has_exams = False
+    draw_split = ""
+    ignored: Sequence[Annotation] = ()
     root: Path
     settings: dict[str, Any]
+
+    @property
+    def place(self) -> str:
+        """Where the data are, for messages."""
+        return str(self.root)
 
     @abstractmethod
     def require(self) -> None:
@@ -68,6 +78,17 @@ class Source(ABC):
     def annotated_sizes(self) -> dict[str, dict[str, tuple[int, int]]]:
         """Return, for each file of annotations, the width and height of images that it states, by image id."""
         return {}
+
+    def ignore_outside(self, sizes: Mapping[str, tuple[int, int]]) -> None:
+        """Move the annotations whose box has no area in its image to ``ignored``.
+
+        Args:
+            sizes: width and height of the upright images, by image id; other images are not checked.
+        """
+        inside: dict[bool, list[Annotation]] = {True: [], False: []}
+        for one in self._annotations:
+            inside[one.image_id not in sizes or has_area(one, sizes[one.image_id])].append(one)
+        self._annotations, self.ignored = inside[True], [*self.ignored, *inside[False]]
 
     def boxes(self) -> dict[str, np.ndarray]:
         """Return the boxes by image id, only for images that have one.

@@ -21,7 +21,7 @@ from fractatlas.data.groups import GIVEN
 from fractatlas.data.sources.annotations import Annotation, read_coco, read_coco_sizes, rename
 from fractatlas.data.sources.source import Source
 from fractatlas.data.splits import SUBSETS
-from fractatlas.data.tables import read_table
+from fractatlas.data.tables import as_numbers, detect_separator, is_parquet, read_table
 from fractatlas.errors import InputError
 from fractatlas.wording import join_names, plural
 
@@ -30,8 +30,10 @@ LABELS = {"0": 0, "0.0": 0, "false": 0, "no": 0, "1": 1, "1.0": 1, "true": 1, "y
 SUBSET_NAMES = {name: name for name in SUBSETS} | {
     "training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test", "": ""
 }  # fmt: skip
+NO_VALUE = {"", "na", "nan", "n/a", "<na>"}  # labels that are none, in lower case
 REMEDY = "name the columns of your table (data.columns.path=NAME data.columns.label=NAME)"
 NO_LABEL = "no label"
+THIRD = "empty the cells of all other labels, which excludes the images"
 
 
 class Table(Source):
@@ -40,6 +42,7 @@ class Table(Source):
     Args:
         table: the file, or one file for each data set. With several, the name of the data set precedes each image id.
         root: folder that paths are relative to; ``None``: the folder of each table.
+        finding: what label 1 means.
         positive: name of the fractured class; ``None``: a label is one of ``LABELS``, in any letter case.
         columns: names of the columns in the table by their names in this class; ``None``: the table has no such column.
         boxes: COCO file, or one for each table, ``None`` for a table without boxes.
@@ -48,15 +51,17 @@ class Table(Source):
     """
 
     name = "table"
+    draw_split = "data.columns.split=null"
 
     def __init__(
         self,
         table: str | Sequence[str],
         root: str | None,
-        positive: str | None,
+        positive: str | int | None,
         columns: Mapping[str, str | None],
         boxes: str | Sequence[str | None] | None,
         dicom_tags: Sequence[str],
+        finding: str = Source.finding,
     ):
         self.tables = [Path(table)] if isinstance(table, str) else [Path(file) for file in table]
         self.name = ", ".join(str(file) for file in self.tables)
@@ -65,12 +70,18 @@ class Table(Source):
             problem = f"data.boxes has {plural(len(given), 'file')} for {plural(len(self.tables), 'table')}"
             raise InputError(f"{problem}; give one for each table, null for a table without boxes")
         self.coco = [Path(file) if file else None for file in given] if boxes else [None] * len(self.tables)
-        self.positive, self.columns, self.tags = positive, dict(columns), list(dicom_tags)
+        self.positive = None if positive is None else str(positive)
+        self.columns, self.tags, self.finding = dict(columns), list(dicom_tags), finding
         # Of each table: the folder that its paths are relative to.
         self.folders = [Path(root) if root else file.parent for file in self.tables]
         self.root = self.folders[0]
         if len({*self.folders}) > 1:
             self.root = Path(os.path.commonpath([folder.absolute() for folder in self.folders]))
+
+    @property
+    def place(self) -> str:
+        """The tables."""
+        return self.name
 
     def require(self) -> None:
         """Require the tables, the files of boxes and the folders of the images."""
@@ -93,7 +104,8 @@ class Table(Source):
         for name in [name for name in table if name != "label"]:
             table[name] = table[name].fillna("")
         for name in [name for name in table if name not in RESERVED]:
-            table[name] = _as_numbers(table[name])
+            if (numbers := as_numbers(table[name])) is not None:
+                table[name] = numbers
         boxes = pd.Series({image_id: len(found) for image_id, found in self.boxes().items()}, dtype=float)
         boxed = table["image_id"].map(boxes).fillna(0)
         disputed = (table["label"] == 0) & (boxed > 0) & (table["excluded"] == "")
@@ -144,10 +156,12 @@ class Table(Source):
             raise InputError(f"{file}: no rows; add one row for each image")
         column = {key: name for key, name in self.columns.items() if name in given}
         path = given[column["path"]].map(_normalised)
-        table = pd.DataFrame({"image_id": given[column["image_id"]] if "image_id" in column else path, "path": path})
+        lines = pd.Series([f"line {line}" for line in range(2, len(path) + 2)], index=path.index)
+        ids = given[column["image_id"]] if "image_id" in column else path.where(path != "", lines)
+        table = pd.DataFrame({"image_id": ids, "path": path})  # without a path, the image is excluded
+        _refuse(file, ids, ids == "", "image_id is empty; fill it, or remove the row")
         for name in ("path", "image_id"):
-            _refuse(file, table[name], table[name] == "", f"{name} is empty; fill it, or remove the row")
-            again = table[name].duplicated()
+            again = table[name].duplicated() & (table[name] != "")
             _refuse(file, table[name], again, f"{name} {{}} occurs more than once; remove the repeated rows")
         table["label"], unlabelled = self._labels(file, given[column["label"]])
         table["excluded"] = np.where(unlabelled, NO_LABEL, "")
@@ -163,6 +177,7 @@ class Table(Source):
             )
         names = self._source_names
         table["source"] = given[column["source"]].replace("", names[number]) if "source" in column else names[number]
+        has_decimal_commas = not is_parquet(file) and detect_separator(file) != ","
         tags = read_tags(folder, path, self.tags)
         for name in tags:
             if name not in table:
@@ -171,12 +186,12 @@ class Table(Source):
             free = f"{name}_in_table" if name in RESERVED else name
             if free != name:
                 log.info("%s: the column %s is read as %s, because %s has another meaning here", file, name, free, name)
-            table[free] = given[name]
+            table[free] = _with_decimal_points(given[name]) if has_decimal_commas else given[name]
         if len(self.tables) > 1:  # equal ids in several data sets are different images and patients
             for name in ["image_id", *(name for name in GIVEN.values() if name in table)]:
                 table[name] = (table["source"] + "/" + table[name]).where(table[name] != "", "")
             moved = Path(os.path.relpath(folder.absolute(), self.root.absolute()))
-            table["path"] = [(moved / path).as_posix() for path in table["path"]]
+            table["path"] = [(moved / path).as_posix() if path else "" for path in table["path"]]
         return table
 
     @property
@@ -189,23 +204,27 @@ class Table(Source):
 
     def _labels(self, file: Path, given: pd.Series) -> tuple[pd.Series, pd.Series]:
         """Return the labels, 0 for an empty one, and whether each is empty."""
-        empty, text = given == "", given.str.lower()
+        text = given.str.lower()
+        empty = text.isin(NO_VALUE)
         found = list(dict.fromkeys(given[~empty]))
         if not found:
             raise InputError(
                 f"{file}: the column of labels is empty; fill it, or name another (data.columns.label=NAME)"
             )
         if self.positive is not None:
-            if self.positive not in found or len(found) > 2:
-                problem = f"data.positive={self.positive}: the labels are {join_names(found)}"
-                raise InputError(f"{file}: {problem}; there should be two, one of them the name of the fractured class")
+            problem = f"{file}: data.positive={self.positive}: the labels are {join_names(found)}"
+            if self.positive not in found:
+                raise InputError(f"{problem}; give the name of the fractured class")
+            if len(found) > 2:
+                raise InputError(f"{problem}; there should be two: {THIRD}")
             return (given == self.positive).astype(int), empty
         labels = text.map(LABELS)
-        if len(found) == 2 and labels[~empty].isna().all():
-            problem = f"the labels are {found[0]} and {found[1]}"
-            raise InputError(f"{file}: {problem}; name the fractured class, such as data.positive={found[0]}")
-        remedy = "label is {}, should be 0 or 1; correct it, or name the fractured class (data.positive=NAME)"
-        _refuse(file, given, labels.isna() & ~empty, remedy)
+        if len(found) > 1 and labels[~empty].isna().all():
+            remedy = f"name the fractured class, such as data.positive={found[0]}"
+            remedy += f", and {THIRD}" if len(found) > 2 else ""
+            raise InputError(f"{file}: the labels are {join_names(found)}; {remedy}")
+        remedy = "correct it, empty the cell, or name the fractured class (data.positive=NAME)"
+        _refuse(file, given, labels.isna() & ~empty, f"label is {{}}, should be 0 or 1; {remedy}")
         return labels.fillna(0).astype(int), empty
 
 
@@ -231,11 +250,10 @@ def _key(name: str) -> str:
     return name.casefold()
 
 
-def _as_numbers(column: pd.Series) -> pd.Series:
-    """Return a column as numbers if all cells that are not empty are finite numbers, otherwise unchanged."""
-    numbers = pd.to_numeric(column.replace("", np.nan), errors="coerce")
-    is_number = np.isfinite(numbers.astype(float)) | (column == "")
-    return numbers if is_number.all() and (column != "").any() else column
+def _with_decimal_points(column: pd.Series) -> pd.Series:
+    """Return a column with ``20.5`` for ``20,5`` if all cells that are not empty are numbers with decimal commas."""
+    is_number = column.str.fullmatch(r"[+-]?\d+(,\d+)?") | (column == "")
+    return column.str.replace(",", ".") if is_number.all() else column
 
 
 def _refuse(file: Path, column: pd.Series, wrong: pd.Series, problem: str) -> None:

@@ -45,6 +45,8 @@ def test_the_folder_of_fractures_can_be_named(root):
     ):
         Folders(root, None).require()
     assert Folders(root, "B").rows()["label"].sum() == 3
+    with pytest.raises(InputError, match=r"data.positive=c: no such folder in .* .found A, B.; give the name"):
+        Folders(root, "c").require()
 
 
 def test_folders_of_subsets_are_a_given_split(root, tmp_path):

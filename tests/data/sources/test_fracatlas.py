@@ -122,7 +122,7 @@ def test_boxes_are_inside_their_images(phantoms, catalogue):
         (lambda root: change(root, image_id="IMG0000001.jpg"), "image_id IMG0000001.jpg occurs more than once"),
         (other_ids, r"no image_id .* matches a file in images/ \(for example XR0000000.jpg and IMG\d+.jpg\)"),
         (lambda root: (root / "dataset.csv").write_text("image_id,hand\n"), "columns leg, hip.* are missing"),
-        (lambda root: (root / "dataset.csv").write_bytes(b"\xff\xfe\x00\x01"), "cannot be read as CSV"),
+        (lambda root: (root / "dataset.csv").write_bytes(b"\xff\xfe\x00\x01"), "dataset.csv is not UTF-8; save"),
         (lambda root: (root / COCO).write_text("{"), "is not COCO JSON"),
     ],
 )

@@ -3,6 +3,7 @@ import shutil
 import pytest
 
 from fractatlas.data.catalogue import read_catalogue
+from fractatlas.data.export import export_table
 from fractatlas.data.sources.mura import Mura
 from fractatlas.data.splits import grouped_split
 from fractatlas.errors import InputError
@@ -70,7 +71,7 @@ def test_a_label_that_differs_from_the_list_of_studies_is_noted(copy):
             "should be train/XR_<PART>/patient<id>",
         ),
         (lambda root: (root / "train_labeled_studies.csv").write_text("a,2\n"), "two columns, study and 0 or 1"),
-        (lambda root: (root / "train_image_paths.csv").write_bytes(b"\xff\xfe\x00"), "cannot be read as CSV"),
+        (lambda root: (root / "train_image_paths.csv").write_bytes(b"\xff\xfe\x00"), "paths.csv is not UTF-8"),
     ],
 )
 def test_another_layout_is_refused(copy, damage, message):
@@ -83,3 +84,18 @@ def test_an_image_that_a_list_names_and_the_folder_lacks_is_excluded(copy):
     (copy / "valid/XR_ELBOW/patient00018/study1_negative/image1.png").unlink()
     catalogue = read_catalogue(Mura(copy, True))
     assert catalogue.loc[catalogue["excluded"] != "", "excluded"].tolist() == ["no image file"]
+
+
+def test_an_image_that_no_list_names_is_reported(copy, caplog):
+    file = copy / "valid_image_paths.csv"
+    first, rest = file.read_text().split("\n", 1)
+    file.write_text(rest)
+    assert len(Mura(copy, True).rows()) == 47
+    (line,) = caplog.messages
+    assert line == f"valid_image_paths.csv does not name 1 image, not used: {first.removeprefix('MURA-v1.1/')}"
+
+
+def test_the_meaning_of_the_label_stays_known_in_an_exported_table(mura, tmp_path):
+    assert export_table(Mura(mura, True), tmp_path).endswith(
+        "; label 1 means abnormality: read the table with data.finding=abnormality"
+    )

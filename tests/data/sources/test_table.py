@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fractatlas.config.overrides import compose_config
+from fractatlas.data.audit import find_defects
 from fractatlas.data.catalogue import CONTRADICTION, NO_FILE, exclude_seen, read_catalogue
 from fractatlas.data.export import export_table
 from fractatlas.data.sources.annotations import Annotation, write_coco
@@ -75,6 +76,7 @@ def test_a_table_with_any_separator_with_and_without_a_byte_order_mark_is_read(f
         ("yes", "No", ()),
         ("fractured", "intact", ("data.positive=fractured",)),
         ("0", "1", ("data.positive='0'",)),
+        ("2", "1", ("data.positive=2",)),
     ],
 )
 def test_labels_are_numbers_truth_values_or_two_names(folder, fractured, other, overrides):
@@ -125,9 +127,12 @@ def test_further_columns_are_attributes_and_reserved_names_are_changed(folder, c
 def test_an_image_without_a_label_without_a_file_or_unreadable_is_excluded_with_the_reason(folder):
     (folder / "01.png").write_text("no image")
     (folder / "02.png").unlink()
-    catalogue = read_catalogue(source_of(write(folder, rows(label=["", "0", "0", *["1"] * 9])))).set_index("image_id")
-    assert catalogue["excluded"].to_dict() == dict.fromkeys(catalogue.index, "") | {
-        "00.png": "no label", "01.png": "unreadable", "02.png": NO_FILE
+    table = rows(label=["", "0", "0", "NA", "NaN", *["1"] * 7])
+    table["path"] = [*table["path"][:11], ""]
+    catalogue = read_catalogue(source_of(write(folder, table))).set_index("image_id")
+    unlabelled = dict.fromkeys(["00.png", "03.png", "04.png"], "no label")
+    assert catalogue["excluded"].to_dict() == dict.fromkeys(catalogue.index, "") | unlabelled | {
+        "01.png": "unreadable", "02.png": NO_FILE, "line 13": NO_FILE
     }  # fmt: skip
     assert catalogue.at["01.png", "note"] == "not an image"
 
@@ -148,17 +153,27 @@ def test_copies_with_opposite_labels_are_excluded(folder):
             r"column label is missing \(found path; separated by commas\); name the",
         ),
         (lambda t: t.drop(columns=["label", "path"]).assign(x=1), (), "columns path, label are missing"),
-        (lambda t: t.assign(label="maybe"), (), "line 2: label is maybe, should be 0 or 1; correct it, or name the"),
+        (lambda t: t.assign(label="maybe"), (), "line 2: label is maybe, should be 0 or 1; correct it, empty the"),
         (
             lambda t: t.assign(label=["a", "b"] * 6),
             (),
-            "the labels are a and b; name the fractured class, such as data.po",
+            "the labels are a, b; name the fractured class, such as data.positive=a$",
         ),
-        (lambda t: t.assign(label=["a", "b"] * 6), ("data.positive=c",), "data.positive=c: the labels are a, b; there"),
+        (lambda t: t.assign(label=["a", "b"] * 6), ("data.positive=c",), "data.positive=c: the labels are a, b; give"),
         (
             lambda t: t.assign(label=["a", "b", "c"] * 4),
             ("data.positive=a",),
-            "labels are a, b, c; there should be two",
+            "labels are a, b, c; there should be two: empty the cells of all other labels",
+        ),
+        (
+            lambda t: t.assign(label=["a", "b", "c"] * 4),
+            (),
+            "labels are a, b, c; name the fractured class, such as data.positive=a, and empty the cells",
+        ),
+        (
+            lambda t: t.assign(label=[0, 1, 2] * 4),
+            ("data.positive=1",),
+            "data.positive=1: the labels are 0, 1, 2; there should be two",
         ),
         (lambda t: t.assign(label=""), (), "the column of labels is empty; fill it, or name another"),
         (
@@ -166,7 +181,7 @@ def test_copies_with_opposite_labels_are_excluded(folder):
             (),
             "line 13: path 00.png occurs more than once",
         ),
-        (lambda t: t.assign(path=["", *t["path"][1:]]), (), "line 2: path is empty; fill it, or remove the row"),
+        (lambda t: t.assign(image_id=["", *t["path"][1:]]), (), "line 2: image_id is empty; fill it, or remove"),
         (lambda t: t.assign(image_id="x"), (), "line 3: image_id x occurs more than once; remove the repeated rows"),
         (lambda t: t.assign(split="left"), (), "line 2: split is left, should be train, val or test; correct it"),
         (lambda t: t[:0], (), "no rows; add one row for each image"),
@@ -191,9 +206,11 @@ def test_a_mistake_in_a_table_is_reported_in_one_line(folder, change, overrides,
             "line 3: the cells are separated by commas, in the first line by semicolons",
         ),
         ("path,label\n00.png,1,x\n01.png,0,y\n", "line 2: more cells than in the first line"),
-        ("path,label\n00.png,1\n01.png,0,y\n", "cannot be read as CSV: .* line 3, saw 3"),
-        ("path,label\n\xe9.png,1\n", "cannot be read as CSV: .*utf-8"),
-        ("", "cannot be read as CSV: No columns"),
+        ("path,label\n00.png,1\n01.png,0,y\n", "line 3 has 3 cells, the first line 2; put text that contains"),
+        ("path,label\n\xe9.png,1\n", "table.csv is not UTF-8; save the table as UTF-8$"),
+        ("\xff\xfep\0a\0t\0h\0", "table.csv is not UTF-8; save the table as UTF-8$"),
+        ("", "the file is empty; correct the path, or write the file again$"),
+        ("path,label,label\n00.png,1,0\n", "column label occurs more than once; rename or remove one of them"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused(folder, text, message):
@@ -238,6 +255,39 @@ def test_boxes_belong_to_images_by_id_path_or_file_name(folder, caplog):
         InputError, match=r"no file_name is .*for example z.png, and there 00.png.; use the boxes of th"
     ):
         source_of(file, f"data.boxes={folder / 'boxes.json'}").boxes()
+
+
+def test_boxes_without_area_in_their_image_are_ignored_and_listed(folder, tmp_path):
+    width, _ = Image.open(folder / "00.png").size
+    boxes = [[1, 2, 11, 22], [width + 1, 0, width + 9, 9], [9, 9, 3, 12], [width - 4, 2, width + 9, 9]]
+    write_coco(folder / "boxes.json", [Annotation(name, box) for name in ("00.png", "03.png") for box in boxes], {})
+    (folder / "03.png").write_text("no image")
+    source = source_of(write(folder, rows()), f"data.boxes={folder / 'boxes.json'}")
+    catalogue = read_catalogue(source)
+    assert catalogue["boxes"].tolist()[:4] == [2, 0, 0, 4]  # the size of an unreadable image is not known
+    assert source.boxes()["00.png"].tolist() == [boxes[0], boxes[3]]
+    assert len(source.outlines()["00.png"]) == 2
+    found = find_defects(source, catalogue).query("kind == 'box outside the image'")
+    assert found[["detail", "action"]].to_numpy().tolist() == [
+        ["1 of 4 in part", "clipped"], ["2 of 4 without area in the image", "ignored"]
+    ]  # fmt: skip
+    text = export_table(source_of(folder / "table.csv", f"data.boxes={folder / 'boxes.json'}"), tmp_path / "export")
+    assert text.endswith("; 2 boxes without area in the image left out")
+    assert len(json.loads((tmp_path / "export" / "boxes.json").read_text())["annotations"]) == 6
+
+
+def test_tables_with_semicolons_can_have_decimal_commas(folder):
+    bmi = [f"{number},5" for number in range(11)] + [""]
+    table = rows(bmi=bmi, note_of_ward=["1,2 or 3"] * 12)
+    read = source_of(write(folder, table, sep=";")).rows()
+    assert read["bmi"].tolist()[:11] == [number + 0.5 for number in range(11)]
+    assert set(read["note_of_ward"]) == {"1,2 or 3"}
+    assert source_of(write(folder, table)).rows()["bmi"].tolist() == bmi  # with commas, 1,234 can be a thousand
+
+
+def test_the_finding_of_a_table_is_that_of_the_configuration(folder):
+    file = write(folder, rows())
+    assert (source_of(file).finding, source_of(file, "data.finding=tumour").finding) == ("fracture", "tumour")
 
 
 def test_a_box_of_an_image_without_a_fracture_is_noted(folder):
@@ -293,9 +343,7 @@ def test_a_subset_that_the_given_split_lacks_is_completed_by_groups(folder, capl
         InputError, match="split.previous=x.csv: the data have a split of their own; remove the argument"
     ):
         grouped_split(catalogue, ratios=[0.7, 0.15, 0.15], seed=0, previous="x.csv")
-    with pytest.raises(
-        InputError, match="the given split has no image in train; correct the column, or draw the split"
-    ):
+    with pytest.raises(InputError, match="the given split has no image in train; correct it, or draw the split"):
         grouped_split(catalogue.assign(given_split="test"), ratios=[0.7, 0.15, 0.15], seed=0)
 
 
