@@ -61,7 +61,7 @@ UPLOADS = {
 def create_app(model: Model, config: dict[str, Any]) -> FastAPI:
     """Return the application.
 
-    ``POST /v1/predict`` predicts uploaded files, ``GET /v1/model`` describes the network, ``GET /health`` tells whether
+    ``POST /v1/predict`` predicts uploaded files, ``GET /v1/model`` describes the network, ``GET /health`` states whether
     the server works, and ``GET /`` is the page. ``GET /v1/openapi.json`` describes the interface. Nothing is written to
     disk. Every JSON answer has the key ``notice``.
 
@@ -134,7 +134,7 @@ def create_app(model: Model, config: dict[str, Any]) -> FastAPI:
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        """Tell that the server works, and how many requests it is working on."""
+        """State that the server works, and on how many requests."""
         return {"status": "ok", "requests": gate.inside, "notice": NOTICE}
 
     @app.get("/palette.json", include_in_schema=False)

@@ -21,7 +21,7 @@ from fractatlas.models.heatmaps import heatmap_kind
 from fractatlas.serving.uploads import RequestError, Upload
 from fractatlas.serving.worker import Output, Worker
 
-REMEDY = "upload one complete radiograph: DICOM with one frame, JPEG, PNG, TIFF, BMP, JPEG 2000 or WebP"
+REMEDY = "upload one complete radiograph: DICOM with one frame, JPEG, PNG, TIFF, BMP, JPEG 2000, WebP or AVIF"
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _device(name: str) -> str:
-    """Return the device that torch knows for ``auto, cpu, cuda`` or ``mps``.
+    """Return the name that torch has for the device ``auto, cpu, cuda`` or ``mps``.
 
     Raises:
         InputError: this machine does not have it.

@@ -15,7 +15,6 @@ IRRELEVANT = (
     ".*requested to overfit but enabled.*shuffling.*",  # Lightning then takes the batches in the order of the split
     ".*No (positive|negative) samples in targets.*",  # the data module logs that a subset has one class
     ".*in eval mode at the start of training.*",  # the frozen stages
-    ".*`srun` command is available.*",  # SLURM is installed; a run of one process does not need srun
     ".*sync_dist=True.*",  # torchmetrics has synchronised the values
 )
 # Environment variables with the number of a process: of Lightning and torchrun, and of SLURM.
