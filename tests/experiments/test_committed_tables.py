@@ -10,7 +10,8 @@ import pytest
 from fractatlas.evaluation.bootstrap import bootstrap_weights
 from fractatlas.evaluation.metrics import resampled
 from fractatlas.evaluation.predictions_table import read_predictions
-from fractatlas.experiments.plan import folder_name, read_plan, run_plan
+from fractatlas.experiments.plan import read_plan, run_plan
+from fractatlas.experiments.run_records import folder_name
 from tests.conftest import REPOSITORY
 
 EXPERIMENTS = REPOSITORY / "experiments"
