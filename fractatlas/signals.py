@@ -4,8 +4,9 @@ import logging
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -76,3 +77,54 @@ def wait_for(child: subprocess.Popen[Any]) -> int:
                 break
             statuses.append(INTERRUPTED)
     return statuses[0] if statuses else child.wait()
+
+
+class ChildProcesses:
+    """Processes that several threads start and wait for, and that a stop signal stops together.
+
+    Attributes:
+        status: ``STOPPED`` or ``INTERRUPTED`` after a stop signal or Ctrl-C, otherwise 0.
+    """
+
+    def __init__(self) -> None:
+        self.status = 0
+        self._running: set[subprocess.Popen[Any]] = set()
+        self._lock = threading.RLock()  # a second signal can interrupt the handler of the first
+
+    def run(self, command: Sequence[str], output: Path | None = None) -> int:
+        """Start a process and wait until it has ended; after a stop signal, start none.
+
+        Args:
+            command: the program and its arguments.
+            output: a file to which stdout and stderr are appended; by default those of this process are used.
+
+        Returns:
+            ``status`` after a stop signal, otherwise the exit status of the process.
+
+        Raises:
+            OSError: the file is not writable, or the process cannot be started.
+        """
+        with open(output, "ab") if output else nullcontext() as file:
+            with self._lock:
+                if self.status:
+                    return self.status
+                child = subprocess.Popen(command, stdout=file, stderr=file)
+                self._running.add(child)
+            status = child.wait()
+        with self._lock:
+            self._running.remove(child)
+        return self.status or status
+
+    @contextmanager
+    def stopped_by_signals(self) -> Iterator[None]:
+        """Forward stop signals to all running processes during the block; neither they nor Ctrl-C end the block."""
+
+        def stop(number: int, frame: Any) -> None:
+            with self._lock:
+                self.status = self.status or (INTERRUPTED if number == signal.SIGINT else STOPPED)
+                if number != signal.SIGINT:  # the terminal has sent Ctrl-C to the processes, too
+                    for child in self._running:
+                        child.send_signal(number)
+
+        with signal_handlers(stop, (signal.SIGINT, *STOP_SIGNALS)):
+            yield

@@ -1,6 +1,7 @@
 """``fractatlas plan``, ``crossval`` and ``probe``: experiments of several trainings or of frozen features."""
 
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 from fractatlas.cli.errors import ArgumentParser, log_to_terminal, one_line_errors
@@ -23,17 +24,28 @@ def plan() -> None:
     """Train, score and tabulate the runs of a plan; repeat the command to resume."""
     parser = ArgumentParser(prog="fractatlas plan", description=plan.__doc__)
     parser.add_argument("plan", type=Path, metavar="PLAN", help="a plan in experiments/, or refit.yaml of a search")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="one recipe or step; repeatable")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="one recipe, variant or step; repeatable"
+    )
     parser.add_argument("--out", type=Path, help="folder for the tables (a folder in the plan's folder, with its name)")
     parser.add_argument("--logs", type=Path, help="folder for the runs (logs/plans/<folder of the plan>/<plan>)")
     help_text = "train nothing: write the records of finished runs, and all tables and figures from the records"
     parser.add_argument("--tables", action="store_true", help=help_text)
+    help_text = "runs at the same time (1); the output of each is then in plan.log in its folder"
+    parser.add_argument("--jobs", type=_jobs, default=1, metavar="N", help=help_text)
     options = parser.parse_args()
     log_to_terminal()
     with one_line_errors(interrupted="interrupted; repeat the command to resume the plan"):
         from fractatlas.experiments.plan import run_plan
 
-        _print_tables(run_plan(options.plan, options.out, options.logs, options.only, options.tables))
+        out = run_plan(options.plan, options.out, options.logs, options.only, options.tables, options.jobs)
+        _print_tables(out)
+
+
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text} should be a number of at least 1")
+    return int(text)
 
 
 def crossval() -> None:

@@ -9,7 +9,7 @@ interpolation of ``pycocotools``.
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,29 +144,10 @@ def score(detections: Detections, box_threshold: float | None = None, seed: int 
     """
     images, boxes = detections.images, detections.boxes
     weights = bootstrap_weights(images["group"], seed=seed)
-    group = images["group"].to_numpy(dtype=object)
-    negative = images["label"].to_numpy() == 0
-    box_groups, negative_groups = len(set(group[boxes["row"].astype(int)])), len(set(group[negative]))
-
-    def proportion(values: np.ndarray, count: int, groups: int) -> Score | None:
-        return interval(values, proportion_interval(values, count, groups) if groups > 1 else None)
-
-    reached, precision = _resample(detections, weights, np.r_[[*FALSE_ALARMS.values()], CURVE])
-    froc = zip(FALSE_ALARMS, reached.T[: len(FALSE_ALARMS)], strict=True)
-    average = {name: interval(values) for name, values in zip(IOUS, precision.T, strict=True)}
-    if box_groups < MIN_GROUPS:
-        reason = f"{plural(box_groups, 'group')} with a fracture, fewer than {MIN_GROUPS}"
-        average = {name: one and without_interval(one["value"], reason) for name, one in average.items()}
-    scores: dict[str, Any] = {
-        "n": len(images),
-        "boxes": len(boxes),
-        "negatives": int(negative.sum()),
-        "froc": {name: proportion(values, len(boxes), box_groups) for name, values in froc},
-        **average,
-        "curve": _curve(reached[:, len(FALSE_ALARMS) :]),
-    }
+    scores = _mean_scores([detections], weights)
     if box_threshold is None:
         return scores
+    negative, groups = images["label"].to_numpy() == 0, _groups(detections)
     counted = detections.candidates.loc[detections.candidates["score"] >= box_threshold, "row"]
     alarms = np.bincount(counted.astype(int), minlength=len(images))
     found = np.bincount(boxes["row"].astype(int), boxes["score"] >= box_threshold, minlength=len(images))
@@ -176,10 +157,51 @@ def score(detections: Detections, box_threshold: float | None = None, seed: int 
                       for of in (alarms > 0, alarms))  # fmt: skip
     return scores | {
         "box_threshold": box_threshold,
-        "sensitivity": proportion(sensitivity, len(boxes), box_groups),
-        "alarm_rate": proportion(rate, int(negative.sum()), negative_groups),
+        "sensitivity": _proportion(sensitivity, len(boxes), groups[0]),
+        "alarm_rate": _proportion(rate, int(negative.sum()), groups[1]),
         "alarms_per_negative": interval(mean),
     }
+
+
+def mean_score(several: Sequence[Detections], seed: int = 0) -> dict[str, Any]:
+    """Return the mean over several networks of each score that needs no ``box_threshold``, as ``score`` does.
+
+    Args:
+        several: the detections of each network, of the same images and boxes.
+        seed: of the bootstrap.
+    """
+    return _mean_scores(several, bootstrap_weights(several[0].images["group"], seed=seed))
+
+
+def _mean_scores(several: Sequence[Detections], weights: np.ndarray) -> dict[str, Any]:
+    first = several[0]
+    rates = np.r_[[*FALSE_ALARMS.values()], CURVE]
+    each = [_resample(detections, weights, rates) for detections in several]
+    reached, precision = (np.mean(values, axis=0) for values in zip(*each, strict=True))
+    box_groups, _ = _groups(first)
+    froc = zip(FALSE_ALARMS, reached.T[: len(FALSE_ALARMS)], strict=True)
+    average = {name: interval(values) for name, values in zip(IOUS, precision.T, strict=True)}
+    if box_groups < MIN_GROUPS:
+        reason = f"{plural(box_groups, 'group')} with a fracture, fewer than {MIN_GROUPS}"
+        average = {name: one and without_interval(one["value"], reason) for name, one in average.items()}
+    return {
+        "n": len(first.images),
+        "boxes": len(first.boxes),
+        "negatives": int((first.images["label"] == 0).sum()),
+        "froc": {name: _proportion(values, len(first.boxes), box_groups) for name, values in froc},
+        **average,
+        "curve": _curve(reached[:, len(FALSE_ALARMS) :]),
+    }
+
+
+def _groups(detections: Detections) -> tuple[int, int]:
+    """Return the number of groups with a box, and with an image without a fracture."""
+    group, negative = detections.images["group"].to_numpy(dtype=object), detections.images["label"].to_numpy() == 0
+    return len(set(group[detections.boxes["row"].astype(int)])), len(set(group[negative]))
+
+
+def _proportion(values: np.ndarray, count: int, groups: int) -> Score | None:
+    return interval(values, proportion_interval(values, count, groups) if groups > 1 else None)
 
 
 def resampled(detections: Detections, weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -4,27 +4,28 @@ A plan is a YAML file with ``seeds``, ``common`` (options of ``fractatlas train`
 folder with more configuration files, relative to the plan), ``folds``, and at least one of
 
 - ``recipes``: names with options. Each is trained with every seed; the test subset is scored once for each run.
+- ``variants``: names with options. Each is trained with every seed, scored on the validation subset, and compared with
+  the first one. The test subset is not used.
 - ``steps``: names with options. Each is trained with the options of all kept steps before it. A step is kept unless it
   lowers the mean validation AUROC over the seeds. The test subset is not used.
 
-With ``folds``, each recipe and step is trained once for each seed and fold of ``split=kfold``, and scores are those of
-all folds together.
+With ``folds``, each recipe, variant and step is trained once for each seed and fold of ``split=kfold``, and scores are
+those of all folds together.
 
 The runs are in ``logs/plans/<experiment>/<plan>/<name>/seed_<n>`` (with folds, ``seed_<n>_fold_<i>``), where
 ``<experiment>`` is the name of the plan's folder; repeat the command to resume them. Tables and figures are in the
-folder ``<plan>/`` next to the plan's file, and are written again after every recipe and step. A finished run leaves its
-record in ``<plan>/predictions`` (``run_records``). Tables and figures are made from the records only, and a run with a
-record is not trained again, even if its run folder is gone.
+folder ``<plan>/`` next to the plan's file, and are written again after every recipe, variant and step. A finished run
+leaves its record in ``<plan>/predictions`` (``run_records``). Tables and figures are made from the records only
+(``plan_tables``), and a run with a record is not trained again, even if its run folder is gone.
 """
 
 import itertools
 import logging
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import pandas as pd
 import yaml
 from annotated_types import Interval
 from omegaconf import OmegaConf
@@ -36,11 +37,11 @@ from fractatlas.config.schema import Count, Strict
 from fractatlas.config.validation import differences, known_keys
 from fractatlas.errors import InputError
 from fractatlas.evaluation.run_folder import RunFolder
-from fractatlas.experiments import result_tables
-from fractatlas.experiments.pooled_folder import write_pooled
+from fractatlas.experiments.plan_tables import PlanTables, unfinished
 from fractatlas.experiments.run_records import (
     RunRecord,
     collect,
+    folder_name,
     read_images,
     read_record,
     require_equal_settings,
@@ -48,11 +49,12 @@ from fractatlas.experiments.run_records import (
     seed_name,
     write_record,
 )
-from fractatlas.experiments.train_and_score import compared_settings, score_test, train
-from fractatlas.wording import plural
+from fractatlas.experiments.train_and_score import Run, compared_settings, finish_runs, require_same_settings
 
 log = logging.getLogger(__name__)
-DEFAULTS: dict[str, Any] = {"folds": None, "config_dir": "", "common": [], "recipes": {}, "steps": {}}
+DEFAULTS: dict[str, Any] = {
+    "folds": None, "config_dir": "", "common": [], "recipes": {}, "variants": {}, "steps": {}
+}  # fmt: skip
 
 
 class Plan(Strict):
@@ -63,26 +65,34 @@ class Plan(Strict):
     config_dir: str
     common: list[str]
     recipes: dict[str, list[str]]
+    variants: dict[str, list[str]]
     steps: dict[str, list[str]]
 
     def __post_init__(self):
-        if not self.seeds or not (self.recipes or self.steps):
-            raise ValueError("a plan needs a seed, and a recipe or a step")
+        kinds = {"step": self.steps, "variant": self.variants, "recipe": self.recipes}
+        if not self.seeds or not any(kinds.values()):
+            raise ValueError("a plan needs a seed, and a recipe, a variant or a step")
         if repeated := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
             raise ValueError(f"seeds contains {repeated[0]} twice; remove one")
-        if both := self.steps.keys() & self.recipes.keys():
-            raise ValueError(f"{min(both)!r} is a step and a recipe; rename one of them")
+        for one, other in itertools.combinations(kinds, 2):
+            if both := kinds[one].keys() & kinds[other].keys():
+                raise ValueError(f"{min(both)!r} is a {one} and a {other}; rename one of them")
         folders: dict[str, str] = {}
-        for name in [*self.steps, *self.recipes]:
+        for name in self.names:
             if not folder_name(name):
                 raise ValueError(f"name {name!r} should contain a letter or a digit")
             if (other := folders.setdefault(folder_name(name), name)) != name:
                 raise ValueError(f"{name!r} and {other!r} would have the same folder; rename one of them")
-        for option in itertools.chain(self.common, *self.steps.values(), *self.recipes.values()):
+        for option in itertools.chain(self.common, *(options for kind in kinds.values() for options in kind.values())):
             if option.startswith(("-", "hydra.", "seed=", "test=", "resume=")):
                 raise ValueError(f"{option}: remove it; fractatlas plan sets this option")
             if self.folds and option.startswith(("split=", "split.folds=", "split.fold=")):
                 raise ValueError(f"{option}: remove it, or remove folds, which sets this option")
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all steps, variants and recipes."""
+        return [*self.steps, *self.variants, *self.recipes]
 
     def options(self, *several: Sequence[str]) -> list[str]:
         """Return the options of a run: those of all runs, then ``several``; later values replace earlier ones."""
@@ -113,7 +123,7 @@ def read_plan(path: Path) -> Plan:
     except (OSError, UnicodeDecodeError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
         mark = getattr(error, "problem_mark", None)
         reason = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else getattr(error, "strerror", None)
-        raise InputError(f"{path}: {reason or 'not a plan; should be YAML with seeds, and recipes or steps'}") from None
+        raise InputError(f"{path}: {reason or 'not a plan; should be YAML with seeds and recipes'}") from None
     if plan.config_dir:
         folder = path.absolute().parent / plan.config_dir
         if not folder.is_dir():
@@ -146,10 +156,10 @@ def check_options(plan: Plan) -> None:
     """Compose the configuration of every run, each step added to all earlier steps, before any training.
 
     Raises:
-        InputError: an option of a recipe or step is invalid.
+        InputError: an option of a recipe, variant or step is invalid.
     """
     kept: list[str] = []
-    runs = {name: plan.options(options) for name, options in plan.recipes.items()}
+    runs = {name: plan.options(options) for name, options in (plan.recipes | plan.variants).items()}
     for name, options in plan.steps.items():
         kept = combine(kept, options)
         runs[name] = plan.options(kept)
@@ -166,6 +176,7 @@ def run_plan(
     logs: Path | None = None,
     only: Collection[str] = (),
     tables: bool = False,
+    jobs: int = 1,
 ) -> Path:
     """Run the plan in a file, or resume it.
 
@@ -173,72 +184,52 @@ def run_plan(
         file: the plan.
         out: the folder for tables and figures; by default in the folder of the plan, with its name.
         logs: the folder for the runs; by default ``logs/plans/<experiment>/<plan>``.
-        only: names of recipes and steps; with a step, all earlier steps are run, too. Empty for all.
-        tables: train nothing. Write the records of finished runs that have none, and all tables and figures of the
-            recipes and steps whose runs are all finished.
+        only: names of recipes, variants and steps; with a step, all earlier steps are run, too. Empty for all.
+        tables: train nothing. Write the records of finished runs that have none, and all tables and figures.
+        jobs: number of runs at the same time. Those of one step, or those of all recipes and variants, do not depend on
+            each other.
 
     Returns:
         The folder with tables and figures.
 
     Raises:
         InputError: the plan is invalid, a run failed, or a run folder or record was started with other settings; with
-            ``tables``, no recipe or step is finished.
+            ``tables``, no run is finished.
         SystemExit: this process received a stop signal.
     """
     plan, path = read_plan(file), file.absolute()
-    names = [*plan.steps, *plan.recipes]
-    if unknown := [name for name in only if name not in names]:
-        raise InputError(f"--only {unknown[0]}: not in {file}; its recipes and steps are {', '.join(names)}")
+    if unknown := [name for name in only if name not in plan.names]:
+        raise InputError(f"--only {unknown[0]}: not in {file}; its rows are {', '.join(plan.names)}")
     if not tables:
         check_options(plan)
     out = out or path.with_suffix("")
     out.mkdir(parents=True, exist_ok=True)
     logs = logs or Path("logs/plans") / path.parent.name / path.stem
     runs = PlanRuns(plan, out / "predictions", logs)
-    finished: dict[str, list[list[RunRecord]]] = {}
-    kept: list[str] = []
-    before: list[list[RunRecord]] = []
-    rows: dict[str, list[dict[str, Any]]] = {}
-    steps = list(plan.steps.items())
+    written = PlanTables(out, plan.recipes, plan.variants, plan.steps, plan.folds)
+
+    def write() -> bool:
+        return written.write({name: runs.recorded(name) for name in plan.names}, read_images(runs.records))
+
+    if tables:
+        runs.record_finished(plan.names)
+        if not write():
+            raise InputError(f"{file}: no run is finished; run fractatlas plan {file}")
+        if note := unfinished({name: runs.recorded(name) for name in plan.names}, plan.folds):
+            log.info(note.strip())
+        return out
+    runs.record_finished([name for name in plan.names if only and name not in only])
+    steps, kept = list(plan.steps.items()), list[str]()
     last = max((number for number, (name, _) in enumerate(steps) if name in only), default=-1) if only else len(steps)
     for name, options in steps[: last + 1]:
-        seeds = runs.recorded(name, "val") if tables else runs.finish(name, plan.options(kept, options), "val")
-        if seeds is None:
-            break
-        finished[name], row = seeds, result_tables.step_row(name, seeds, before)
-        if row["kept"]:
-            kept, before = combine(kept, options), seeds
-        rows[name] = [row]
-        result_tables.write_steps(out, result_tables.merge(out / "steps.csv", list(plan.steps), rows))
-    rows = {}
-    for name in [name for name in plan.recipes if name in only or not only]:
-        seeds = runs.recorded(name, "test") if tables else runs.finish(name, plan.options(plan.recipes[name]), "test")
-        if seeds is None:
-            continue
-        finished[name], rows[name] = seeds, result_tables.recipe_rows(name, seeds)
-        result_tables.write_recipes(out, result_tables.merge(out / "recipes.csv", list(plan.recipes), rows))
-        if plan.folds:
-            write_pooled(out / "pooled" / folder_name(name), name, seeds, read_images(runs.records))
-    if not finished:
-        raise InputError(f"{file}: no recipe or step is finished; run fractatlas plan {file}")
-    for name in names:
-        if name not in finished and (seeds := runs.recorded(name, "test" if name in plan.recipes else "val")):
-            finished[name] = seeds
-    _write_joint_tables(plan, out, {name: finished[name] for name in names if name in finished})
+        runs.finish(runs.of(name, plan.options(kept, options)), jobs)
+        write()
+        if written.kept[name]:
+            kept = combine(kept, options)
+    chosen = {name: options for name, options in (plan.variants | plan.recipes).items() if name in only or not only}
+    runs.finish([run for name in chosen for run in runs.of(name, plan.options(chosen[name]))], jobs, write)
+    write()
     return out
-
-
-def _write_joint_tables(plan: Plan, out: Path, finished: Mapping[str, Sequence[Sequence[RunRecord]]]) -> None:
-    """Write the scores of each run, and compare each finished recipe with the first one, if that is finished, too."""
-    rows = [row for name, seeds in finished.items() for row in result_tables.run_rows(name, seeds)]
-    result_tables.write_runs(out, pd.DataFrame(rows))
-    first = next(iter(plan.recipes), None)
-    if first is None or first not in finished:
-        return
-    others = [name for name in finished if name in plan.recipes and name != first]
-    rows = [row for name in others for row in result_tables.difference_rows(name, finished[name], finished[first])]
-    if rows:
-        result_tables.write_differences(out, pd.DataFrame(rows), first)
 
 
 class PlanRuns:
@@ -252,97 +243,108 @@ class PlanRuns:
 
     def __init__(self, plan: Plan, records: Path, logs: Path):
         self.plan, self.records, self.logs = plan, records, logs
+        self.read: dict[str, RunRecord] = {}  # by the start of the names of its files
 
-    def finish(self, name: str, options: Sequence[str], subset: str) -> list[list[RunRecord]]:
-        """Train and score the runs of a recipe or step that have no record, and write their records.
+    def of(self, name: str, options: Sequence[str] = ()) -> list[Run]:
+        """Return the runs of a recipe, variant or step, with the folds of each seed after each other.
+
+        Args:
+            name: of the recipe, variant or step.
+            options: of its runs, without seed and fold.
+        """
+        subset = "test" if name in self.plan.recipes else "val"
+        return [
+            Run(
+                name, seed, fold, self.logs / folder_name(name) / seed_name(seed, fold),
+                (*options, *self.plan.run_options(seed, fold)), subset,
+            )
+            for seed in self.plan.seeds for fold in self.plan.test_folds
+        ]  # fmt: skip
+
+    def finish(self, runs: Sequence[Run], jobs: int, completed: Callable[[], object] = lambda: None) -> None:
+        """Train and score the runs that have no record, and write their records.
 
         A run is scored on the test subset right after its training, so that its record is complete.
 
         Args:
-            name: of the recipe or step.
-            options: of its runs, without seed and fold.
-            subset: ``test`` to score the test subset, too, otherwise ``val``.
-
-        Returns:
-            For each seed, the records of its folds, or of its single run.
+            runs: of steps, variants or recipes that do not depend on each other.
+            jobs: number of runs at the same time.
+            completed: called after the last run of each recipe, variant or step.
 
         Raises:
             InputError: a run failed, or a run folder or record has other settings.
             SystemExit: this process received a stop signal.
         """
-        settings: dict[str, Any] = {}
-        seeds: list[list[RunRecord]] = [[] for _ in self.plan.seeds]
-        for folds, seed in zip(seeds, self.plan.seeds, strict=True):
-            for fold in self.plan.test_folds:
-                own = [*options, *self.plan.run_options(seed, fold)]
-                run, file = self._run(name, seed, fold), run_name(folder_name(name), seed, fold)
-                record = self._read(file, subset)
-                if record:
-                    settings = settings or compared_settings(own)
-                    now = settings | ({"seed": seed} if fold is None else {"seed": seed, "split.fold": fold})
-                    if changes := differences(record.settings, now):
-                        raise InputError(
-                            f"{self.records / file}.json was trained with other settings: {'; '.join(changes[:3])}; "
-                            "move or delete it to train the run again"
-                        )
-                else:
-                    train(run, own)
-                    if subset == "test":
-                        score_test(run, own)
-                    record = self._write(file, run, name, seed, fold)
-                folds.append(record)
-        return seeds
+        missing, settings = [], dict[str, dict[str, Any]]()
+        for run in runs:
+            if (record := self._find(run)) is None:
+                require_same_settings(run)
+                missing.append(run)
+                continue
+            if run.name not in settings:
+                settings[run.name] = compared_settings(run.options)
+            own = {"seed": run.seed} if run.fold is None else {"seed": run.seed, "split.fold": run.fold}
+            if changes := differences(record.settings, settings[run.name] | own):
+                raise InputError(
+                    f"{self.records / _file(run)}.json was trained with other settings: {'; '.join(changes[:3])}; "
+                    "move or delete it to train the run again"
+                )
+        remaining = Counter(run.name for run in missing)
 
-    def recorded(self, name: str, subset: str) -> list[list[RunRecord]] | None:
-        """Return the records of a recipe or step as ``finish`` does, without training.
+        def finished(run: Run) -> None:
+            self._write(run)
+            remaining[run.name] -= 1
+            if not remaining[run.name]:
+                completed()
 
-        Finished run folders without a record get one.
+        if missing:
+            finish_runs(missing, jobs, finished, len(runs))
+
+    def record_finished(self, names: Collection[str]) -> None:
+        """Write the records of finished run folders without one.
+
+        Args:
+            names: of recipes, variants and steps.
+        """
+        for run in [run for name in names for run in self.of(name)]:
+            needed = [run.folder, run.folder / "test"] if run.subset == "test" else [run.folder]
+            if self._find(run) is None and all((folder / "metrics.json").is_file() for folder in needed):
+                self._write(run)
+
+    def recorded(self, name: str) -> list[list[RunRecord]]:
+        """Return the records of a recipe, variant or step.
 
         Returns:
-            ``None`` if a run is not finished.
+            For each seed, the records of its finished folds, or of its single run.
 
         Raises:
             InputError: a record is damaged, or the runs have other settings than each other.
         """
-        found: dict[str, RunRecord] = {}
-        seeds: list[list[RunRecord]] = [[] for _ in self.plan.seeds]
-        for folds, seed in zip(seeds, self.plan.seeds, strict=True):
-            for fold in self.plan.test_folds:
-                run, file = self._run(name, seed, fold), run_name(folder_name(name), seed, fold)
-                record = self._read(file, subset)
-                needed = [run, run / "test"] if subset == "test" else [run]
-                if record is None and all((folder / "metrics.json").is_file() for folder in needed):
-                    record = self._write(file, run, name, seed, fold)
-                if record:
-                    found[file] = record
-                    folds.append(record)
-        expected = len(self.plan.seeds) * len(self.plan.test_folds)
-        if len(found) < expected:
-            if found:
-                log.info("%s: %d of %s finished, so it is in no table", name, len(found), plural(expected, "run"))
-            return None
-        require_equal_settings(list(found.values()), list(found))
-        return seeds
+        found = {run: record for run in self.of(name) if (record := self._find(run))}
+        if found:
+            require_equal_settings(list(found.values()), [_file(run) for run in found])
+        return [[record for run, record in found.items() if run.seed == seed] for seed in self.plan.seeds]
 
-    def _run(self, name: str, seed: int, fold: int | None) -> Path:
-        return self.logs / folder_name(name) / seed_name(seed, fold)
+    def _find(self, run: Run) -> RunRecord | None:
+        """Return the record of a run; ``None`` if there is none, or if it has no predictions of the subset."""
+        file = _file(run)
+        if file not in self.read:
+            if not (self.records / f"{file}.json").is_file():
+                return None
+            self.read[file] = read_record(self.records, file)
+        record = self.read[file]
+        return record if run.subset in record.tables else None
 
-    def _read(self, file: str, subset: str) -> RunRecord | None:
-        if not (self.records / f"{file}.json").is_file():
-            return None
-        record = read_record(self.records, file)
-        return record if subset in record.tables else None
+    def _write(self, run: Run) -> None:
+        record = collect(run.folder, run.name, run.seed, run.fold)
+        write_record(self.records, _file(run), record, RunFolder(run.folder).catalogue)
+        self.read.pop(_file(run), None)  # the record is used as later commands read it
 
-    def _write(self, file: str, run: Path, name: str, seed: int, fold: int | None) -> RunRecord:
-        write_record(self.records, file, collect(run, name, seed, fold), RunFolder(run).catalogue)
-        return read_record(self.records, file)  # as later commands read it
+
+def _file(run: Run) -> str:
+    return run_name(folder_name(run.name), run.seed, run.fold)
 
 
 def combine(*several: Sequence[str]) -> list[str]:
     """Join lists of options; a later option replaces an earlier one with the same key."""
     return list({option.partition("=")[0]: option for option in itertools.chain(*several)}.values())
-
-
-def folder_name(name: str) -> str:
-    """Return the name of the folder for the runs of a recipe or step: lower-case letters, digits, underscores."""
-    return re.sub(r"\W+", "_", name).strip("_").lower()

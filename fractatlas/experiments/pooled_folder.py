@@ -7,12 +7,13 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from fractatlas.data.sources.fracatlas import BODY_PARTS
-from fractatlas.evaluation import detection, localisation, metrics, strata, subset_assessment
+from fractatlas.evaluation import detection, metrics, strata, subset_assessment
 from fractatlas.evaluation.bootstrap import bootstrap_weights
 from fractatlas.evaluation.predictions_table import join
 from fractatlas.evaluation.subset_assessment import SubsetAssessment
 from fractatlas.experiments.pooling import Folds, Pooled, ensemble, pool
+from fractatlas.experiments.result_tables import count_folds
+from fractatlas.experiments.where_tables import summarise_located
 from fractatlas.io import write_csv, write_json, write_text
 from fractatlas.report.report_page import write_report
 
@@ -22,14 +23,14 @@ SUBSET = "test"
 def write_pooled(folder: Path, name: str, seeds: Sequence[Folds], images: pd.DataFrame | None) -> None:
     """Write ``predictions.csv, metrics.json, strata.csv, report.html`` and ``model_card.md`` of a recipe with folds.
 
-    Each image is predicted once, by the network that was trained without its group; with several seeds, the prediction
-    is the ensemble of theirs. With a single seed and heatmaps, also ``localisation.csv`` is written, and the scores of
-    heatmaps are in ``metrics.json``. The page shows no radiographs, because records do not contain them.
+    Each image of these folds is predicted once, by the network that was trained without its group; with several seeds,
+    the prediction is the ensemble of theirs. With a single seed and heatmaps, also ``localisation.csv`` is written, and
+    the scores of heatmaps are in ``metrics.json``. The page shows no radiographs, because records do not contain them.
 
     Args:
         folder: to write to.
         name: of the recipe.
-        seeds: for each seed, the records of its folds, with predictions of the test subset.
+        seeds: for each seed, the records of the same folds, with predictions of the test subset.
         images: from ``run_records.read_images``; without them, there are no strata.
     """
     pooled = pool(seeds[0], SUBSET) if len(seeds) == 1 else ensemble(seeds)[SUBSET]
@@ -52,8 +53,7 @@ def _assess(pooled: Pooled, table: pd.DataFrame, images: pd.DataFrame | None) ->
     if len(pooled.boxes):
         located = pooled.located()
         joined = joined.merge(located[["image_id", "box_size"]], on="image_id", how="left")
-        parts = joined[["image_id", *(part for part in BODY_PARTS if part in joined)]]
-        summary = localisation.summarise(located.merge(parts, on="image_id"), table.set_index("image_id")["group"])
+        summary = summarise_located([pooled], images)
     stratified = strata.stratify(joined, pooled.threshold, bootstrap_weights(table["group"]))
     assessed = SubsetAssessment(SUBSET, joined, stratified, {}, located, summary)
     if found := pooled.detections(table):
@@ -69,7 +69,7 @@ def _record(name: str, seeds: Sequence[Folds], pooled: Pooled) -> dict[str, Any]
     thresholds = pooled.table["fold_threshold"].drop_duplicates().tolist()
     temperatures = sorted(record.point["temperature"] for record in records)
     found: dict[str, Any] = {
-        "task_name": name,
+        "task_name": name if _is_complete(seeds[0]) else f"{name} ({count_folds(seeds[0])} folds)",
         "model": first["model"],
         "seed": ", ".join(str(folds[0].facts["seed"]) for folds in seeds),
         "operating_point": {
@@ -97,7 +97,10 @@ def _record(name: str, seeds: Sequence[Folds], pooled: Pooled) -> dict[str, Any]
 
 
 def _config(seeds: Sequence[Folds]) -> dict[str, Any]:
-    """Return the configuration of the trainings, with all seeds; ``split.fold`` is ``None``."""
+    """Return the configuration of the trainings, with all seeds.
+
+    ``split.fold`` is ``None``, or a list of the folds, if they are not all.
+    """
     config: dict[str, Any] = {}
     for key, value in seeds[0][0].settings.items():
         *groups, last = key.split(".")
@@ -105,6 +108,10 @@ def _config(seeds: Sequence[Folds]) -> dict[str, Any]:
         for group in groups:
             part = part.setdefault(group, {})
         part[last] = value
-    config["split"]["fold"] = None
+    config["split"]["fold"] = None if _is_complete(seeds[0]) else [record.fold for record in seeds[0]]
     config["seed"] = ", ".join(str(folds[0].facts["seed"]) for folds in seeds)
     return config
+
+
+def _is_complete(folds: Folds) -> bool:
+    return len(folds) == folds[0].settings["split.folds"]

@@ -1,4 +1,4 @@
-"""Tables and figures of an experiment: recipes with several seeds, and steps compared with the step before."""
+"""Tables and figures of an experiment: recipes, variants and steps with several seeds, and paired differences."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -31,7 +31,7 @@ SUBSETS = ("val", "test")
 SCORES = ("accuracy", "balanced_accuracy", "auroc", "average_precision", "sensitivity", "specificity", "brier")
 POINTING = "pointing game (image centre)"
 WHERE = {"froc": "boxes found at 1/2 false alarm per image", "ap_30": "AP at IoU 0.3", "ap_50": "AP at IoU 0.5"}
-COMPARED = ("accuracy", "auroc", "average_precision", "hit", *WHERE)  # of recipes
+COMPARED = ("accuracy", "auroc", "average_precision", "hit", *WHERE)  # of recipes and variants
 # Published AUROC on FracAtlas, on other test images from splits without duplicates: the model cards of FractureLens
 # (DenseNet-121, 224 px) and of fracture-detection-model (ConvNeXt-T, 384 px).
 PUBLISHED = {"DenseNet-121": 0.912, "ConvNeXt-T": 0.937}
@@ -46,29 +46,31 @@ FOLDS_NOTE = (
 )
 
 
-def recipe_rows(name: str, seeds: Sequence[Folds]) -> list[dict[str, Any]]:
-    """Score a recipe on the validation and test subsets, as the mean over its seeds.
+def recipe_rows(name: str, seeds: Sequence[Folds], subsets: Sequence[str] = SUBSETS) -> list[dict[str, Any]]:
+    """Score a recipe or variant, as the mean over its seeds.
 
     Args:
-        name: of the recipe.
-        seeds: for each seed, the records of its folds, or of its single run, with predictions of the test subset.
-            Scores of folds are those of all images together, each predicted by the network of its own fold.
+        name: of the recipe or variant.
+        seeds: for each seed, the records of its folds, or of its single run, with predictions of ``subsets``. All seeds
+            have the same folds, which can be some of those of the plan. Scores of folds are those of all their images
+            together, each predicted by the network of its own fold.
+        subsets: to score.
 
     Returns:
-        A row for ``val`` and one for ``test``: ``recipe, model, split, input, subset, seeds, n, positives,
-        majority_rate, reference_accuracy`` (of the reference report on its random split, 0 if there is none),
-        ``commit, images`` (a hash of the image ids); each of ``SCORES`` with the 95 % interval of the mean
-        (``_low, _high``, over bootstrap samples of groups, the same for all seeds) and the standard deviation over the
-        seeds (``_sd``); if there are heatmaps, ``hit`` and ``hit_centre`` of the pointing game, and those of ``WHERE``,
-        with intervals. With several seeds, two rows for their ensemble follow: the mean calibrated probability, with
-        the threshold chosen again on validation.
+        A row for each subset: ``recipe, model, split, input, subset, seeds, folds`` (such as ``2 of 5``; empty without
+        folds), ``n, positives, majority_rate, reference_accuracy`` (of the reference report on its random split, 0 if
+        there is none), ``commit, images`` (a hash of the image ids); each of ``SCORES`` with the 95 % interval of the
+        mean (``_low, _high``, over bootstrap samples of groups, the same for all seeds) and the standard deviation over
+        the seeds (``_sd``); if there are heatmaps, ``hit`` and ``hit_centre`` of the pointing game, and those of
+        ``WHERE``, with intervals. With several seeds and all ``SUBSETS``, two rows for their ensemble follow: the mean
+        calibrated probability, with the threshold chosen again on validation.
     """
-    pooled = {subset: [pool(folds, subset) for folds in seeds] for subset in SUBSETS}
+    pooled = {subset: [pool(folds, subset) for folds in seeds] for subset in subsets}
     rows = [
         _row(name, subset, seeds, several) | _pointing(several) | _detection(several)
         for subset, several in pooled.items()
     ]
-    if len(seeds) > 1:
+    if len(seeds) > 1 and {*subsets} == {*SUBSETS}:
         ensembles = ensemble(seeds)
         rows += [_row(f"{name}{ENSEMBLE}{len(seeds)}", subset, seeds, [ensembles[subset]]) for subset in SUBSETS]
     return rows
@@ -82,9 +84,10 @@ def run_rows(name: str, seeds: Sequence[Folds]) -> list[dict[str, Any]]:
         seeds: as for ``recipe_rows``; a step has no predictions of the test subset.
 
     Returns:
-        A row for each seed, fold and subset: ``recipe, seed, fold`` (missing for all folds together), ``subset, n,
-        positives, majority_rate, threshold, temperature`` (missing for all folds together), each of ``SCORES`` with its
-        interval, ``hit`` and those of ``WHERE`` if there are heatmaps, ``commit``.
+        A row for each seed, fold and subset: ``recipe, seed, fold`` (missing for all folds together), ``folds`` (how
+        many of them there are, such as ``2 of 5``; empty for a single one), ``subset, n, positives, majority_rate,
+        threshold, temperature`` (missing for all folds together), each of ``SCORES`` with its interval, ``hit`` and
+        those of ``WHERE`` if there are heatmaps, ``commit``.
     """
     rows = []
     for subset in SUBSETS:
@@ -99,6 +102,7 @@ def _run_row(name: str, subset: str, records: Folds) -> dict[str, Any]:
     weights = bootstrap_weights(pooled.table["group"])
     scores = metrics.evaluate(pooled.table, pooled.threshold, weights)
     row = {"recipe": name, "seed": first.facts["seed"], "fold": first.fold if len(records) == 1 else None}
+    row["folds"] = count_folds(records) if len(records) > 1 else ""
     row |= {"subset": subset, **{key: scores[key] for key in ("n", "positives", "majority_rate", "threshold")}}
     row["temperature"] = first.point["temperature"] if len(records) == 1 else None
     for score in SCORES:
@@ -107,29 +111,49 @@ def _run_row(name: str, subset: str, records: Folds) -> dict[str, Any]:
     return row | _detection([pooled]) | {"commit": _commits([records], subset)}
 
 
-def difference_rows(name: str, seeds: Sequence[Folds], first: Sequence[Folds]) -> list[dict[str, Any]]:
-    """Compare a recipe with the first recipe of a plan, on the images that both have, as means over their seeds.
+def is_partial(folds: Any) -> bool:
+    """Return whether a result of ``count_folds`` stands for some of several folds."""
+    done, _, expected = str(folds).partition(" of ")
+    return bool(expected) and done != expected
+
+
+def difference_rows(
+    first: tuple[str, Sequence[Folds]], second: tuple[str, Sequence[Folds]], subsets: Sequence[str] = SUBSETS
+) -> list[dict[str, Any]]:
+    """Compare two recipes, or two variants, on the images that both have, as means over their seeds.
 
     Args:
-        name: of the recipe.
-        seeds: its records, as in ``recipe_rows``.
-        first: those of the first recipe.
+        first: a name and its records, as in ``recipe_rows``.
+        second: likewise.
+        subsets: to compare.
 
     Returns:
-        A row for each subset and each of ``COMPARED`` that both have: ``recipe, subset, score, n`` (images), ``first,
-        second, difference, low, high, p`` as from ``paired_comparison.compare``.
+        A row for each subset and each of ``COMPARED`` that both have: ``first, second`` (the names), ``subset, folds``
+        (those that both have, such as ``2 of 5``; empty without folds), ``score, n`` (images), ``first_value,
+        second_value, difference`` (second minus first), ``low, high, p`` as from ``paired_comparison.compare``.
     """
+    folds = [[record for record in seeds[0] if record.fold in {one.fold for one in other[0]}]
+             for (_, seeds), (_, other) in ((first, second), (second, first))]  # fmt: skip
+    counts = {count_folds(records) for records in folds if records}
     rows = []
-    for subset in SUBSETS:
-        pair = [[pool(folds, subset) for folds in several] for several in (first, seeds)]
+    for subset in subsets:
+        pair = [[pool(records, subset) for records in seeds] for _, seeds in (first, second)]
         common = set.intersection(*(set(one.table["image_id"]) for several in pair for one in several))
         if not common:
             continue
         one, other = (_resampled(several, common) for several in pair)
+        key = {"first": first[0], "second": second[0], "subset": subset, "folds": ""}
+        key["folds"] = counts.copy().pop() if len(counts) == 1 else ""
         for score in COMPARED:
             if score in one and score in other and (row := paired_comparison.difference(one[score], other[score])):
-                rows.append({"recipe": name, "subset": subset, "score": score, "n": len(common)} | row)
+                values = {"first_value": row.pop("first"), "second_value": row.pop("second")}
+                rows.append(key | {"score": score, "n": len(common)} | values | row)
     return rows
+
+
+def count_folds(records: Folds) -> str:
+    """Return how many folds the runs of one seed are, such as ``2 of 5``; an empty string without folds."""
+    return "" if records[0].fold is None else f"{len(records)} of {records[0].settings['split.folds']}"
 
 
 def step_row(name: str, seeds: Sequence[Folds], before: Sequence[Folds]) -> dict[str, Any]:
@@ -172,7 +196,12 @@ def format_score(row: dict[str, Any], name: str) -> str:
 def format_difference(row: dict[str, Any], name: str) -> str:
     """Return a difference of a row as ``+0.010 [-0.002, +0.021]``; an empty string if there is none."""
     value, low, high = (row.get(f"{name}_difference{end}", np.nan) for end in ("", "_low", "_high"))
-    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" if np.isfinite(value) else ""
+    return _signed(value, low, high) if np.isfinite(value) else ""
+
+
+def _signed(value: float, low: float, high: float) -> str:
+    value, low, high = (round(one, 3) + 0.0 for one in (value, low, high))  # no -0.000
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]" if np.isfinite(low) else f"{value:+.3f}"
 
 
 def merge(file: Path, names: Sequence[str], rows: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
@@ -184,23 +213,37 @@ def merge(file: Path, names: Sequence[str], rows: dict[str, list[dict[str, Any]]
     return pd.DataFrame([row for name in names for row in rows.get(name, by_name[name])])
 
 
-def write_recipes(out: Path, table: pd.DataFrame) -> None:
-    """Write ``recipes.csv``, ``recipes.md`` and ``recipes.png``."""
-    write_csv(out / "recipes.csv", table)
-    write_text(out / "recipes.md", recipes_markdown(table))
-    rows = zip(table.itertuples(), _marks(table), strict=True)
-    _draw(out / "recipes.png", table, [f"{row.recipe} ({row.subset}){mark}" for row, mark in rows], PUBLISHED)
+def write_recipes(out: Path, table: pd.DataFrame, note: str = "", name: str = "recipes") -> None:
+    """Write ``recipes.csv``, ``recipes.md`` and ``recipes.png``, or those of ``variants``.
+
+    Args:
+        out: the folder.
+        table: from ``recipe_rows``.
+        note: a paragraph for the Markdown.
+        name: of the files.
+    """
+    write_csv(out / f"{name}.csv", table)
+    write_text(out / f"{name}.md", recipes_markdown(table) + note)
+    labels = []
+    for row, mark in zip(table.to_dict("records"), _marks(table), strict=True):
+        folds = f", {row['folds']} folds" if is_partial(row.get("folds")) else ""
+        labels.append(f"{row['recipe']} ({row['subset']}{folds}){mark}")
+    _draw(out / f"{name}.png", table, labels, PUBLISHED if name == "recipes" else {})
 
 
 def write_runs(out: Path, table: pd.DataFrame) -> None:
     """Write ``runs.csv`` and ``runs.md``: the rows of ``run_rows``, without columns that have no value."""
-    table = table.dropna(axis=1, how="all").astype({"fold": "Int64"} if table["fold"].notna().any() else {})
+    table = (
+        table.drop(columns=["folds"] if (table["folds"] == "").all() else [])
+        .dropna(axis=1, how="all")
+        .astype({"fold": "Int64"} if table["fold"].notna().any() else {})
+    )
     write_csv(out / "runs.csv", table)
     rows = []
     for row in table.to_dict("records"):
         cells = {name: row[name] for name in ("recipe", "seed", "subset")}
         if "fold" in table:
-            cells["fold"] = "all" if pd.isna(row["fold"]) else row["fold"]
+            cells["fold"] = row["folds"] if pd.isna(row["fold"]) else row["fold"]
         cells |= {"n (fractured)": f"{row['n']} ({row['positives']})", "threshold": f"{row['threshold']:.3f}"}
         cells |= {METRIC_TITLES[score]: format_score(row, score) for score in SCORES}
         titles = {"hit": "pointing game"} | WHERE
@@ -209,7 +252,8 @@ def write_runs(out: Path, table: pd.DataFrame) -> None:
     text = "Brackets: 95 % bootstrap intervals over groups of images."
     if "fold" in table:
         text += (
-            " `all`: all images, each predicted by the network of its own fold; the threshold is the mean of theirs."
+            " A row such as `2 of 5` has the images of several folds, each predicted by the network of its own fold; "
+            "its threshold is the mean of theirs."
         )
     write_text(out / "runs.md", f"{to_markdown(pd.DataFrame(rows))}\n{text}\n")
 
@@ -223,34 +267,41 @@ def write_steps(out: Path, table: pd.DataFrame) -> None:
 
 def recipes_markdown(table: pd.DataFrame) -> str:
     """Return the rows of ``recipe_rows`` as Markdown; accuracies in per cent."""
-    titles = ["recipe", "split", "input", "seeds", "subset", "n (fractured)", "accuracy",
+    titles = ["recipe", "split", "folds", "input", "seeds", "subset", "n (fractured)", "accuracy",
               "reference report's accuracy", "majority rate", "AUROC", "average precision", "sensitivity",
               "specificity", POINTING, *WHERE.values(), "commit"]  # fmt: skip
     cells = _format(table)
-    shown = [title for title in titles if title not in WHERE.values() or (cells[title] != "").any()]
+    optional = ("folds", *WHERE.values())
+    shown = [title for title in titles if title not in optional or (cells[title] != "").any()]
     folds = FOLDS_NOTE if table["split"].str.endswith(" folds").any() else ""
     return to_markdown(cells[shown]) + "\n" + NOTE + folds + _images_note(table)
 
 
-def write_differences(out: Path, table: pd.DataFrame, first: str) -> None:
-    """Write ``differences.csv`` and ``differences.md``: each recipe minus the recipe ``first``."""
+def write_differences(out: Path, table: pd.DataFrame, note: str = "") -> None:
+    """Write ``differences.csv`` and ``differences.md``.
+
+    Args:
+        out: the folder.
+        table: from ``difference_rows``.
+        note: a paragraph for the Markdown.
+    """
     write_csv(out / "differences.csv", table)
     titles = METRIC_TITLES | WHERE | {"hit": "pointing game"}
-    rows = [
-        {
-            "recipe": row.recipe,
-            "subset": row.subset,
-            "score": titles[row.score],
-            "n": row.n,
-            first: f"{row.first:.3f}",
-            "this recipe": f"{row.second:.3f}",
-            "difference": f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]",
-            "p": f"{row.p:.3f}",
-        }
-        for row in table.itertuples()
-    ]
-    note = f"Differences to the recipe `{first}` on the same images; shares are fractions. "
-    write_text(out / "differences.md", to_markdown(pd.DataFrame(rows)) + "\n" + note + NOTE)
+    scores = [score for score in COMPARED if (table["score"] == score).any()]
+    rows = []
+    for (first, second, subset), pair in table.groupby(["first", "second", "subset"], sort=False):
+        cells = {"recipe": second, "minus": first, "subset": subset}
+        cells |= {"folds": pair["folds"].iloc[0], "n": pair["n"].iloc[0]}
+        of_score = pair.set_index("score")
+        for score in scores:
+            shown = score in of_score.index
+            cells[titles[score]] = _signed(*of_score.loc[score, ["difference", "low", "high"]]) if shown else ""
+        rows.append(cells)
+    cells = pd.DataFrame(rows)
+    if (cells["folds"] == "").all():
+        cells = cells.drop(columns="folds")
+    intro = "Differences on the images that both have; shares are fractions. `differences.csv` has both values and p. "
+    write_text(out / "differences.md", f"{to_markdown(cells)}\n{intro}{NOTE}{note}")
 
 
 def steps_markdown(table: pd.DataFrame) -> str:
@@ -272,7 +323,7 @@ def _row(name: str, subset: str, seeds: Sequence[Folds], pooled: Sequence[Pooled
     split = settings["split._target_"].rpartition(".")[2].removesuffix("_split")
     reference = REFERENCE_ACCURACY.get(settings["task_name"], {}) if split == "random" else {}
     if folds := settings.get("split.folds"):
-        split = f"{folds} folds" if len(seeds[0]) > 1 else f"fold {settings['split.fold']} of {folds}"
+        split = f"fold {settings['split.fold']} of {folds}" if seeds[0][0].fold is None else f"{folds} folds"
     row = {
         "recipe": name,
         "model": seeds[0][0].facts["model"],
@@ -280,6 +331,7 @@ def _row(name: str, subset: str, seeds: Sequence[Folds], pooled: Sequence[Pooled
         "input": _describe_input(settings),
         "subset": subset,
         "seeds": len(seeds),
+        "folds": count_folds(seeds[0]),
         **{key: first[key] for key in ("n", "positives", "majority_rate")},
         "reference_accuracy": reference.get(subset, 0.0),
         "commit": _commits(seeds, subset),
@@ -308,14 +360,16 @@ def _pointing(pooled: Sequence[Pooled]) -> dict[str, float]:
 
 def _detection(pooled: Sequence[Pooled]) -> dict[str, float]:
     """Return the scores of ``WHERE``, averaged over the seeds, with intervals."""
-    table = pooled[0].table
-    means = _where(pooled, set(table["image_id"]), bootstrap_weights(table["group"]))
-    return {
-        key: one
-        for name in WHERE
-        if name in means
-        for key, one in interval_columns(name, interval(means[name])).items()
-    }
+    if (scores := detection_scores(pooled)) is None:
+        return {}
+    shown = scores | {"froc": scores["froc"]["1/2"]}
+    return {key: one for name in WHERE for key, one in interval_columns(name, shown[name]).items()}
+
+
+def detection_scores(pooled: Sequence[Pooled]) -> dict[str, Any] | None:
+    """Return the result of ``detection.mean_score`` over the seeds; ``None`` if a seed has no heatmaps."""
+    several = [found for one in pooled if (found := one.detections(one.table))]
+    return detection.mean_score(several) if len(several) == len(pooled) else None
 
 
 def _resampled(pooled: Sequence[Pooled], common: set[str]) -> dict[str, np.ndarray]:
@@ -366,11 +420,14 @@ def _images_note(table: pd.DataFrame) -> str:
 
 
 def _draw(path: Path, table: pd.DataFrame, names: Sequence[str], published: dict[str, float]) -> None:
-    """Draw AUROC and average precision of each row with their intervals, and published values."""
+    """Draw AUROC, average precision and FROC of each row with their intervals, and published values of AUROC."""
+    shown = ["auroc", "average_precision"]
+    if "froc" in table and table["froc"].notna().any():
+        shown.append("froc")
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 1.1 + 0.27 * len(table)), layout="constrained")
+        figure = Figure(figsize=(2 + 3.5 * len(shown), 1.1 + 0.27 * len(table)), layout="constrained")
         places = np.arange(len(table))[::-1]
-        for axes, score in zip(figure.subplots(1, 2, sharey=True), ("auroc", "average_precision"), strict=True):
+        for axes, score in zip(figure.subplots(1, len(shown), sharey=True), shown, strict=True):
             for place, row in zip(places, table.to_dict("records"), strict=True):
                 colour = COLOURS[row["subset"]]
                 axes.plot([row[f"{score}_low"], row[f"{score}_high"]], [place, place], color=colour)
@@ -379,7 +436,7 @@ def _draw(path: Path, table: pd.DataFrame, names: Sequence[str], published: dict
                 for name, value in published.items():
                     axes.axvline(value, color="#bc4c00", linestyle=":", linewidth=1, zorder=0)
                     axes.annotate(name, (value, len(table) - 0.4), rotation=30, fontsize=7, color="#bc4c00")
-            axes.set(xlabel=METRIC_TITLES[score], ylim=(-0.7, len(table) - 0.3))
+            axes.set(xlabel=(METRIC_TITLES | WHERE)[score], ylim=(-0.7, len(table) - 0.3))
             axes.grid(axis="x", color="#eaeef2")
         figure.axes[0].set_yticks(places, names)
         with atomic_path(path) as temporary:
@@ -391,6 +448,7 @@ def _format(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for row, mark in zip(table.to_dict("records"), _marks(table), strict=True):
         cells = {name: row[name] for name in ("recipe", "split", "input", "seeds", "subset", "commit")}
+        cells["folds"] = row["folds"] if isinstance(row.get("folds"), str) else ""  # earlier versions have none
         cells |= {"step": row["recipe"], "kept": "yes" if row.get("kept") else "no"}
         cells["n (fractured)"] = f"{row['n']} ({row['positives']}){mark}"
         cells["majority rate"] = format_percent(row["majority_rate"])

@@ -1,7 +1,7 @@
 """Keep what the tables of a plan need of each run, in small files that outlive the run folders.
 
-The record of a run is in the folder ``predictions/`` of the plan, in files that start with its recipe or step, its seed
-and its fold:
+The record of a run is in the folder ``predictions/`` of the plan, in files that start with its recipe, variant or
+step, its seed and its fold:
 
 - ``<run>.json``: recipe, seed, fold, commits, operating point, and the settings of the training with their hash;
 - ``<run>.csv``: the image-level predictions, in the format of ``predictions.csv``, probabilities with seven digits;
@@ -13,6 +13,7 @@ and its fold:
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -88,6 +89,11 @@ class RunRecord:
         """The predictions of each subset, sorted by ``image_id``."""
         ordered = self.predictions.sort_values("image_id")
         return {str(name): table.reset_index(drop=True) for name, table in ordered.groupby("split")}
+
+
+def folder_name(name: str) -> str:
+    """Return the folder of the runs of a recipe, variant or step: lower-case letters, digits and underscores."""
+    return re.sub(r"\W+", "_", name).strip("_").lower()
 
 
 def run_name(folder: str, seed: int, fold: int | None) -> str:

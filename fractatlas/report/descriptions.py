@@ -7,6 +7,7 @@ import pandas as pd
 
 from fractatlas.config.schema import listed_targets
 from fractatlas.evaluation import provenance
+from fractatlas.wording import plural
 
 MONITORS = {"auroc": "AUROC", "f1": "F1", "mcc": "MCC"}
 PRECISIONS = {
@@ -51,6 +52,9 @@ def split(config: dict[str, Any]) -> str:
         text = f"Fold {fold} of {folds} (counted from 0) is test, "
         if fold is None:  # pooled over all folds
             text = f"Each of {folds} folds is test for one network, the next fold is val, the others are train"
+        elif isinstance(fold, list):  # pooled over these folds
+            named = f"{'Folds' if len(fold) > 1 else 'Fold'} {', '.join(map(str, fold))} of {folds} (counted from 0)"
+            text = f"{named}: each is test for one network, the next fold is val, the others are train"
         else:
             text += f"fold {(fold + 1) % folds} is val, the others are train"
         return f"{text}; groups of related images stay together; stratified by label; seed {options['seed']}."
@@ -144,8 +148,9 @@ def ensembling(config: dict[str, Any], metrics: dict[str, Any]) -> str:
     """Return what is averaged for a prediction: networks, images, weights, or nothing."""
     networks, parts = "One network.", []
     if folds := metrics["operating_point"].get("folds"):
-        networks = f"{folds['networks']} networks, {config['split']['folds']} for each seed, one for each fold."
-        if folds["networks"] > config["split"]["folds"]:
+        finished = config["split"]["fold"] or range(config["split"]["folds"])  # a list if not all are
+        networks = f"{plural(folds['networks'], 'network')}, {len(finished)} for each seed, one for each fold."
+        if folds["networks"] > len(finished):
             parts.append("The calibrated probabilities of the networks of one fold are averaged over the seeds")
     if config["model"].get("mirror"):
         parts.append("The logits of the image and of its mirror image are averaged (test-time augmentation)")

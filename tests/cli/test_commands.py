@@ -98,6 +98,11 @@ def test_wrong_arguments_are_refused_with_the_command_for_help(fractatlas, argum
     refused(fractatlas(*arguments), f"fractatlas {arguments[0]} --help")
 
 
+@pytest.mark.parametrize("jobs", ["0", "-1", "two"])
+def test_a_wrong_number_of_jobs_is_refused(fractatlas, jobs):
+    refused(fractatlas("plan", "plan.yaml", f"--jobs={jobs}"), f"--jobs: {jobs} should be a number of at least 1")
+
+
 def test_evaluating_reproduces_the_metrics_of_the_run(fractatlas, run, folder):
     assert fractatlas("evaluate", f"ckpt={run}", "trainer=cpu") == 0
     (report,) = (folder / "logs" / "evaluate" / "runs").glob("*/metrics.json")

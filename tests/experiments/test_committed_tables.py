@@ -10,7 +10,9 @@ import pytest
 from fractatlas.evaluation.bootstrap import bootstrap_weights
 from fractatlas.evaluation.metrics import resampled
 from fractatlas.evaluation.predictions_table import read_predictions
-from fractatlas.experiments.plan import folder_name, read_plan, run_plan
+from fractatlas.experiments import plan_tables
+from fractatlas.experiments.plan import read_plan, run_plan
+from fractatlas.experiments.run_records import folder_name
 from tests.conftest import REPOSITORY
 
 EXPERIMENTS = REPOSITORY / "experiments"
@@ -39,21 +41,29 @@ def test_scores_of_earlier_versions_follow_from_the_predictions(folder):
             assert getattr(row, name) == pytest.approx(mean, abs=1e-6), (row.recipe, row.subset, name)
 
 
-def test_an_experiment_has_records_or_predictions_of_an_earlier_version():
-    assert len(EARLIER) + len(RECORDED) >= 2
+def test_experiments_have_records_or_predictions_of_an_earlier_version():
+    assert {"03_stronger/cpu_224px", "06_precision/cpu_128px"} <= {*map(name_of, EARLIER)}
+    assert {"01_baseline/random", "03_stronger/folds"} <= {*map(name_of, RECORDED)}
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("folder", RECORDED, ids=name_of)
-def test_every_table_is_computed_from_the_records(folder, tmp_path):
+def is_small(folder: Path) -> bool:
+    return len(list((folder / "predictions").glob("*.json"))) < 3
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [pytest.param(folder, marks=[] if is_small(folder) else pytest.mark.integration) for folder in RECORDED],
+    ids=name_of,
+)
+def test_every_table_is_computed_from_the_records(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_tables, "write_pooled", lambda *arguments: None)  # not in the repository
     plan, out = folder.with_suffix(".yaml"), tmp_path / "out"
     shutil.copytree(folder / "predictions", out / "predictions")
     run_plan(plan, out, tmp_path / "logs", tables=True)
-    committed = [file for file in folder.rglob("*.csv") if "predictions" not in file.relative_to(folder).parts[:1]]
-    assert committed
-    for file in committed:
-        found, expected = (pd.read_csv(root / file.relative_to(folder)) for root in (out, folder))
+    committed = {file.name: file for file in folder.iterdir() if file.is_file()}
+    assert {file.name for file in out.iterdir() if file.is_file()} == {*committed}
+    for name in [name for name in committed if name.endswith(".csv")]:
+        found, expected = (pd.read_csv(root / name) for root in (out, folder))
         pd.testing.assert_frame_equal(found, expected, rtol=1e-6, check_dtype=False)
-    for file in folder.rglob("*.md"):
-        if "pooled" not in file.parts:
-            assert (out / file.relative_to(folder)).read_text() == file.read_text(), file.name
+    for name in [name for name in committed if name.endswith(".md")]:
+        assert (out / name).read_text() == committed[name].read_text(), name

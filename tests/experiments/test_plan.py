@@ -2,6 +2,7 @@ import copy
 import functools
 import json
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fractatlas.evaluation import bootstrap, paired_comparison
 from fractatlas.experiments import plan as plan_module
 from fractatlas.experiments import pooled_folder, result_tables, train_and_score
 from fractatlas.experiments.plan import check_options, read_plan, run_plan
+from fractatlas.experiments.train_and_score import Commands
 from fractatlas.report import report_page
 from tests.conftest import REPOSITORY, SMALL
 
@@ -56,7 +58,7 @@ def commands(monkeypatch) -> list[tuple]:
     """
     called = []
 
-    def run_command(run: Path, verb: str, *arguments: str) -> None:
+    def run_command(commands: Commands, run: Path, verb: str, *arguments: str) -> None:
         called.append((verb, *arguments))
         options = dict(argument.split("=", 1) for argument in arguments)
         folder, subset = Path(options["hydra.run.dir"]), "test" if verb == "evaluate" else "val"
@@ -83,7 +85,7 @@ def commands(monkeypatch) -> list[tuple]:
         record = {"model": "resnet50", "operating_point": point, "versions": {"commit": "abc"}, "device": "1 x cpu"}
         (folder / "metrics.json").write_text(json.dumps(record))
 
-    monkeypatch.setattr(train_and_score, "run_command", run_command)
+    monkeypatch.setattr(Commands, "run", run_command)
     return called
 
 
@@ -120,7 +122,7 @@ def test_test_subset_of_each_run_is_scored_once_after_its_training(write_plan, r
     tables = {f"{name}.{ending}" for name in ("recipes", "runs", "differences") for ending in ("csv", "md")}
     assert {file.name for file in out.iterdir()} == {*tables, "recipes.png", "predictions"}
     differences = pd.read_csv(out / "differences.csv")
-    assert set(differences["recipe"]) == {"C"}
+    assert set(zip(differences["first"], differences["second"], strict=True)) == {("A b", "C")}
     assert set(differences["score"]) == {"accuracy", "auroc", "average_precision"}
 
 
@@ -236,7 +238,7 @@ def test_runs_are_taken_as_done_when_their_run_folders_are_gone(write_plan, run,
 
 def test_tables_are_written_without_training(write_plan, run, commands, tmp_path):
     plan = write_plan(seeds=[0, 1], recipes={"A": [], "B": ["optimizer.lr=0.2"]}, steps={"S": []})
-    with pytest.raises(InputError, match=r"no recipe or step is finished; run fractatlas plan .*small.yaml"):
+    with pytest.raises(InputError, match=r"no run is finished; run fractatlas plan .*small.yaml"):
         run(plan, tables=True)
     assert not commands
     out = run(plan)
@@ -252,7 +254,7 @@ def test_tables_are_written_without_training(write_plan, run, commands, tmp_path
     assert len(commands) == count
 
 
-def test_recipe_with_an_unfinished_run_is_in_no_new_table(write_plan, run, tmp_path, caplog):
+def test_recipe_with_an_unfinished_run_is_scored_on_its_finished_seeds(write_plan, run, tmp_path, caplog):
     plan = write_plan(seeds=[0, 1], recipes={"A": [], "B": ["optimizer.lr=0.2"]})
     out = run(plan)
     for file in [*out.glob("*.*"), *(out / "predictions").glob("b_seed_1*")]:
@@ -260,8 +262,12 @@ def test_recipe_with_an_unfinished_run_is_in_no_new_table(write_plan, run, tmp_p
     shutil.rmtree(tmp_path / "logs")
     with caplog.at_level("INFO"):
         run(plan, tables=True)
-    assert "B: 1 of 2 runs finished, so it is in no table" in caplog.text
-    assert set(pd.read_csv(out / "recipes.csv")["recipe"]) == {"A", "A, ensemble of 2"}
+    assert caplog.messages == ["Not finished: B: 1 of 2 runs. Scores are those of finished runs."]
+    for name in ("recipes", "differences"):
+        assert caplog.messages[0] in (out / f"{name}.md").read_text()
+    recipes = pd.read_csv(out / "recipes.csv")
+    assert list(recipes["recipe"].unique()) == ["A", "A, ensemble of 2", "B"]
+    assert recipes.query("recipe == 'B'")["seeds"].tolist() == [1, 1]
 
 
 def test_each_fold_is_trained_and_scores_are_those_of_all_images(write_plan, run, commands, tmp_path):
@@ -295,17 +301,116 @@ def test_each_fold_is_trained_and_scores_are_those_of_all_images(write_plan, run
     assert {file: file.read_text() for file in complete} == complete
 
 
+def test_recipes_with_some_of_the_folds_are_pooled_over_these_and_compared(
+    write_plan, run, commands, tmp_path, monkeypatch
+):
+    recipes = {"A": ["optimizer.lr=0.1"], "B": ["optimizer.lr=0.3"], "C": ["optimizer.lr=0.4"]}
+    plan = write_plan(seeds=[1, 2], folds=3, recipes=recipes)
+    with monkeypatch.context() as patched:
+        patched.setattr(plan_module.PlanTables, "write", lambda *arguments: True)
+        out = run(plan)
+    shutil.rmtree(tmp_path / "logs")
+    for name in ("b_*_fold_1*", "b_seed_1_fold_2*", "c_seed_2_fold_2*"):
+        for file in (out / "predictions").glob(name):
+            file.unlink()
+    count = len(commands)
+    run(plan, tables=True)
+    assert len(commands) == count
+    table = pd.read_csv(out / "recipes.csv", keep_default_na=False).set_index(["recipe", "subset"])
+    assert table.xs("test", level="subset")[["seeds", "folds", "n"]].to_numpy().tolist() == [
+        [2, "3 of 3", 120], [2, "3 of 3", 120], [1, "1 of 3", 40], [1, "3 of 3", 120],
+    ]  # fmt: skip
+    runs = pd.read_csv(out / "runs.csv", keep_default_na=False)
+    pooled = runs.query("subset == 'test' and recipe == 'C' and fold == ''")
+    assert pooled[["seed", "folds", "n"]].to_numpy().tolist() == [[1, "3 of 3", 120], [2, "2 of 3", 80]]
+    assert "B: 3 of 6 runs; C: 5 of 6 runs" in (out / "recipes.md").read_text()
+    differences = pd.read_csv(out / "differences.csv").query("score == 'auroc' and subset == 'test'")
+    assert differences[["first", "second", "folds", "n"]].to_numpy().tolist() == [
+        ["A", "B", "1 of 3", 40], ["A", "C", "3 of 3", 120], ["B", "C", "1 of 3", 40],
+    ]  # fmt: skip
+    images = [f"0_{number}" for number in range(40)]
+    areas = []
+    for name in ("b_seed_1_fold_0", "c_seed_1_fold_0"):
+        table = pd.read_csv(out / "predictions" / f"{name}.csv").query("split == 'test'")
+        areas.append(roc_auc_score(table["label"], table["probability"]))
+        assert set(table["image_id"]) == set(images)
+    assert differences[["first_value", "second_value"]].iloc[2].tolist() == pytest.approx(areas)
+    page, card = ((out / "pooled" / "b" / name).read_text() for name in ("report.html", "model_card.md"))
+    assert "B (1 of 3 folds)" in page
+    assert "Fold 0 of 3 (counted from 0): each is test for one network" in card
+    assert "1 network, 1 for each seed" in card
+
+
+def test_variants_are_scored_on_validation_and_compared_with_the_first(write_plan, run, commands, tmp_path):
+    variants = {"start": ["optimizer.lr=0.1"], "better": ["optimizer.lr=0.3"], "worse": ["optimizer.lr=0.02"]}
+    out = run(write_plan(seeds=[0, 1], variants=variants, recipes={"A": [], "B": ["optimizer.lr=0.1"]}))
+    assert [command[0] for command in commands] == ["train"] * 6 + ["train", "evaluate"] * 4
+    table = pd.read_csv(out / "variants.csv").set_index("recipe")
+    assert list(table.index) == list(variants)
+    assert set(table["subset"]) == {"val"}
+    differences = pd.read_csv(out / "differences.csv").query("score == 'auroc'")
+    assert differences[["first", "second", "subset"]].to_numpy().tolist() == [
+        ["start", "better", "val"], ["start", "worse", "val"], ["A", "B", "val"], ["A", "B", "test"],
+    ]  # fmt: skip
+    found = differences.set_index("second")
+    assert found.loc["better", "difference"] == pytest.approx(table["auroc"]["better"] - table["auroc"]["start"])
+    assert found.loc["worse", "high"] < 0 < found.loc["better", "low"]
+    assert {file.name for file in out.glob("variants.*")} == {"variants.csv", "variants.md", "variants.png"}
+    run(write_plan(seeds=[0, 1], variants=variants | {"new": ["optimizer.lr=0.5"]}), only=["new"])
+    assert [command[0] for command in commands[14:]] == ["train"] * 2
+    assert list(pd.read_csv(out / "variants.csv")["recipe"]) == [*variants, "new"]
+
+
+def test_runs_of_recipes_and_variants_are_trained_at_the_same_time(write_plan, run, commands, monkeypatch, caplog):
+    fake, together = Commands.run, threading.Barrier(3)
+    lock = threading.Lock()  # the fake command is not made for several threads
+
+    def command(commands: Commands, folder: Path, verb: str, *arguments: str) -> None:
+        assert commands.to_files
+        if verb == "train":
+            together.wait(timeout=30)
+        with lock:
+            fake(commands, folder, verb, *arguments)
+
+    monkeypatch.setattr(Commands, "run", command)
+    with caplog.at_level("INFO"):
+        out = run(write_plan(seeds=[0, 1], recipes={"A": [], "B": ["optimizer.lr=0.1"]}, variants={"V": []}), jobs=3)
+    assert sorted(command[0] for command in commands) == ["evaluate"] * 4 + ["train"] * 6
+    assert [message.split(" (")[1] for message in caplog.messages if message.startswith("finished: ")] == [
+        f"{number} of 6 runs)" for number in range(1, 7)
+    ]
+    assert set(pd.read_csv(out / "recipes.csv")["recipe"]) == {"A", "A, ensemble of 2", "B", "B, ensemble of 2"}
+    assert list(pd.read_csv(out / "variants.csv")["recipe"]) == ["V"]
+
+
+def test_only_runs_of_one_step_are_trained_at_the_same_time(write_plan, run, commands):
+    steps = {"start": ["optimizer.lr=0.1"], "worse": ["optimizer.lr=0.02"], "better": ["model.dropout=0.2"]}
+    run(write_plan(seeds=[0], steps=steps), jobs=4)
+    assert [command[1:3] for command in commands[1:]] == [
+        ("optimizer.lr=0.02", "seed=0"), ("optimizer.lr=0.1", "model.dropout=0.2"),
+    ]  # fmt: skip
+
+
+def test_what_has_not_changed_is_scored_once(write_plan, run, commands, monkeypatch):
+    scored = []
+    for name in ("recipe_rows", "difference_rows", "run_rows"):
+        compute = getattr(result_tables, name)
+        monkeypatch.setattr(result_tables, name, lambda *a, n=name, c=compute: (scored.append(n), c(*a))[1])
+    run(write_plan(seeds=[0], recipes={"A": [], "B": ["optimizer.lr=0.1"], "C": ["optimizer.lr=0.2"]}))
+    assert [scored.count(name) for name in ("recipe_rows", "difference_rows")] == [3, 3]
+
+
 def test_stopped_plan_with_folds_continues_with_the_next_fold(write_plan, run, commands, tmp_path, monkeypatch):
     plan = write_plan(seeds=[1], folds=3, recipes={"A": []})
-    fake = train_and_score.run_command
+    fake = Commands.run
 
-    def stopped(run: Path, verb: str, *arguments: str) -> None:
+    def stopped(commands: Commands, run: Path, verb: str, *arguments: str) -> None:
         if "split.fold=2" in arguments:
             raise SystemExit(75)
-        fake(run, verb, *arguments)
+        fake(commands, run, verb, *arguments)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_and_score, "run_command", stopped)
+        patched.setattr(Commands, "run", stopped)
         with pytest.raises(SystemExit):
             run(plan)
     shutil.rmtree(tmp_path / "logs")
@@ -333,23 +438,27 @@ def test_output_folder_that_cannot_be_created_is_reported_before_training(write_
     ("text", "message"),
     [
         ("", "seeds: Field required"),
-        ("- a", "should be YAML with seeds"),
-        ("seeds: ${", "should be YAML with seeds"),
+        ("- a", "should be YAML with seeds and recipes"),
+        ("seeds: ${", "should be YAML with seeds and recipes"),
         ("seeds: [0", "line "),
         ("seeds: [0]\nrecipes: {A: [], A: []}", "duplicate key A"),
         ("seeds: [0, 0]\nrecipes: {A: []}", "seeds contains 0 twice; remove one"),
         ("seeds: [0]\nrecipes: {a b: [], a-b: []}", "'a-b' and 'a b' would have the same folder"),
         ("seeds: [0]\nrecipes: {'...': []}", "should contain a letter or a digit"),
         ("seeds: [0]\nrecipes: {A: []}\nsteps: {A: []}", "is a step and a recipe"),
+        ("seeds: [0]\nvariants: {A: []}\nsteps: {A: []}", "is a step and a variant"),
+        ("seeds: [0]\nvariants: {A b: []}\nrecipes: {A-b: []}", "would have the same folder"),
+        ("seeds: [0]\nvariants: {A: [optimizer.lrr=1]}", "A: unknown key 'optimizer.lrr'"),
+        ("seeds: [0]\nvariants: {A: [seed=1]}", "seed=1: remove it"),
         ("seeds: [0]\nrecipes: {A: [test=true]}", "test=true: remove it"),
         ("seeds: [0]\nrecipes: {A: ['optimizer.lr=1,2']}", "A: optimizer.lr=1,2: several values need -m"),
         ("seeds: [0]\nrecipes: {A: []}\nsteps: {B: [optimizer.lrr=1]}", "B: unknown key 'optimizer.lrr'"),
         ("seeds: []\nrecipes: {A: []}", "needs a seed"),
-        ("seeds: [0]", "a recipe or a step"),
+        ("seeds: [0]", "a recipe, a variant or a step"),
         ("seeds: [x]\nrecipes: {A: []}", "seeds.0"),
         (
             "seeds: [0]\nrecipe: {A: []}",
-            "recipe: unknown key; a plan has seeds, folds, config_dir, common, recipes",
+            "recipe: unknown key; a plan has seeds, folds, config_dir, common, recipes, variants, steps",
         ),
         ("seeds: [0]\nfolds: 2\nrecipes: {A: []}", "folds: Input should be greater than or equal to 3"),
         ("seeds: [0]\nfolds: 5\nrecipes: {A: [split.fold=1]}", "split.fold=1: remove it, or remove folds"),
@@ -366,7 +475,7 @@ def test_invalid_plan_is_refused_in_one_line(tmp_path, text, message):
 
 
 def test_unknown_recipe_is_refused_with_the_names_of_the_plan(write_plan, run):
-    with pytest.raises(InputError, match="--only B: not in .*; its recipes and steps are A"):
+    with pytest.raises(InputError, match="--only B: not in .*; its rows are A"):
         run(write_plan(seeds=[0], recipes={"A": []}), only=["B"])
 
 

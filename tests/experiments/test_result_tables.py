@@ -86,23 +86,30 @@ def test_seeds_with_different_images_are_refused(make_run):
 
 def test_recipes_are_compared_on_their_common_images(make_run, tmp_path):
     first, second = [make_run("a", 0, located=True)], [make_run("b", 1, located=True)]
-    table = pd.DataFrame(difference_rows("two", second, first))
+    table = pd.DataFrame(difference_rows(("one", first), ("two", second)))
     assert set(table["score"]) == {"accuracy", "auroc", "average_precision", "hit", "froc", "ap_30", "ap_50"}
     recipes = pd.DataFrame([*recipe_rows("one", first), *recipe_rows("two", second)]).set_index(["recipe", "subset"])
     for row in table.itertuples():
-        assert row.first == pytest.approx(recipes.loc[("one", row.subset), row.score])
-        assert row.second == pytest.approx(recipes.loc[("two", row.subset), row.score])
-        assert row.difference == pytest.approx(row.second - row.first)
+        assert (row.first, row.second) == ("one", "two")
+        assert row.first_value == pytest.approx(recipes.loc[("one", row.subset), row.score])
+        assert row.second_value == pytest.approx(recipes.loc[("two", row.subset), row.score])
+        assert row.difference == pytest.approx(row.second_value - row.first_value)
     auroc = table[table["score"] == "auroc"]
     assert (auroc["low"] < auroc["difference"]).all()
     assert (auroc["difference"] < auroc["high"]).all()
     assert (table.loc[table["score"] == "hit", "difference"] == 0).all()  # both have the same heatmaps
-    write_differences(tmp_path, table, "one")
-    assert len(rows_of((tmp_path / "differences.md").read_text())) == len(table)
+    write_differences(tmp_path, table)
+    text = (tmp_path / "differences.md").read_text()
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows_of(text)]
+    assert [row[:4] for row in rows] == [["two", "one", subset, str(n)] for subset, n in
+                                         table[["subset", "n"]].drop_duplicates().to_numpy().tolist()]  # fmt: skip
+    value, low, high = auroc[["difference", "low", "high"]].iloc[0]
+    assert rows[0][5] == f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def test_recipes_without_heatmaps_are_compared_by_their_predictions(make_run):
-    table = pd.DataFrame(difference_rows("two", [make_run("b", 1)], [make_run("a", 0, located=True, omit=True)]))
+    first, second = ("a", [make_run("a", 0, located=True, omit=True)]), ("b", [make_run("b", 1)])
+    table = pd.DataFrame(difference_rows(first, second))
     assert set(table["score"]) == {"accuracy", "auroc", "average_precision"}
 
 

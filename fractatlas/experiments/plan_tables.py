@@ -1,0 +1,162 @@
+"""Write the tables and figures of a plan from the records of its finished runs."""
+
+import itertools
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fractatlas.experiments import result_tables, where_tables
+from fractatlas.experiments.pooled_folder import write_pooled
+from fractatlas.experiments.pooling import Folds
+from fractatlas.experiments.run_records import folder_name
+from fractatlas.wording import plural
+
+Recorded = Mapping[str, Sequence[Folds]]  # for each name and seed, the records of the finished folds
+
+
+class PlanTables:
+    """Write the tables of a plan, repeatedly; what has not changed is scored once.
+
+    Args:
+        out: the folder for tables and figures.
+        recipes: the names of the recipes.
+        variants: of the variants.
+        steps: of the steps.
+        folds: number of folds; ``None`` without folds.
+
+    Attributes:
+        kept: for each step in the table, whether it is kept.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        recipes: Collection[str],
+        variants: Collection[str],
+        steps: Collection[str],
+        folds: int | None,
+    ):
+        self.out, self.recipes, self.variants, self.steps, self.folds = out, recipes, variants, steps, folds
+        self.kept: dict[str, bool] = {}
+        self._results: dict[Hashable, tuple[Hashable, Any]] = {}
+
+    def write(self, recorded: Recorded, images: pd.DataFrame | None) -> bool:
+        """Write all tables and figures.
+
+        A recipe or variant is scored on the seeds whose folds are all finished. Without such a seed, it is scored on
+        the finished folds of the first seed that has any. A step is scored when all its runs are finished.
+
+        Args:
+            recorded: for each recipe, variant and step.
+            images: from ``run_records.read_images``.
+
+        Returns:
+            Whether a run is finished.
+
+        Raises:
+            InputError: the seeds of a recipe, variant or step have other images than each other.
+        """
+        used = {name: chosen for name, seeds in recorded.items() if (chosen := self._used(seeds))}
+        self._write_steps(recorded)
+        notes = ""
+        for file, names, subsets in (
+            ("variants", self.variants, result_tables.SUBSETS[:1]),
+            ("recipes", self.recipes, result_tables.SUBSETS),
+        ):
+            rows = {
+                name: self._once((file, name), [used[name]], result_tables.recipe_rows, name, used[name], subsets)
+                for name in names
+                if name in used
+            }
+            if rows:
+                table = result_tables.merge(self.out / f"{file}.csv", list(names), rows)
+                note = unfinished({name: recorded[name] for name in names}, self.folds, set(table["recipe"]) - {*rows})
+                result_tables.write_recipes(self.out, table, note, file)
+                notes += note
+        located = [
+            self._once(("where", name), [used[name]], where_tables.score_located, name, used[name], subsets, images)
+            for names, subsets in ((self.variants, result_tables.SUBSETS[:1]), (self.recipes, result_tables.SUBSETS))
+            for name in names
+            if name in used
+        ]
+        if any(one.rows for one in located):
+            where_tables.write_located(self.out, located, notes)
+        if self.folds:
+            for name in [name for name in self.recipes if name in used]:
+                folder = self.out / "pooled" / folder_name(name)
+                self._once(("pooled", name), [used[name]], write_pooled, folder, name, used[name], images)
+        self._write_joint_tables(recorded, used, notes)
+        return bool(used)
+
+    def _used(self, seeds: Sequence[Folds]) -> list[Folds]:
+        complete = [folds for folds in seeds if len(folds) == (self.folds or 1)]
+        return complete or [folds for folds in seeds if folds][:1]
+
+    def _write_steps(self, recorded: Recorded) -> None:
+        """Write the table of the steps up to the first that is not finished."""
+        before: Sequence[Folds] = []
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for name in self.steps:
+            seeds = recorded[name]
+            if any(len(folds) < (self.folds or 1) for folds in seeds):
+                break
+            row = self._once(("step", name), [seeds, before], result_tables.step_row, name, seeds, before)
+            self.kept[name], rows[name] = row["kept"], [row]
+            if row["kept"]:
+                before = seeds
+        if rows:
+            result_tables.write_steps(self.out, result_tables.merge(self.out / "steps.csv", list(self.steps), rows))
+
+    def _write_joint_tables(self, recorded: Recorded, used: Recorded, note: str) -> None:
+        """Write the scores of each run, and the differences of recipes and variants."""
+        rows = [
+            row
+            for name, seeds in recorded.items()
+            for row in self._once(("runs", name), [seeds], result_tables.run_rows, name, [one for one in seeds if one])
+        ]
+        if rows:
+            result_tables.write_runs(self.out, pd.DataFrame(rows))
+        first, *others = self.variants or [""]
+        pairs: list[tuple[str, str, Sequence[str]]] = [
+            *((first, name, result_tables.SUBSETS[:1]) for name in others),
+            *((*pair, result_tables.SUBSETS) for pair in itertools.combinations(self.recipes, 2)),
+        ]
+        rows = [
+            row
+            for one, other, subsets in pairs
+            if one in used and other in used
+            for row in self._once(
+                ("difference", one, other), [used[one], used[other]],
+                result_tables.difference_rows, (one, used[one]), (other, used[other]), subsets,
+            )
+        ]  # fmt: skip
+        if rows:
+            result_tables.write_differences(self.out, pd.DataFrame(rows), note)
+
+    def _once(
+        self, key: Hashable, records: Iterable[Sequence[Folds]], compute: Callable[..., Any], *arguments: Any
+    ) -> Any:
+        """Return ``compute(*arguments)``; if the records are those of the last call with this key, its result."""
+        runs = [[(record.facts["seed"], record.fold) for folds in seeds for record in folds] for seeds in records]
+        state = tuple(map(tuple, runs))
+        if self._results.get(key, (None, None))[0] != state:
+            self._results[key] = (state, compute(*arguments))
+        return self._results[key][1]
+
+
+def unfinished(recorded: Recorded, folds: int | None, omitted: Collection[str] = ()) -> str:
+    """Return a sentence with the recipes, variants or steps that are not finished; an empty string if all are.
+
+    Args:
+        recorded: their records.
+        folds: number of folds; ``None`` without folds.
+        omitted: names that are not in the sentence.
+    """
+    parts = []
+    for name, seeds in recorded.items():
+        done, expected = sum(map(len, seeds)), len(seeds) * (folds or 1)
+        if done < expected and name not in omitted:
+            parts.append(f"{name}: {done} of {plural(expected, 'run')}")
+    return f"\nNot finished: {'; '.join(parts)}. Scores are those of finished runs.\n" if parts else ""
