@@ -61,7 +61,7 @@ UPLOADS = {
 def create_app(model: Model, config: dict[str, Any]) -> FastAPI:
     """Return the application.
 
-    ``POST /v1/predict`` predicts uploaded files, ``GET /v1/model`` describes the network, ``GET /health`` states whether
+    ``POST /v1/predict`` predicts uploaded files, ``GET /v1/model`` describes the network, ``GET /health`` states that
     the server works, and ``GET /`` is the page. ``GET /v1/openapi.json`` describes the interface. Nothing is written to
     disk. Every JSON answer has the key ``notice``.
 
