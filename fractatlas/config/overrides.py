@@ -20,6 +20,7 @@ from fractatlas.config.validation import (
     flatten,
     group_keys,
     known_keys,
+    no_choice_message,
     path_keys,
     path_list_keys,
     unknown_key_message,
@@ -81,7 +82,7 @@ def prepare(arguments: Sequence[str], schema_class: type) -> list[str]:
                 raise InputError(unknown_key_message(key, schema_class))
             choices = sorted(file.stem for file in (CONF / key).glob("*.yaml"))
             remedy = f"; a value is set with {key}.value={value}" if f"{key}.value" in known_keys(schema_class) else ""
-            raise InputError(f"{argument}: no such choice; the choices are {', '.join(choices)}{remedy}")
+            raise InputError(no_choice_message(argument, choices) + remedy)
         if key.lstrip("+") == "resume" and value != "null":
             # In quotes if Lightning starts a second process with the output of this function.
             if folder is not None:

@@ -47,6 +47,7 @@ OTHER_NAMES = {
     "optimized_metric": "monitor=METRIC",
     "print_config": "--cfg job prints the configuration",
     "tags": "task_name=NAME names the folder of the run",
+    "test_only": "fractatlas evaluate ckpt=RUN scores without training",
     "train": "fractatlas evaluate ckpt=RUN scores without training",
     "trainer.callbacks": "callbacks=default, early_stopping or averaged",
     "trainer.default_root_dir": "hydra.run.dir=DIR",
@@ -57,6 +58,17 @@ OTHER_NAMES = {
     "trainer.resume_from_checkpoint": "resume=RUN",
     "trainer.val_check_interval": "trainer.check_val_every_n_epoch=N",
     "work_dir": "hydra.run.dir=DIR",
+}
+# The same for choices of groups.
+OTHER_CHOICES = {
+    "callbacks=none": "callbacks=default",
+    "callbacks=rich_progress_bar": "callbacks=default, with a progress bar on terminals",
+    "debug=default": "debug=one_batch",
+    "debug=fdr": "debug=one_batch",
+    "debug=limit": "trainer.limit_train_batches=SHARE",
+    "logger=many_loggers": "logger='[tensorboard,csv]'",
+    "trainer=ddp_sim": "trainer=ddp_cpu",
+    "trainer=mps": "trainer=auto",
 }
 # The same for keys whose equivalent depends on the command.
 CHECKPOINT_NAMES = {
@@ -182,7 +194,10 @@ def explain(error: Exception, schema_class: type, conf: Path) -> str:
         r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':\s*(.*?)\n(?!\s)", text, re.DOTALL
     ):
         ours = [choice for choice in match[3].split() if (conf / match[1] / f"{choice}.yaml").is_file()]
-        return f"{match[1]}={match[2]}: no such choice; the choices are {', '.join(ours or match[3].split())}"
+        return no_choice_message(f"{match[1]}={match[2]}", ours or match[3].split())
+    if match := re.search(r"Could not load '([^']+)/([^'/]+)'", text):
+        choices = sorted(file.stem for file in (conf / match[1]).glob("*.yaml"))
+        return no_choice_message(f"{match[1]}={match[2]}", choices)
     if match := re.match(r"Ambiguous value for argument '([^']+)'", text):
         remedy = "if the comma is part of one value, put the value in quotes"
         return f"{match[1]}: several values need -m (one run for each); {remedy}"
@@ -219,11 +234,20 @@ def unknown_key_message(key: str, schema_class: type) -> str:
     return f"unknown key '{key}'; {remedy}"
 
 
+def no_choice_message(argument: str, choices: Sequence[str]) -> str:
+    """Return the message for ``GROUP=CHOICE`` that does not exist."""
+    if other := OTHER_CHOICES.get(argument):
+        return f"{argument}: no such choice; here: {other}"
+    return f"{argument}: no such choice; the choices are {', '.join(choices)}"
+
+
 def _other_name(key: str, schema_class: type) -> str:
     """Return what has the effect of a key that users of similar projects type, or an empty string."""
     hints = get_type_hints(schema_class)
     if key == "ckpt_path":
         return next((text for name, text in CHECKPOINT_NAMES.items() if name in hints), "")
+    if key == "threshold" and schema_class is schema.ServeConfig:
+        return "the threshold of the decision is that of the checkpoint"
     if "optimizer" not in hints:  # the table is about training
         return ""
     parents = [key.rsplit(".", count)[0] for count in range(key.count(".") + 1)]

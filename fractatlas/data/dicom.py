@@ -128,6 +128,11 @@ def read_dicom(content: bytes) -> Image.Image:
     return image
 
 
+def is_other_modality(modality: str) -> bool:
+    """Return whether the modality of a DICOM file is known and not one of bone radiographs."""
+    return bool(modality) and modality not in RADIOGRAPHS
+
+
 def modality(dataset: Dataset) -> str:
     """Return ``SECONDARY_CAPTURE`` for objects of that class, or the attribute Modality, or that of the SOP class.
 

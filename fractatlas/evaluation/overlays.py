@@ -108,7 +108,7 @@ def annotate(
         image: of mode ``RGB``.
         probability: of a fracture.
         highest: the largest heat in the image, 0 to 1, as ``overlay`` draws it; ``None`` if it has no heatmap.
-        note: a line below, in the colour of candidate boxes.
+        note: lines below, in the colour of candidate boxes; they are wrapped to the width of the image.
         maximum: the text at the end of the key.
     """
     width, size = image.width, max(9, round(min(image.size) / 18))
@@ -116,12 +116,12 @@ def annotate(
     lines = [f"probability of a fracture {probability:.3f}"]
     if highest is not None:
         lines.append("heat 0" if highest > 0 else "heatmap is zero everywhere")
-    texts = [*lines, *([note] if note else [])]
+    texts = [*lines, *_wrap(note, font, width - size)]
     drawn = Image.new("RGB", (width, image.height + line * len(texts) + size // 2))
     drawn.paste(image)
     pen = ImageDraw.Draw(drawn)
     for row, text in enumerate(texts):
-        colour = CANDIDATE_COLOUR if row == len(lines) else (255, 255, 255)
+        colour = CANDIDATE_COLOUR if row >= len(lines) else (255, 255, 255)
         pen.text((size // 2, image.height + row * line + size // 4), text, fill=colour, font=font)
     if highest:
         left, top = round(size + pen.textlength(lines[1], font)), image.height + line + size // 2
@@ -130,6 +130,21 @@ def annotate(
             drawn.paste(colour_key(right - left, size, highest), (left, top))
             pen.text((right + size // 2, top - size // 4), maximum, fill="white", font=font)
     return drawn
+
+
+def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Divide a text at its line breaks, and at spaces so that no line is wider than ``width`` pixels."""
+    lines = []
+    for paragraph in text.splitlines():
+        line = ""
+        for word in paragraph.split():
+            if line and font.getlength(f"{line} {word}") > width:
+                lines.append(line)
+                line = word
+            else:
+                line = f"{line} {word}" if line else word
+        lines.append(line)
+    return lines
 
 
 def draw_radiographs(

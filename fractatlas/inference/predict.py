@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from fractatlas.build import build_trainer, model_name
-from fractatlas.data.dicom import RADIOGRAPHS
+from fractatlas.data.dicom import RADIOGRAPHS, is_other_modality
 from fractatlas.data.file_kinds import is_dicom
 from fractatlas.data.image_limits import UnreadableError
 from fractatlas.data.transforms import Preprocess
@@ -69,6 +69,7 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     """
     quieten()
     warnings.filterwarnings("ignore", module="pydicom|PIL|tifffile")
+    logging.getLogger("highdicom").setLevel(logging.WARNING)  # otherwise a line for each group of attributes
     run = Path(config["paths"]["output_dir"])
     model = load_model(config["ckpt"], trusted_targets=config["trusted_targets"])
     if isinstance(model, Ensemble):
@@ -143,7 +144,7 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
     else:
         log.warning(UNFINISHED, model.checkpoint)
     columns |= {"prediction": fractured.astype(np.int64), "modality": modalities}
-    others = Counter(modality for modality in modalities if modality and modality not in RADIOGRAPHS)
+    others = Counter(modality for modality in modalities if is_other_modality(modality))
     if others:
         counts = ", ".join(f"{count} {modality}" for modality, count in others.most_common())
         log.warning(
@@ -152,8 +153,10 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
         )  # fmt: skip
     if config["dicom_out"]:
         without = len(paths) - len(written) - len(unwritten)
-        skipped = f"; {plural(without, 'input')} skipped, because only DICOM files have one" if without else ""
-        log.info("%s in %s%s", plural(len(written), "DICOM result"), run / "dicom", skipped)
+        not_dicom = plural(without, "image that is not DICOM has", "images that are not DICOM have")
+        skipped = f"; {not_dicom} none" if without else ""
+        where = f" in {run / 'dicom'}" if written else ""
+        log.info("%s%s%s", plural(len(written), "DICOM result"), where, skipped)
     if listed_errors := [*errors.items(), *unwritten.items()]:
         for path, reason in listed_errors[:SHOWN_ERRORS]:
             log.warning("%s: %s", path, reason)
@@ -229,7 +232,7 @@ def draw_overlay(
         boxes: float (n, 5), as ``Prediction.boxes``.
         box_threshold: smallest score of a box.
         side: pixels of the shorter side of the radiograph.
-        notice: text for the last line.
+        notice: text for the last lines.
 
     Returns:
         An image of mode ``RGB``; below the radiograph are the probability, the key of the colours, and how many boxes
@@ -248,7 +251,7 @@ def draw_overlay(
         boxes = boxes * [scale, scale, scale, scale, 1]
         note = f"{plural(len(boxes), 'box', 'boxes')} of the fracture map" if len(boxes) else "no box"
     drawn = overlay(image.resize((width, height)), heat, view=view, candidates=boxes)
-    return annotate(drawn, probability, heat.max(), "; ".join(filter(None, (note, notice))), maximum)
+    return annotate(drawn, probability, heat.max(), "\n".join(filter(None, (note, notice))), maximum)
 
 
 def read_ahead(

@@ -33,6 +33,8 @@ NOTICE = "Research only, not a medical device."
 PAGE = Path(__file__).parent / "page"
 PAGE_FILES = {"index.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
 RETRY_SECONDS = 1
+ADDRESSES = ("/", "/health", "/v1/model", "/v1/openapi.json", "/v1/predict")
+PARAMETERS = ("map", "image")  # of POST /v1/predict
 HEADERS = {
     # The page loads its own files only, and no other page can show it in a frame.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
@@ -55,6 +57,36 @@ UPLOADS = {
             }
         },
     }
+}
+
+ERROR = {
+    "type": "object",
+    "required": ["problem", "remedy"],
+    "properties": {"problem": {"type": "string"}, "remedy": {"type": "string"}},
+}
+ANSWER = {
+    "type": "object",
+    "required": ["notice"],
+    "properties": {
+        "results": {"type": "array", "items": {"type": "object", "required": ["name"]}},
+        "threshold": {"type": "number"},
+        "error": ERROR,
+        "notice": {"type": "string"},
+    },
+}
+STATUSES = {
+    200: "at least one file was predicted",
+    400: "malformed request, no file, or an unknown or wrong parameter",
+    408: "the upload takes too long",
+    413: "too many bytes or files",
+    415: "not multipart/form-data",
+    422: "no file could be read; results has the reason for each",
+    429: "too many requests at the same time",
+    503: "the prediction takes too long",
+}
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/json": {"schema": ANSWER}}}
+    for status, text in STATUSES.items()
 }
 
 
@@ -96,17 +128,21 @@ def create_app(model: Model, config: dict[str, Any]) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def missing(request: Request, error: HTTPException) -> Response:
-        remedy = "the addresses are /, /health, /v1/model and /v1/predict"
+        remedy = f"the addresses are {', '.join(ADDRESSES)}"
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            remedy = f"this address accepts {(error.headers or {}).get('Allow', 'other methods')}"
         return _error(RequestError(error.status_code, error.detail, remedy), dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
         return _error(RequestError(500, "the server failed", "the server's log has the reason"))
 
-    @app.post("/v1/predict", openapi_extra=UPLOADS)
+    @app.post("/v1/predict", openapi_extra=UPLOADS, responses=RESPONSES)
     async def predict(request: Request, map: bool = False, image: bool = False) -> Response:
         """Predict each file of the multipart field ``files``; ``map`` and ``image`` add grey PNG images."""
         uploads: list[Upload] = []
+        if unknown := [name for name in request.query_params if name not in PARAMETERS]:
+            raise RequestError(400, f"unknown parameter {unknown[0][:60]!r}", f"use {' or '.join(PARAMETERS)}")
         with gate.enter():
             try:
                 async with asyncio.timeout(config["max_seconds"]):

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from fractatlas.data.dicom import RADIOGRAPHS, is_other_modality
 from fractatlas.data.image_limits import UnreadableError
 from fractatlas.data.images import read_content
 from fractatlas.evaluation.candidates import CORNERS, DECIMALS
@@ -21,7 +22,9 @@ from fractatlas.models.heatmaps import heatmap_kind
 from fractatlas.serving.uploads import RequestError, Upload
 from fractatlas.serving.worker import Output, Worker
 
-REMEDY = "upload one complete radiograph: DICOM with one frame, JPEG, PNG, TIFF, BMP, JPEG 2000, WebP or AVIF"
+REMEDY = (
+    "upload another file: one complete radiograph, DICOM with one frame, JPEG, PNG, TIFF, BMP, JPEG 2000, WebP or AVIF"
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class _Decoded:
 
     pixels: Tensor
     size: tuple[int, int]
+    modality: str
     png: str | None
 
 
@@ -65,10 +69,11 @@ class Predictor:
             image: whether the result has the upright image.
 
         Returns:
-            ``name, probability, probability_calibrated, prediction, width, height`` and ``boxes``; ``map`` and
-            ``image`` on request, as ``data:`` addresses of grey PNG images of the same size. ``boxes`` is ``None``
-            for a network without a fracture map, otherwise a list of ``left, top, right, bottom`` in pixels of the
-            upright image, and ``score``.
+            ``name, probability, probability_calibrated, prediction, width, height, modality, warning`` and ``boxes``;
+            ``map`` and ``image`` on request, as ``data:`` addresses of grey PNG images of the same size. ``modality``
+            is that of a DICOM file, otherwise ``None``; ``warning`` is a text if it is not one of bone radiographs.
+            ``boxes`` is ``None`` for a network without a fracture map, otherwise a list of ``left, top, right,
+            bottom`` in pixels of the upright image, and ``score``.
 
         Raises:
             RequestError: the file cannot be read as one radiograph.
@@ -77,7 +82,9 @@ class Predictor:
         try:
             decoded = await loop.run_in_executor(self._pool, self._decode, upload.content, image)
         except UnreadableError as error:
-            raise RequestError(422, str(error), REMEDY) from None
+            problem, _, remedy = str(error).partition("; ")
+            # Some reasons name what to do with a file in a folder.
+            raise RequestError(422, problem, REMEDY if remedy in ("", "remove it") else remedy) from None
         output = await asyncio.wrap_future(self._worker.submit(decoded.pixels, heatmap))
         described = await loop.run_in_executor(self._pool, self._describe, decoded, output, heatmap)
         return {"name": upload.name} | described
@@ -94,7 +101,7 @@ class Predictor:
             width, height = self._shown_size(radiograph.size)
             shown = radiograph if radiograph.size == (width, height) else radiograph.resize((width, height))
             png = _as_png(shown)
-        return _Decoded(self.model.preprocess(radiograph), radiograph.size, png)
+        return _Decoded(self.model.preprocess(radiograph), radiograph.size, radiograph.info.get("modality", ""), png)
 
     def _describe(self, decoded: _Decoded, output: Output, heatmap: bool) -> dict[str, Any]:
         calibrated = output.probability_calibrated if self.model.operating_point else None
@@ -105,6 +112,8 @@ class Predictor:
             "prediction": int(output.fractured),
             "width": width,
             "height": height,
+            "modality": decoded.modality or None,
+            "warning": _warn(decoded.modality),
             "boxes": None,
         }
         if self.model.has_map and output.heat is not None:
@@ -131,6 +140,12 @@ class Predictor:
     def _shown_size(self, size: tuple[int, int]) -> tuple[int, int]:
         scale = min(1.0, self.image_side / max(size))
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _warn(modality: str) -> str | None:
+    if not is_other_modality(modality):
+        return None
+    return f"modality {modality} is not one of bone radiographs ({', '.join(RADIOGRAPHS)})"
 
 
 def _as_png(image: Image.Image) -> str:

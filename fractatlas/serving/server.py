@@ -1,10 +1,12 @@
 """Load a checkpoint and serve it until a signal stops the server."""
 
+import asyncio
 import logging
 import os
 import socket
 import warnings
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from fractatlas.errors import InputError
 from fractatlas.inference.model import UNFINISHED, load_model
 from fractatlas.serving.app import NOTICE, create_app
 from fractatlas.training.silence_warnings import quieten
+from fractatlas.wording import plural
 
 log = logging.getLogger(__name__)
 LOOPBACK = ("127.", "::1", "localhost")
@@ -40,6 +43,8 @@ def serve(config: dict[str, Any]) -> None:
             raise InputError(f"{problem}; remove it")
         if model.operating_point is None:
             log.warning(UNFINISHED, model.checkpoint)
+        if model.has_map and config["box_threshold"] is None and "box_threshold" not in (model.operating_point or {}):
+            log.warning("%s stores no box_threshold, so %g is used", model.checkpoint, model.box_threshold)
         host, port = listener.getsockname()[:2]
         if not host.startswith(LOOPBACK):
             log.warning("host=%s: other machines can connect, without encryption and without a password", host)
@@ -50,9 +55,23 @@ def serve(config: dict[str, Any]) -> None:
             timeout_graceful_shutdown=int(config["max_seconds"]) + 1, lifespan="on",
         )  # fmt: skip
         logging.getLogger("uvicorn").setLevel(logging.ERROR)
-        with suppress(KeyboardInterrupt, SystemExit):  # uvicorn raises the signal again after the graceful stop
-            uvicorn.Server(settings).run(sockets=[listener])
+        with suppress(
+            KeyboardInterrupt, SystemExit, asyncio.CancelledError
+        ):  # uvicorn raises the signal again after the graceful stop
+            _Server(settings).run(sockets=[listener])
     log.info("stopped")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which logs that it waits for open requests, and ends them quietly at a second signal."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Stop after the open requests, or at once at a second Ctrl-C."""
+        super().handle_exit(sig, frame)
+        if self.force_exit:
+            logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # the cancelled requests
+        elif open_requests := len(self.server_state.connections):
+            log.info("stopping after %s; Ctrl-C again stops at once", plural(open_requests, "open connection"))
 
 
 def _listen(host: str, port: int) -> socket.socket:

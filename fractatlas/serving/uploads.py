@@ -76,7 +76,7 @@ async def receive(request: Request, max_bytes: int, max_files: int) -> list[Uplo
         if len(files) > max_files:
             raise _too_many_files(max_files)
         if not files:
-            raise RequestError(400, "the request has no file", FILES_NEEDED)
+            raise RequestError(400, f"the request has no file in the field {FIELD!r}", FILES_NEEDED)
         return [Upload(displayed_name(file.filename), await file.read()) for file in files]
     finally:
         await form.close()

@@ -7,7 +7,7 @@ from hydra.errors import HydraException
 
 from fractatlas.config import validation
 from fractatlas.config.overrides import CONF, compose_config
-from fractatlas.config.schema import EvaluateConfig, PredictConfig, TrainConfig
+from fractatlas.config.schema import EvaluateConfig, PredictConfig, ServeConfig, TrainConfig
 from fractatlas.config.validation import (
     explain,
     group_keys,
@@ -114,6 +114,22 @@ def test_switches_of_similar_projects_are_answered_with_the_name_used_here(typed
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("typed", validation.OTHER_CHOICES)
+def test_choices_of_similar_projects_are_answered_with_the_one_used_here(typed):
+    with pytest.raises(InputError) as error:
+        compose_config([typed])
+    here = validation.OTHER_CHOICES[typed]
+    assert str(error.value) == f"{typed}: no such choice; here: {here}"
+    first = here.partition(",")[0] if "[" not in here else here
+    if "SHARE" not in first:
+        compose_config([first.replace("'", "")])
+
+
+def test_an_unknown_choice_in_a_list_is_answered_with_the_choices():
+    with pytest.raises(InputError, match="logger=foo: no such choice; the choices are csv, mlflow, "):
+        compose_config(["logger=[tensorboard,foo]"])
+
+
 def test_every_key_that_an_answer_names_exists():
     known = {*known_keys(TrainConfig), *group_keys(TrainConfig), "hydra.run.dir", "ckpt", "debug"}
     for key, text in validation.OTHER_NAMES.items():
@@ -126,3 +142,4 @@ def test_every_key_that_an_answer_names_exists():
 def test_the_checkpoint_of_the_other_commands_has_their_key():
     assert unknown_key_message("ckpt_path", EvaluateConfig) == "unknown key 'ckpt_path'; here: ckpt=RUN"
     assert "; here:" not in unknown_key_message("tags", PredictConfig)
+    assert "; here: the threshold of the decision is" in unknown_key_message("threshold", ServeConfig)

@@ -161,3 +161,11 @@ def test_a_grid_has_the_probability_below_each_radiograph(radiograph):
     assert grid.shape[1] == 2 * SIDE
     assert grid.shape[0] > 2 * SIDE
     assert (grid[SIDE : grid.shape[0] // 2, :SIDE] == 255).any()  # white text
+
+
+def test_a_long_note_is_wrapped_to_the_width_of_the_image():
+    note = "12 boxes of the fracture map and more\nresearch only, not a medical device"
+    narrow = np.asarray(annotate(Image.new("RGB", (256, 512)), 0.25, 1.0, note))
+    wide = np.asarray(annotate(Image.new("RGB", (512, 256)), 0.25, 1.0, note))
+    assert narrow.shape[0] - 512 > wide.shape[0] - 256
+    assert (narrow[512:, -2:] == 0).all(), "no letter is cut at the right edge"

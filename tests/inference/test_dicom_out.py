@@ -169,7 +169,7 @@ def test_predict_writes_results_for_dicom_images_only(checkpoint, readable, tmp_
     assert errors["error"].tolist() == [
         "no DICOM result: the file has no StudyInstanceUID, SeriesInstanceUID to refer to"
     ]
-    line = f"1 DICOM result in {run / 'dicom'}; 1 input skipped, because only DICOM files have one"
+    line = f"1 DICOM result in {run / 'dicom'}; 1 image that is not DICOM has none"
     assert line in caplog.messages
     _, again = predict_into(run, f"ckpt={checkpoint}", f"input={folder / 'c.jpg'}")
     assert again == 0

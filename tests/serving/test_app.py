@@ -90,7 +90,7 @@ def test_a_request_without_a_readable_file_has_status_422(client):
     answer = client().post("/v1/predict", files=files(b"text"))
     assert answer.status_code == 422
     assert answer.json()["error"]["problem"] == "not an image"
-    assert answer.json()["error"]["remedy"].startswith("upload one complete radiograph")
+    assert answer.json()["error"]["remedy"].startswith("upload another file: one complete radiograph")
     assert answer.json()["notice"] == NOTICE
 
 
@@ -99,7 +99,10 @@ def test_a_request_without_a_readable_file_has_status_422(client):
     [
         ({"method": "POST", "url": "/v1/predict", "json": {}}, 415, "content type application/json"),
         ({"method": "POST", "url": "/v1/predict"}, 415, "content type missing"),
-        ({"method": "POST", "url": "/v1/predict", "data": {"a": "b"}, "files": {"x": b"y"}}, 400, "has no file"),
+        (
+            {"method": "POST", "url": "/v1/predict", "data": {"a": "b"}, "files": {"x": b"y"}},
+            400, "no file in the field 'files'",
+        ),
         (
             {"method": "POST", "url": "/v1/predict", "content": b"--x",
              "headers": {"content-type": "multipart/form-data"}},
@@ -112,6 +115,7 @@ def test_a_request_without_a_readable_file_has_status_422(client):
             {"method": "POST", "url": "/v1/predict", "files": files(b"x", name="a" * 5000)},
             400, "malformed multipart request",
         ),
+        ({"method": "POST", "url": "/v1/predict?heat=true", "files": files(b"x")}, 400, "unknown parameter 'heat'"),
         ({"method": "GET", "url": "/v1/predict"}, 405, "Method Not Allowed"),
         ({"method": "GET", "url": "/v2"}, 404, "Not Found"),
     ],
@@ -122,6 +126,29 @@ def test_a_wrong_request_has_a_status_and_an_error(client, request_, status, pro
     assert problem in answer.json()["error"]["problem"]
     assert answer.json()["error"]["remedy"]
     assert answer.json()["notice"] == NOTICE
+
+
+def test_the_remedy_of_a_wrong_method_is_the_right_one(client):
+    assert client().get("/v1/predict").json()["error"]["remedy"] == "this address accepts POST"
+
+
+def test_the_interface_is_described_with_every_status(client):
+    described = client().get("/v1/openapi.json").json()["paths"]["/v1/predict"]["post"]["responses"]
+    assert set(described) == {"200", "400", "408", "413", "415", "422", "429", "503"}
+    schema = described["422"]["content"]["application/json"]["schema"]
+    assert set(client().post("/v1/predict", files=files(b"text")).json()) <= set(schema["properties"])
+
+
+@pytest.mark.parametrize(
+    ("storage", "name", "warned"),
+    [("1.2.840.10008.5.1.4.1.1.1.1", "DX", False), ("1.2.840.10008.5.1.4.1.1.2", "CT", True)],
+)
+def test_the_modality_of_a_dicom_file_is_returned_and_warned_of(client, tmp_path, storage, name, warned):
+    file = dicom(tmp_path / "a.dcm", NOISE, SOPClassUID=storage, Modality=name)
+    result, other = client().post("/v1/predict", files=files(file.read_bytes(), png())).json()["results"]
+    assert result["modality"] == name
+    assert (result["warning"] is not None) == warned
+    assert other["modality"] is other["warning"] is None
 
 
 def test_a_request_of_unknown_length_is_not_read_beyond_the_limit(client):

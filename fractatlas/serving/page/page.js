@@ -81,8 +81,9 @@ async function predict(file, article) {
   } catch (error) {
     failed += 1;
     const offline = error instanceof TypeError; // of fetch
-    find(".problem", article).textContent = offline ? "the server does not answer" : error.message;
-    find(".remedy", article).textContent = error.remedy || "repeat the upload";
+    find(".problem", article).textContent = offline ? "the file could not be sent" : error.message;
+    find(".remedy", article).textContent =
+      error.remedy || (offline ? "check that it is not a folder, and that the server runs" : "repeat the upload");
     find(".error", article).hidden = false;
   } finally {
     state.hidden = true;
@@ -122,10 +123,13 @@ async function show(result, threshold, article) {
   find(".calibrated", article).textContent =
     result.probability_calibrated === null ? "not available" : result.probability_calibrated.toFixed(4);
   find(".size", article).textContent = `${result.width} x ${result.height} pixels`;
+  find(".warning", article).textContent = result.warning ? `Check the image: ${result.warning}.` : "";
+  find(".warning", article).hidden = !result.warning;
+  const score = network.box_threshold === null ? "" : network.box_threshold.toFixed(3);
   find(".heat", article).textContent =
     result.boxes === null
       ? "This network has no fracture map. The heatmap is Grad-CAM: it shows what raised the probability, without boxes."
-      : `Fracture map: the probability of a fracture at each place. Boxes have a score of at least ${network.box_threshold.toFixed(3)}.`;
+      : `Fracture map: the probability of a fracture at each place. ${result.boxes.length ? "Boxes have" : "No box has"} a score of at least ${score}.`;
   const boxes = result.boxes || [];
   for (const box of boxes) {
     const row = find(".boxes tbody", article).insertRow();
