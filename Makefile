@@ -13,6 +13,7 @@ IMAGE ?= fractatlas
 TORCH ?= cpu
 READING_TABLE ?= tests/reading.md
 ARGS ?=
+JOBS ?= 1
 # The options of the search on each data set, and the study names that conf/hydra/sweeper/resumable.yaml gives them.
 SEARCHED_fracatlas := model.variant=$(DENSENET)
 SEARCHED_phantom := experiment=demo_densenet
@@ -57,16 +58,16 @@ search: setup  ## Step 2: 15 trials, then the best configuration with three seed
 	$(FRACTATLAS) search $(SEARCHED_$(DATA)) hydra.sweeper.study_name=$(STUDY) $(ARGS)
 	$(FRACTATLAS) plan logs/search/$(STUDY)/refit.yaml
 
-full-results: setup  ## Every table of experiments/ at full size: hours on a GPU; the same command resumes
-	$(FRACTATLAS) plan experiments/01_baseline/full.yaml
+full-results: setup  ## Every table of experiments/ at full size: hours on a GPU (JOBS=6: runs at the same time); the same command resumes
+	for plan in 03_stronger/folds 01_baseline/random 01_baseline/folds 02_hparam_search/reference_points 04_where/choices 04_where/resnet50; do \
+	    $(FRACTATLAS) plan experiments/$$plan.yaml --jobs $(JOBS) || exit; done
 	$(MAKE) search DENSENET=densenet169
-	mkdir -p experiments/02_hparam_search/full
-	cp $(addprefix logs/search/densenet169_fracatlas/,trials.csv trials.md refit/recipes.csv refit/recipes.md) experiments/02_hparam_search/full
+	cp $(addprefix logs/search/densenet169_fracatlas/,trials.csv trials.md) experiments/02_hparam_search/fracatlas_224px
 	$(FRACTATLAS) probe --out experiments/03_stronger/probe \
 	    "model.variant=densenet169 preprocess=imagenet" \
 	    "model.variant=densenet169 preprocess=letterbox preprocess.size=320" \
 	    "model.variant=densenet169 preprocess=letterbox preprocess.size=448"
-	$(FRACTATLAS) plan experiments/03_stronger/full.yaml
+	$(FRACTATLAS) plan experiments/03_stronger/full.yaml --jobs $(JOBS)
 	.venv/bin/jupyter-execute --inplace notebooks/02_results.ipynb
 
 report: setup  ## Compare runs on one page (RUNS="logs/baseline_resnet logs/baseline_densenet")
