@@ -81,6 +81,7 @@ def test_default_search_matches_the_reference_report(tmp_path, phantoms):
         assert counts.max() - counts.min() <= 1
 
 
+@pytest.mark.integration
 def test_search_prints_what_a_person_waits_for(tmp_path, phantoms):
     fake = {"fail": {1: "raise"}, "majority_rate": None}
     arguments = ["hydra.sweeper.n_trials=2", "model.dropout=choice(0.3)"]  # a single choice is not searched
@@ -130,6 +131,7 @@ def test_best_trial_is_written_as_experiment_and_plan(tmp_path, phantoms):
     assert config["callbacks"]["last"]
 
 
+@pytest.mark.integration
 def test_same_command_resumes_until_n_trials(tmp_path, phantoms):
     status, output = sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=2", fake=QUICK)
     assert status == 0, output
@@ -294,6 +296,7 @@ def test_null_is_a_value_and_a_choice_of_a_search(tmp_path, phantoms):
     assert "trainer.gradient_clip_val" in trials
 
 
+@pytest.mark.integration
 @pytest.mark.fault("trials that diverge, raise, run out of memory", "stored with the reason, the search continues")
 def test_failed_trials_are_stored_and_the_search_continues(tmp_path, phantoms):
     fail = {1: "raise", 3: "memory", 4: "nan"}
