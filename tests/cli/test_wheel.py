@@ -64,8 +64,9 @@ def run(*line: str | Path, folder: Path) -> str:
 def test_the_wheel_contains_every_configuration_template_and_module(wheel):
     files = set(zipfile.ZipFile(wheel).namelist())
     conf = {f"fractatlas/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "conf").rglob("*.yaml")}
+    suffixes = (".py", ".jinja", ".typed", ".yaml", ".html", ".css", ".js")
     package = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "fractatlas").rglob("*.*")
-               if path.suffix in (".py", ".jinja", ".typed", ".yaml")}  # fmt: skip
+               if path.suffix in suffixes}  # fmt: skip
     assert {name for name in files if ".dist-info/" not in name} == conf | package
 
 
