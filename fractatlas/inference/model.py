@@ -28,6 +28,7 @@ from fractatlas.models.heatmaps import has_map, with_heatmaps
 
 Radiograph = str | Path | Image.Image
 BOX_THRESHOLD = 0.5  # of a checkpoint that does not store one
+NO_BOX_THRESHOLD = "%s stores no box_threshold, so %g is used"
 UNFINISHED = "%s: training is not finished, so threshold 0.5 is used without calibration; finish it with resume=RUN"
 
 

@@ -28,7 +28,7 @@ from fractatlas.evaluation.operating_point import DEFAULT_OPERATING_POINT
 from fractatlas.evaluation.overlays import annotate, full_heat, overlay
 from fractatlas.inference import dicom_out
 from fractatlas.inference.inputs import Inputs, read_input, read_input_content
-from fractatlas.inference.model import UNFINISHED, Ensemble, Model, load_model
+from fractatlas.inference.model import NO_BOX_THRESHOLD, UNFINISHED, Ensemble, Model, load_model
 from fractatlas.io import atomic_path, write_csv
 from fractatlas.progress_bar import track
 from fractatlas.training.silence_warnings import quieten
@@ -123,7 +123,7 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
             name, probability = f"{len(paths) + row + 1:05d}_{_safe_name(path)}", batch_logits[row].sigmoid().item()
             if config["heatmaps"]:
                 file = run / "overlays" / f"{name}.jpg"
-                write_overlay(file, path, cells, model.preprocess, probability, found, box_threshold)
+                write_overlay(file, draw_overlay(path, cells, model.preprocess, probability, found, box_threshold))
             if config["dicom_out"] and is_dicom(content := read_input_content(path)):
                 drawn = draw_overlay(
                     path, cells, model.preprocess, probability, found, box_threshold, DICOM_SIDE, dicom_out.NOTICE
@@ -163,7 +163,7 @@ def predict(config: dict[str, Any], inputs: Inputs) -> int:
         write_csv(run / "errors.csv", pd.DataFrame(listed_errors, columns=["path", "error"]))
     if finds_boxes:
         if config["box_threshold"] is None and "box_threshold" not in (model.operating_point or {}):
-            log.warning("%s stores no box_threshold, so %g is used", model.checkpoint, model.box_threshold)
+            log.warning(NO_BOX_THRESHOLD, model.checkpoint, model.box_threshold)
         found = np.concatenate([np.zeros((0, 5)), *boxes.values()])
         listed = pd.DataFrame(found, columns=[*CORNERS, "score"]).round(DECIMALS)
         listed.insert(0, "path", [path for path, rows in boxes.items() for _ in rows])
@@ -196,17 +196,8 @@ def _findings(model: Model, logits: Tensor, boxes: np.ndarray | None) -> dicom_o
     )
 
 
-def write_overlay(
-    file: Path,
-    path: str,
-    heat: np.ndarray,
-    preprocess: Preprocess,
-    probability: float,
-    boxes: np.ndarray | None = None,
-    box_threshold: float | None = None,
-) -> None:
+def write_overlay(file: Path, drawn: Image.Image) -> None:
     """Write the result of ``draw_overlay`` to a JPEG ``file``."""
-    drawn = draw_overlay(path, heat, preprocess, probability, boxes, box_threshold)
     with atomic_path(file) as temporary:
         drawn.save(temporary, "JPEG", quality=90)
 

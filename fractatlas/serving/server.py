@@ -13,7 +13,7 @@ import torch
 import uvicorn
 
 from fractatlas.errors import InputError
-from fractatlas.inference.model import UNFINISHED, load_model
+from fractatlas.inference.model import NO_BOX_THRESHOLD, UNFINISHED, load_model
 from fractatlas.serving.app import NOTICE, create_app
 from fractatlas.training.silence_warnings import quieten
 from fractatlas.wording import plural
@@ -44,7 +44,7 @@ def serve(config: dict[str, Any]) -> None:
         if model.operating_point is None:
             log.warning(UNFINISHED, model.checkpoint)
         if model.has_map and config["box_threshold"] is None and "box_threshold" not in (model.operating_point or {}):
-            log.warning("%s stores no box_threshold, so %g is used", model.checkpoint, model.box_threshold)
+            log.warning(NO_BOX_THRESHOLD, model.checkpoint, model.box_threshold)
         host, port = listener.getsockname()[:2]
         if not host.startswith(LOOPBACK):
             log.warning("host=%s: other machines can connect, without encryption and without a password", host)

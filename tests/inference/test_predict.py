@@ -25,7 +25,7 @@ from fractatlas.config.schema import EvaluateConfig, PredictConfig
 from fractatlas.data.image_limits import TRUNCATED, UnreadableError
 from fractatlas.data.transforms import resize_and_crop
 from fractatlas.errors import InputError
-from fractatlas.inference.predict import read_ahead, write_overlay
+from fractatlas.inference.predict import draw_overlay, read_ahead, write_overlay
 from tests.conftest import REPOSITORY
 from tests.data.test_images import dicom, one_colour, saved
 from tests.inference.conftest import predict_into
@@ -93,7 +93,7 @@ def test_the_drawn_heat_is_proportional_to_the_probability(phantoms, tmp_path, p
     heat = np.zeros((2, 2), dtype=np.float32)
     heat[0, 0] = 3
     preprocess = resize_and_crop(resize=64, crop=64, mean=[0.5] * 3, std=[0.5] * 3)
-    write_overlay(file, str(image), heat, preprocess, probability)
+    write_overlay(file, draw_overlay(str(image), heat, preprocess, probability))
     with Image.open(file) as picture:
         assert (np.ptp(np.asarray(picture, dtype=int), axis=2).max() > 40) == coloured
 
@@ -103,7 +103,7 @@ def test_a_fracture_map_is_drawn_in_proportion_to_the_box_threshold(phantoms, tm
     image, file = next((phantoms / "images" / "Fractured").iterdir()), tmp_path / "overlays" / "1.jpg"
     heat = np.array([[0.1, 0.0], [0.0, 0.0]], dtype=np.float32)
     preprocess = resize_and_crop(resize=64, crop=64, mean=[0.5] * 3, std=[0.5] * 3)
-    write_overlay(file, str(image), heat, preprocess, 0.9, np.zeros((0, 5)), box_threshold)
+    write_overlay(file, draw_overlay(str(image), heat, preprocess, 0.9, np.zeros((0, 5)), box_threshold))
     with Image.open(file) as picture:
         radiograph = np.asarray(picture, dtype=int)[:512]
     assert (np.ptp(radiograph, axis=2).max() > 40) == coloured
@@ -176,10 +176,11 @@ def test_boxes_of_an_earlier_call_are_deleted_and_networks_without_a_map_write_n
 def test_grad_cam_of_a_network_with_a_map_is_drawn_on_request_without_boxes(checkpoint, squares, tmp_path, monkeypatch):
     drawn = {}
 
-    def record(file, path, heat, preprocess, probability, boxes, box_threshold):
+    def record(path, heat, preprocess, probability, boxes, box_threshold):
         drawn[Path(path).name] = (heat, boxes)
+        return draw_overlay(path, heat, preprocess, probability, boxes, box_threshold)
 
-    monkeypatch.setattr("fractatlas.inference.predict.write_overlay", record)
+    monkeypatch.setattr("fractatlas.inference.predict.draw_overlay", record)
     predict_into(tmp_path, f"ckpt={checkpoint}", f"input={squares}", "heatmaps=true", "gradcam=true")
     assert not (tmp_path / "boxes.csv").exists()
     shapes = {name: (heat.shape, boxes) for name, (heat, boxes) in drawn.items()}
