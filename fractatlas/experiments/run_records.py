@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fractatlas.config.overrides import recorded_settings
+from fractatlas.config.overrides import NOT_COMPARED, recorded_settings
 from fractatlas.config.validation import differences
 from fractatlas.errors import InputError
 from fractatlas.evaluation import detection, localisation
@@ -76,8 +76,8 @@ class RunRecord:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the training by dotted key."""
-        return self.facts["settings"]
+        """The settings of the training by dotted key, without ``NOT_COMPARED``, which grows with the code."""
+        return {key: value for key, value in self.facts["settings"].items() if not key.startswith(NOT_COMPARED)}
 
     @property
     def point(self) -> dict[str, Any]:

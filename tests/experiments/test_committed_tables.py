@@ -10,6 +10,7 @@ import pytest
 from fractatlas.evaluation.bootstrap import bootstrap_weights
 from fractatlas.evaluation.metrics import resampled
 from fractatlas.evaluation.predictions_table import read_predictions
+from fractatlas.experiments import plan as plan_module
 from fractatlas.experiments import plan_tables
 from fractatlas.experiments.plan import read_plan, run_plan
 from fractatlas.experiments.run_records import folder_name
@@ -44,6 +45,17 @@ def test_scores_of_earlier_versions_follow_from_the_predictions(folder):
 def test_experiments_have_records_or_predictions_of_an_earlier_version():
     assert {"03_stronger/cpu_224px", "06_precision/cpu_128px"} <= {*map(name_of, EARLIER)}
     assert {"01_baseline/random", "03_stronger/folds"} <= {*map(name_of, RECORDED)}
+
+
+@pytest.mark.parametrize("folder", RECORDED, ids=name_of)
+def test_a_plan_does_not_train_runs_with_a_committed_record(folder, tmp_path, monkeypatch):
+    missing = []
+    monkeypatch.setattr(plan_module, "finish_runs", lambda runs, *arguments: missing.extend(runs))
+    monkeypatch.setattr(plan_tables.PlanTables, "write", lambda *arguments: True)
+    run_plan(folder.with_suffix(".yaml"), folder, tmp_path)
+    plan = read_plan(folder.with_suffix(".yaml"))
+    total = len(plan.names) * len(plan.seeds) * len(plan.test_folds)
+    assert len(missing) == total - len([*(folder / "predictions").glob("*.json")])
 
 
 def is_small(folder: Path) -> bool:
