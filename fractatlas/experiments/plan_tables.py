@@ -13,6 +13,7 @@ from fractatlas.experiments.pooling import Folds
 from fractatlas.experiments.run_records import folder_name
 from fractatlas.wording import plural
 
+ALL_PAIRS = 5  # the largest number of recipes that are all compared with each other
 Recorded = Mapping[str, Sequence[Folds]]  # for each name and seed, the records of the finished folds
 
 
@@ -121,7 +122,7 @@ class PlanTables:
         first, *others = self.variants or [""]
         pairs: list[tuple[str, str, Sequence[str]]] = [
             *((first, name, result_tables.SUBSETS[:1]) for name in others),
-            *((*pair, result_tables.SUBSETS) for pair in itertools.combinations(self.recipes, 2)),
+            *((*pair, result_tables.SUBSETS) for pair in self._compared_recipes()),
         ]
         rows = [
             row
@@ -134,6 +135,13 @@ class PlanTables:
         ]  # fmt: skip
         if rows:
             result_tables.write_differences(self.out, pd.DataFrame(rows), note)
+
+    def _compared_recipes(self) -> list[tuple[str, str]]:
+        """Return all pairs of recipes; of more than ``ALL_PAIRS``, the first with each other one."""
+        if len(self.recipes) <= ALL_PAIRS:
+            return [*itertools.combinations(self.recipes, 2)]
+        first, *others = self.recipes
+        return [(first, name) for name in others]
 
     def _once(
         self, key: Hashable, records: Iterable[Sequence[Folds]], compute: Callable[..., Any], *arguments: Any

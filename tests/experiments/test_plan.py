@@ -341,6 +341,12 @@ def test_recipes_with_some_of_the_folds_are_pooled_over_these_and_compared(
     assert "1 network, 1 for each seed" in card
 
 
+def test_more_than_five_recipes_are_compared_with_the_first_only(write_plan, run):
+    out = run(write_plan(seeds=[0], recipes={name: [] for name in "ABCDEF"}))
+    pairs = pd.read_csv(out / "differences.csv")[["first", "second"]].drop_duplicates().to_numpy().tolist()
+    assert pairs == [["A", name] for name in "BCDEF"]
+
+
 def test_variants_are_scored_on_validation_and_compared_with_the_first(write_plan, run, commands, tmp_path):
     variants = {"start": ["optimizer.lr=0.1"], "better": ["optimizer.lr=0.3"], "worse": ["optimizer.lr=0.02"]}
     out = run(write_plan(seeds=[0, 1], variants=variants, recipes={"A": [], "B": ["optimizer.lr=0.1"]}))
