@@ -329,6 +329,12 @@ class YoudenThreshold(Partial):
     _target_: Literal["fractatlas.evaluation.operating_point.youden"]
 
 
+class AccuracyThreshold(Partial):
+    """Choose the threshold that maximises the accuracy on the validation subset."""
+
+    _target_: Literal["fractatlas.evaluation.operating_point.highest_accuracy"]
+
+
 class SensitivityThreshold(Partial):
     """Choose the highest threshold that reaches ``sensitivity`` on the validation subset."""
 
@@ -521,7 +527,7 @@ Logger = Annotated[
     Discriminator(_logger_schema),
     EXTENSIBLE,
 ]
-Threshold = Annotated[FixedThreshold | YoudenThreshold | SensitivityThreshold, _BY_TARGET]
+Threshold = Annotated[FixedThreshold | AccuracyThreshold | YoudenThreshold | SensitivityThreshold, _BY_TARGET]
 
 
 class TrainConfig(Strict):

@@ -33,6 +33,13 @@ def youden(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return midpoint_below(scores, int(np.argmax(sensitivity + specificity)))
 
 
+def highest_accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the threshold of maximal accuracy among those that classify at least one image as fractured."""
+    scores, sensitivity, specificity = _curve(labels, probabilities)
+    share = labels.mean()
+    return midpoint_below(scores, int(np.argmax(share * sensitivity + (1 - share) * specificity)))
+
+
 def target_sensitivity(labels: np.ndarray, probabilities: np.ndarray, *, sensitivity: float) -> float:
     """Return the highest threshold whose sensitivity is at least ``sensitivity``."""
     scores, reached, _ = _curve(labels, probabilities)

@@ -155,6 +155,7 @@ def describe_decision(point: dict[str, Any]) -> str:
     rule = {
         "fixed": "fixed",
         "default": "the default",
+        "highest_accuracy": "the highest accuracy on the validation subset",
         "youden": "the largest sensitivity + specificity on the validation subset",
         "target_sensitivity": "the highest that reaches the wanted sensitivity on the validation subset",
     }.get(point["rule"], point["rule"])

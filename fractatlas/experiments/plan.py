@@ -1,7 +1,7 @@
 """Run a plan: train, score and tabulate the runs of an experiment.
 
 A plan is a YAML file with ``seeds``, ``common`` (options of ``fractatlas train`` for every run), ``config_dir`` (a
-folder with more configuration files, relative to the plan), ``folds``, and at least one of
+folder with more configuration files, relative to the plan), ``folds``, ``threshold``, and at least one of
 
 - ``recipes``: names with options. Each is trained with every seed; the test subset is scored once for each run.
 - ``variants``: names with options. Each is trained with every seed, scored on the validation subset, and compared with
@@ -10,7 +10,8 @@ folder with more configuration files, relative to the plan), ``folds``, and at l
   lowers the mean validation AUROC over the seeds. The test subset is not used.
 
 With ``folds``, each recipe, variant and step is trained once for each seed and fold of ``split=kfold``, and scores are
-those of all folds together.
+those of all folds together. With ``threshold``, the decision thresholds of all runs are chosen by this rule, on the
+validation predictions in their records.
 
 The runs are in ``logs/plans/<experiment>/<plan>/<name>/seed_<n>`` (with folds, ``seed_<n>_fold_<i>``), where
 ``<experiment>`` is the name of the plan's folder; repeat the command to resume them. Tables and figures are in the
@@ -23,6 +24,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +42,7 @@ from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.experiments.plan_tables import PlanTables, unfinished
 from fractatlas.experiments.run_records import (
     RunRecord,
+    choose_threshold,
     collect,
     folder_name,
     read_images,
@@ -53,15 +56,16 @@ from fractatlas.experiments.train_and_score import Run, compared_settings, finis
 
 log = logging.getLogger(__name__)
 DEFAULTS: dict[str, Any] = {
-    "folds": None, "config_dir": "", "common": [], "recipes": {}, "variants": {}, "steps": {}
+    "folds": None, "threshold": None, "config_dir": "", "common": [], "recipes": {}, "variants": {}, "steps": {}
 }  # fmt: skip
 
 
 class Plan(Strict):
-    """The contents of a plan's file; ``config_dir`` is absolute, or empty."""
+    """The contents of a plan's file; ``config_dir`` is absolute, or empty, ``threshold`` a choice of this group."""
 
     seeds: list[Count]
     folds: Annotated[int, Interval(ge=3, le=100)] | None
+    threshold: str | None
     config_dir: str
     common: list[str]
     recipes: dict[str, list[str]]
@@ -124,6 +128,11 @@ def read_plan(path: Path) -> Plan:
         mark = getattr(error, "problem_mark", None)
         reason = f"line {mark.line + 1}: {getattr(error, 'problem', '')}" if mark else getattr(error, "strerror", None)
         raise InputError(f"{path}: {reason or 'not a plan; should be YAML with seeds and recipes'}") from None
+    if plan.threshold:
+        try:
+            compose_config([f"threshold={plan.threshold}"])
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
     if plan.config_dir:
         folder = path.absolute().parent / plan.config_dir
         if not folder.is_dir():
@@ -245,6 +254,11 @@ class PlanRuns:
         self.plan, self.records, self.logs = plan, records, logs
         self.read: dict[str, RunRecord] = {}  # by the start of the names of its files
 
+    @cached_property
+    def _rule(self) -> dict[str, Any] | None:
+        """The configuration of the rule for the threshold; ``None`` for that of each run."""
+        return compose_config([f"threshold={self.plan.threshold}"])["threshold"] if self.plan.threshold else None
+
     def of(self, name: str, options: Sequence[str] = ()) -> list[Run]:
         """Return the runs of a recipe, variant or step, with the folds of each seed after each other.
 
@@ -323,6 +337,8 @@ class PlanRuns:
         found = {run: record for run in self.of(name) if (record := self._find(run))}
         if found:
             require_equal_settings(list(found.values()), [_file(run) for run in found])
+        if rule := self._rule:
+            found = {run: choose_threshold(record, rule) for run, record in found.items()}
         return [[record for run, record in found.items() if run.seed == seed] for seed in self.plan.seeds]
 
     def _find(self, run: Run) -> RunRecord | None:

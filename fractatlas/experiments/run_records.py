@@ -15,7 +15,7 @@ step, its seed and its fold:
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -23,13 +23,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from hydra.utils import instantiate
 
 from fractatlas.config.overrides import NOT_COMPARED, recorded_settings
 from fractatlas.config.validation import differences
 from fractatlas.errors import InputError
 from fractatlas.evaluation import detection, localisation
 from fractatlas.evaluation.candidates import COLUMNS
+from fractatlas.evaluation.external_predictions import ALLOWED_RULES
 from fractatlas.evaluation.localisation import SHORTER_SIDE
+from fractatlas.evaluation.operating_point import choose_operating_point
 from fractatlas.evaluation.predictions_table import read_predictions
 from fractatlas.evaluation.run_folder import RunFolder
 from fractatlas.evaluation.strata import FILE_COLUMNS, RECORD_COLUMNS
@@ -241,6 +244,21 @@ def read_record(folder: Path, name: str) -> RunRecord:
     if detected:
         candidates = read_csv(folder / f"{name}_candidates.csv.gz", CANDIDATE_COLUMNS, remedy, dtype=text)
     return RunRecord(facts, read_predictions(folder / f"{name}.csv"), boxes, candidates)
+
+
+def choose_threshold(record: RunRecord, rule: Mapping[str, Any]) -> RunRecord:
+    """Return a record whose threshold is chosen again, on its validation predictions.
+
+    Args:
+        record: of a run.
+        rule: the configuration of the rule, as in the group ``threshold``.
+    """
+    name = rule["_target_"].rpartition(".")[2]
+    chosen = choose_operating_point(record.tables["val"], instantiate(rule, _execution_whitelist_=ALLOWED_RULES), name)
+    kept = {key: value for key, value in record.settings.items() if not key.startswith("threshold.")}
+    settings = kept | {f"threshold.{key}": value for key, value in rule.items()}
+    point = record.point | {key: chosen[key] for key in ("rule", "threshold")}
+    return replace(record, facts=record.facts | {"settings": settings, "operating_point": point})
 
 
 def require_equal_settings(records: Sequence[RunRecord], names: Sequence[str]) -> None:

@@ -89,7 +89,7 @@ def test_resuming_the_folder_of_a_grid_or_search_is_refused_with_the_remedy(tmp_
          "data=[mura,grazpedwri]: one choice is needed; for several data sets, export each (fractatlas data export), "
          "then use their tables: data=table data.table=[a.csv,b.csv]"),
         (["threshold=0.4"],
-         "threshold=0.4: no such choice; the choices are fixed, sensitivity, youden; "
+         "threshold=0.4: no such choice; the choices are accuracy, fixed, sensitivity, youden; "
          "a value is set with threshold.value=0.4"),
         (["optimizer=7"], "optimizer=7: no such choice; the choices are adam, adamw, sgd"),
         (["-m", "optimizer=7,8"], "optimizer=7,8: no such choice; the choices are adam, adamw, sgd"),

@@ -4,13 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, log_loss, recall_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, recall_score
 
 from fractatlas.evaluation.operating_point import (
     DEFAULT_OPERATING_POINT,
     calibrate,
     choose_operating_point,
     fixed,
+    highest_accuracy,
     target_sensitivity,
     temperature,
     youden,
@@ -30,6 +31,18 @@ def test_youdens_threshold_has_the_highest_balanced_accuracy(validation):
     chosen = balanced_accuracy_score(labels, probabilities >= youden(labels, probabilities))
     others = [balanced_accuracy_score(labels, probabilities >= score) for score in probabilities]
     assert chosen == pytest.approx(max(others))
+
+
+def test_the_accuracy_is_highest_at_its_threshold(validation):
+    labels, probabilities = validation["label"].to_numpy(), validation["probability"].to_numpy()
+    chosen = accuracy_score(labels, probabilities >= highest_accuracy(labels, probabilities))
+    assert chosen == pytest.approx(max(accuracy_score(labels, probabilities >= score) for score in probabilities))
+    assert chosen > max(1 - labels.mean(), accuracy_score(labels, probabilities >= youden(labels, probabilities)))
+
+
+def test_the_highest_accuracy_is_not_that_of_always_answering_not_fractured():
+    labels, probabilities = np.array([1, 0, 0, 0, 0]), np.array([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert (probabilities >= highest_accuracy(labels, probabilities)).tolist() == [False] * 4 + [True]
 
 
 @pytest.mark.parametrize("target", [0.5, 0.9, 1.0])

@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from fractatlas.config.overrides import compose_config
 from fractatlas.errors import InputError
 from fractatlas.evaluation import bootstrap, paired_comparison
+from fractatlas.evaluation.operating_point import calibrate
 from fractatlas.experiments import plan as plan_module
 from fractatlas.experiments import pooled_folder, result_tables, train_and_score
 from fractatlas.experiments.plan import check_options, read_plan, run_plan
@@ -341,6 +342,31 @@ def test_recipes_with_some_of_the_folds_are_pooled_over_these_and_compared(
     assert "1 network, 1 for each seed" in card
 
 
+def test_a_plan_chooses_thresholds_again_from_the_validation_predictions(write_plan, run, commands):
+    content = {"seeds": [1], "folds": 3, "recipes": {"A": ["optimizer.lr=0.1"]}}
+    out = run(write_plan(**content))
+    fixed, count = pd.read_csv(out / "runs.csv"), len(commands)
+    run(write_plan(**content, threshold="accuracy"))
+    assert len(commands) == count
+    chosen = pd.read_csv(out / "runs.csv")
+    assert set(fixed["threshold"]) == {0.5}
+    for row in chosen[chosen["fold"].notna()].itertuples():
+        table = pd.read_csv(out / "predictions" / f"a_seed_1_fold_{row.fold:.0f}.csv")
+        accuracies = {
+            score: ((table["probability"] >= score) == table["label"])[table["split"] == "val"].mean()
+            for score in table.loc[table["split"] == "val", "probability"]
+        }
+        if row.subset == "val":
+            assert row.accuracy == pytest.approx(max(accuracies.values()))
+        decided = table[table["split"] == row.subset]
+        probability = calibrate(decided["probability"], 1.0 + row.fold)
+        assert row.accuracy == pytest.approx(((probability >= row.threshold) == decided["label"]).mean())
+    columns = ["auroc", "average_precision"]
+    pd.testing.assert_frame_equal(chosen[columns], fixed[columns])
+    with pytest.raises(InputError, match=r"small.yaml: threshold=best: no such choice; the choices are accuracy, fix"):
+        run(write_plan(**content, threshold="best"))
+
+
 def test_more_than_five_recipes_are_compared_with_the_first_only(write_plan, run):
     out = run(write_plan(seeds=[0], recipes={name: [] for name in "ABCDEF"}))
     pairs = pd.read_csv(out / "differences.csv")[["first", "second"]].drop_duplicates().to_numpy().tolist()
@@ -464,7 +490,7 @@ def test_output_folder_that_cannot_be_created_is_reported_before_training(write_
         ("seeds: [x]\nrecipes: {A: []}", "seeds.0"),
         (
             "seeds: [0]\nrecipe: {A: []}",
-            "recipe: unknown key; a plan has seeds, folds, config_dir, common, recipes, variants, steps",
+            "recipe: unknown key; a plan has seeds, folds, threshold, config_dir, common, recipes, variants, steps",
         ),
         ("seeds: [0]\nfolds: 2\nrecipes: {A: []}", "folds: Input should be greater than or equal to 3"),
         ("seeds: [0]\nfolds: 5\nrecipes: {A: [split.fold=1]}", "split.fold=1: remove it, or remove folds"),
