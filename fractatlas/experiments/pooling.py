@@ -3,10 +3,14 @@
 Probabilities of different networks are comparable after calibration only. Pooled tables therefore contain calibrated
 probabilities, each with the temperature of its own network, and the threshold of its own network on the same scale
 (``fold_threshold``). Temperatures and thresholds were chosen on the validation subset of each fold.
+
+The scores of candidate boxes are not calibrated. Pooled over folds, a score is replaced by the rate of false alarms of
+its fold at this score, with a minus sign. The FROC curve is then the average of the folds' curves at equal rates of
+false alarms (vertical averaging; Fawcett, An Introduction to ROC Analysis, Pattern Recognition Letters 27:861, 2006).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +36,8 @@ class Pooled:
         threshold: the smallest probability that is classified as fractured; pooled over folds, the mean of their
             thresholds, for display only.
         boxes: ``run_records.BOX_COLUMNS``; empty without heatmaps.
-        candidates: ``run_records.CANDIDATE_COLUMNS``; empty without the heatmaps of all images.
+        candidates: ``run_records.CANDIDATE_COLUMNS``; empty without the heatmaps of all images. Pooled over folds,
+            scores of boxes and candidates are minus the false alarms per image at this score.
         detected: whether the heatmaps of all images were scored.
     """
 
@@ -87,7 +92,22 @@ def pool(folds: Folds, subset: str) -> Pooled:
         probability = calibrate(record.tables[subset]["probability"], temperature)
         tables.append(_plain(record.tables[subset]).assign(probability=probability, fold_threshold=threshold))
         thresholds.append(threshold)
-    return _join(folds, subset, tables, thresholds)
+    return _join([_by_false_alarms(record, subset) for record in folds], subset, tables, thresholds)
+
+
+def _by_false_alarms(record: RunRecord, subset: str) -> RunRecord:
+    """Replace the scores of boxes and candidates of a subset by minus the false alarms per image at this score."""
+    boxes, candidates = (table[table["split"] == subset] for table in (record.boxes, record.candidates))
+    every = np.sort(candidates["score"].to_numpy(dtype=np.float64))
+    alarms = np.sort(candidates.loc[candidates["in_box"] == 0, "score"].to_numpy(dtype=np.float64))
+
+    def rates(scores: pd.Series) -> pd.Series:
+        count = len(alarms) - np.searchsorted(alarms, scores, side="left")
+        above = len(every) - np.searchsorted(every, scores, side="right")  # keeps the order at equal rates
+        return pd.Series(-count / len(record.tables[subset]) - 1e-9 * above, scores.index).where(scores.notna())
+
+    boxes, candidates = (table.assign(score=rates(table["score"])) for table in (boxes, candidates))
+    return replace(record, boxes=boxes, candidates=candidates)
 
 
 def ensemble(seeds: Sequence[Folds]) -> dict[str, Pooled]:

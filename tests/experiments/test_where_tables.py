@@ -5,7 +5,8 @@ import pytest
 
 from fractatlas.data.sources.fracatlas import BODY_PARTS
 from fractatlas.evaluation.detection import FALSE_ALARMS
-from fractatlas.experiments.run_records import read_images
+from fractatlas.experiments.pooling import pool
+from fractatlas.experiments.run_records import RunRecord, read_images
 from fractatlas.experiments.where_tables import score_located, write_located
 
 
@@ -77,3 +78,39 @@ def test_without_the_heatmaps_of_all_images_there_is_the_pointing_game_only(kept
     assert table["n"].iloc[0] == kept[0].boxes.query("split == 'test'")["image_id"].nunique()
     assert "FROC" not in (tmp_path / "where.md").read_text()
     assert not (tmp_path / "froc.png").exists()
+
+
+def as_fold(record: RunRecord, fold: int, scale: float) -> RunRecord:
+    """Return a record of a fold with the same images under other names, whose candidates have scaled scores."""
+    named = (table.assign(image_id=f"{fold}" + table["image_id"]) for table in (record.boxes, record.candidates))
+    boxes, candidates = (table.assign(score=table["score"] * scale) for table in named)
+    predictions = record.predictions.assign(**{
+        name: f"{fold}" + record.predictions[name].astype(str) for name in ("image_id", "group")
+    })  # fmt: skip
+    settings = record.facts["settings"] | {"split.folds": 2}
+    return RunRecord(record.facts | {"fold": fold, "settings": settings}, predictions, boxes, candidates)
+
+
+def test_folds_are_averaged_at_equal_rates_of_false_alarms_whatever_the_scale_of_their_scores(kept):
+    record = kept[0]
+    one, two, scaled = (
+        score_located("A", [[as_fold(record, fold, scale) for fold, scale in enumerate(scales)]], ["test"])
+        for scales in ((1.0,), (1.0, 1.0), (1.0, 1e-3))
+    )
+    for name in (*(f"froc_{rate}" for rate in FALSE_ALARMS), "ap_30", "ap_50"):
+        assert two.rows[0][name] == pytest.approx(one.rows[0][name], abs=0.02)
+        assert scaled.rows[0][name] == pytest.approx(two.rows[0][name])
+    assert 0 < one.rows[0]["froc_4"] < 1
+
+
+def test_the_order_within_a_fold_is_kept(kept):
+    record = kept[0]
+    pooled = pool([as_fold(record, 0, 1.0)], "test")
+    before = record.candidates.query("split == 'test'")["score"]
+    assert (pooled.candidates["score"].rank().to_numpy() == before.rank().to_numpy()).all()
+    alarms = int((record.candidates.query("split == 'test'")["in_box"] == 0).sum())
+    images = record.predictions.query("split == 'test'")["image_id"].nunique()
+    assert pooled.candidates["score"].min() >= -alarms / images - 1e-5
+    found = record.boxes.query("split == 'test'")["score"]
+    assert (pooled.boxes["score"].isna().to_numpy() == found.isna().to_numpy()).all()
+    assert pooled.boxes["score"].max() <= 0
