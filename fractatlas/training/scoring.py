@@ -26,6 +26,7 @@ from fractatlas.models.heatmaps import compute_heatmaps, write_heatmaps
 from fractatlas.progress_bar import track, waiting
 
 log = logging.getLogger(__name__)
+CODE = (":/fractatlas", ":/conf")  # paths of the repository whose changes make the commit dirty
 
 
 def predict_subset(
@@ -200,10 +201,17 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Return the git commit of this package, with ``-dirty`` after changes; ``unknown`` without git or repository."""
-    command = ["git", "describe", "--always", "--dirty"]
+    """Return the git commit of this package; ``unknown`` without git or repository.
+
+    ``-dirty`` is appended if the code or its configuration was changed. Other files do not count, because a plan writes
+    its tables into the repository.
+    """
+    described, changes = ["git", "describe", "--always"], ["git", "diff", "--quiet", "HEAD", "--", *CODE]
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        commit, changed = (
+            subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+            for command in (described, changes)
+        )
     except OSError:  # git is not installed, as in many containers
         return "unknown"
-    return done.stdout.strip() or "unknown"
+    return (commit.stdout.strip() or "unknown") + ("-dirty" if changed.returncode == 1 else "")

@@ -1,4 +1,5 @@
 import json
+import subprocess
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -23,6 +24,25 @@ def test_heatmaps_of_a_network_trained_on_labels_point_at_the_fracture(tmp_path)
     # Measured: hit 0.35 [0.25, 0.44], centre 0.07, chance 0.008; share 0.055, chance 0.008.
     assert scores["hit_minus_centre"]["low"] > 0.05
     assert scores["share"]["low"] > 3 * scores["share_chance"]["value"]
+
+
+@pytest.mark.parametrize(("file", "dirty"), [("fractatlas/code.py", "-dirty"), ("experiments/table.md", "")])
+def test_the_commit_is_dirty_after_a_change_of_the_code(file, dirty, tmp_path, monkeypatch):
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", *arguments]
+        return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout.strip()
+
+    for name in ("fractatlas/code.py", "experiments/table.md", "conf/a.yaml"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("a\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "a")
+    commit = git("rev-parse", "--short", "HEAD")
+    monkeypatch.setattr(scoring, "__file__", str(tmp_path / "fractatlas" / "scoring.py"))
+    assert scoring._versions()["commit"] == commit
+    (tmp_path / file).write_text("b\n")
+    assert scoring._versions()["commit"] == commit + dirty
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch):
