@@ -5,6 +5,7 @@ few images and near 0 and 1, and have no width if a value is the same in all sam
 have at least the width of an interval for small counts.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,9 +39,14 @@ def bootstrap_weights(groups: Sequence[Any] | pd.Series, resamples: int = RESAMP
     codes = pd.factorize(np.asarray(groups, dtype=object))[0]
     count = codes.max() + 1
     resamples = min(resamples, max(MIN_RESAMPLES, MAX_CELLS // len(codes)))
+    return np.vstack([np.ones(len(codes)), _draw(count, resamples, seed)[:, codes]]).astype(np.float64)
+
+
+@functools.lru_cache(maxsize=8)
+def _draw(groups: int, resamples: int, seed: int) -> np.ndarray:
+    """Return how often each group is in each bootstrap sample: int32 (resamples, groups), not to be changed."""
     generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(count, np.full(count, 1 / count), size=resamples)[:, codes]
-    return np.vstack([np.ones(len(codes)), drawn]).astype(np.float64)
+    return generator.multinomial(groups, np.full(groups, 1 / groups), size=resamples).astype(np.int32)
 
 
 def interval(values: np.ndarray, at_least: tuple[float, float] | None = None) -> Score | None:

@@ -10,7 +10,7 @@ interpolation of ``pycocotools``.
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from fractatlas.evaluation.bootstrap import (
     without_interval,
 )
 from fractatlas.evaluation.candidates import CORNERS, MOST
-from fractatlas.evaluation.metrics import MIN_GROUPS, weights_by_score
+from fractatlas.evaluation.metrics import MIN_GROUPS, weights_above
 from fractatlas.evaluation.operating_point import midpoint_below
 from fractatlas.wording import plural
 
@@ -51,6 +51,21 @@ class Detections:
     images: pd.DataFrame
     candidates: pd.DataFrame
     boxes: pd.DataFrame
+    _bootstrapped: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict, repr=False, compare=False)
+
+    def bootstrapped(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the scores in bootstrap samples of the groups; they are computed once.
+
+        Args:
+            seed: of the bootstrap.
+
+        Returns:
+            The sensitivity at ``FALSE_ALARMS`` and ``CURVE``, (b, 66), and the AP at each of ``IOUS``, (b, 2).
+        """
+        if seed not in self._bootstrapped:
+            weights = bootstrap_weights(self.images["group"], seed=seed)
+            self._bootstrapped[seed] = _resample(self, weights, np.r_[[*FALSE_ALARMS.values()], CURVE])
+        return self._bootstrapped[seed]
 
     def by_score(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return sensitivity and false alarms per image at each distinct score.
@@ -69,10 +84,10 @@ class Detections:
         labels = np.arange(len(rows)) < len(found)
         if not len(rows):
             return np.zeros(0), np.zeros((len(weights), 0)), np.zeros((len(weights), 0))
-        hits, misses = weights_by_score(labels, scores, weights[:, rows])
+        hits, misses, _ = weights_above(labels, scores, weights, rows)
         with np.errstate(invalid="ignore"):  # 0 / 0 in samples without a box
-            sensitivity = np.cumsum(hits, axis=1) / self.box_weights(weights)[:, None]
-        return np.unique(scores)[::-1], sensitivity, np.cumsum(misses, axis=1) / weights.sum(axis=1, keepdims=True)
+            sensitivity = hits / self.box_weights(weights)[:, None]
+        return np.unique(scores)[::-1], sensitivity, misses / weights.sum(axis=1, keepdims=True)
 
     def box_weights(self, weights: np.ndarray) -> np.ndarray:
         """Return how many boxes the images of each row of ``weights`` (b, n) have: (b,)."""
@@ -143,10 +158,10 @@ def score(detections: Detections, box_threshold: float | None = None, seed: int 
         undefined score is ``None``.
     """
     images, boxes = detections.images, detections.boxes
-    weights = bootstrap_weights(images["group"], seed=seed)
-    scores = _mean_scores([detections], weights)
+    scores = mean_score([detections], seed)
     if box_threshold is None:
         return scores
+    weights = bootstrap_weights(images["group"], seed=seed)
     negative, groups = images["label"].to_numpy() == 0, _groups(detections)
     counted = detections.candidates.loc[detections.candidates["score"] >= box_threshold, "row"]
     alarms = np.bincount(counted.astype(int), minlength=len(images))
@@ -170,13 +185,8 @@ def mean_score(several: Sequence[Detections], seed: int = 0) -> dict[str, Any]:
         several: the detections of each network, of the same images and boxes.
         seed: of the bootstrap.
     """
-    return _mean_scores(several, bootstrap_weights(several[0].images["group"], seed=seed))
-
-
-def _mean_scores(several: Sequence[Detections], weights: np.ndarray) -> dict[str, Any]:
     first = several[0]
-    rates = np.r_[[*FALSE_ALARMS.values()], CURVE]
-    each = [_resample(detections, weights, rates) for detections in several]
+    each = [detections.bootstrapped(seed) for detections in several]
     reached, precision = (np.mean(values, axis=0) for values in zip(*each, strict=True))
     box_groups, _ = _groups(first)
     froc = zip(FALSE_ALARMS, reached.T[: len(FALSE_ALARMS)], strict=True)
@@ -226,7 +236,7 @@ def _resample(detections: Detections, weights: np.ndarray, rates: np.ndarray) ->
     for start in range(0, len(weights), size):
         block = weights[start : start + size]
         sensitivity.append(_sensitivity_at(detections, block, rates))
-        precision.append(np.stack([_average_precision(detections, order, of, block) for of in matched], axis=1))
+        precision.append(_average_precision(detections, order, matched, block))
     return np.concatenate(sensitivity), np.concatenate(precision)
 
 
@@ -303,15 +313,20 @@ def to_coco(detections: Detections) -> tuple[Any, Any]:
 
 
 def _average_precision(
-    detections: Detections, order: np.ndarray, matched: np.ndarray, weights: np.ndarray
+    detections: Detections, order: np.ndarray, matched: Sequence[np.ndarray], weights: np.ndarray
 ) -> np.ndarray:
-    """Return the mean of the interpolated precision at ``RECALLS``, weighted by image: (b,), NaN without a box."""
+    """Return the mean of the interpolated precision at ``RECALLS``, weighted by image: (b, 2), NaN without a box."""
     boxes = detections.box_weights(weights)
-    drawn = weights[:, detections.candidates["row"].to_numpy(dtype=int)[order]]
-    tp, fp = np.cumsum(drawn * matched, axis=1), np.cumsum(drawn * ~matched, axis=1)
-    precision = tp / np.maximum(tp + fp, np.spacing(1))
-    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # the highest at this recall or above
-    precision = np.c_[precision, np.zeros(len(weights))]  # beyond the highest recall
-    recall = tp / np.maximum(boxes, np.spacing(1))[:, None]
-    index = np.stack([np.searchsorted(row, RECALLS, side="left") for row in recall])
-    return np.where(boxes > 0, np.take_along_axis(precision, index, axis=1).mean(axis=1), np.nan)
+    drawn = np.take(weights, detections.candidates["row"].to_numpy(dtype=int)[order], axis=1)
+    every = np.cumsum(drawn, axis=1)
+    columns = []
+    for of in matched:
+        # The interpolated precision is the highest at this recall or above, which is always that of a match.
+        tp = np.cumsum(np.compress(of, drawn, axis=1), axis=1)
+        precision = tp / np.maximum(np.compress(of, every, axis=1), np.spacing(1))
+        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        precision = np.c_[precision, np.zeros(len(weights))]  # beyond the highest recall
+        recall = tp / np.maximum(boxes, np.spacing(1))[:, None]
+        index = np.stack([np.searchsorted(row, RECALLS, side="left") for row in recall])
+        columns.append(np.where(boxes > 0, np.take_along_axis(precision, index, axis=1).mean(axis=1), np.nan))
+    return np.stack(columns, axis=1)

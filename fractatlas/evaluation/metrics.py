@@ -43,13 +43,16 @@ def evaluate(table: pd.DataFrame, threshold: float = 0.5, weights: np.ndarray | 
         ``high``, and the ``reason``.
     """
     weights = bootstrap_weights(table["group"]) if weights is None else weights
+    return {**count(table), "threshold": threshold, **intervals(table, threshold, weights)}
+
+
+def count(table: pd.DataFrame) -> dict[str, Any]:
+    """Return ``n, positives`` and ``majority_rate`` of a table with ``label``."""
     positives = int(table["label"].sum())
     return {
         "n": len(table),
         "positives": positives,
         "majority_rate": max(positives, len(table) - positives) / len(table),
-        "threshold": threshold,
-        **intervals(table, threshold, weights),
     }
 
 
@@ -213,16 +216,22 @@ def ranking_metrics(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray)
     Returns:
         For each metric, (b,); NaN if all labels are equal.
     """
-    positives, negatives = weights_by_score(labels, scores, weights)
-    tp, fp = np.cumsum(positives, axis=1), np.cumsum(negatives, axis=1)
+    tp, fp, is_reached = weights_above(labels, scores, weights)
     fractured, others = tp[:, -1], fp[:, -1]
+    # Each metric is a sum or a maximum over the scores of fractured images, which are few.
+    at, before = np.flatnonzero(is_reached), np.flatnonzero(is_reached) - 1
+    negatives = np.take(fp, at, axis=1) - np.where(before < 0, 0, np.take(fp, before, axis=1))
+    tp, fp = np.take(tp, at, axis=1), np.take(fp, at, axis=1)
+    positives = np.diff(tp, axis=1, prepend=0)
     below = others[:, None] - fp  # negatives below each score, since scores descend
-    precision = tp / np.maximum(tp + fp, 1)  # 0 / 0 above the highest score that was drawn
+    precision = np.zeros((len(weights), len(is_reached)))
+    precision[:, at] = positives * (tp / np.maximum(tp + fp, 1))  # 0 / 0 above the highest score that was drawn
     allowed = fp <= (1 - SPECIFICITY) * others[:, None] * (1 + 1e-9)
+    sensitive = np.where(allowed, tp, 0).max(axis=1, initial=0)
     return {
         "auroc": (positives * (below + negatives / 2)).sum(axis=1) / (fractured * others),
-        "average_precision": (positives * precision).sum(axis=1) / np.where(others > 0, fractured, np.nan),
-        "sensitivity_at_90_specificity": np.where(allowed, tp, 0).max(axis=1) / np.where(others > 0, fractured, np.nan),
+        "average_precision": precision.sum(axis=1) / np.where(others > 0, fractured, np.nan),
+        "sensitivity_at_90_specificity": sensitive / np.where(others > 0, fractured, np.nan),
     }
 
 
@@ -254,10 +263,30 @@ def calibration_metrics(labels: np.ndarray, probabilities: np.ndarray, weights: 
     }
 
 
-def weights_by_score(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum the weights of positives and of negatives at each distinct score, descending: two (b, k)."""
+def weights_above(
+    labels: np.ndarray, scores: np.ndarray, weights: np.ndarray, columns: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sum the weights of positives and of negatives at or above each distinct score.
+
+    Args:
+        labels: 0 or 1, (n,).
+        scores: (n,), at least one.
+        weights: (b, m), whole numbers.
+        columns: the column of ``weights`` of each score, (n,); ``None`` if they are in the same order.
+
+    Returns:
+        For the k distinct scores, descending: the sums of positives and of negatives, two float64 (b, k), and whether
+        there is a positive with this score, bool (k,).
+    """
     order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) < 0])
-    ordered, labels = weights[:, order], labels[order]
-    positives, negatives = (np.add.reduceat(ordered * (labels == value), starts, axis=1) for value in (1, 0))
-    return positives, negatives
+    ends = np.flatnonzero(np.r_[np.diff(scores[order]) < 0, True])  # the last of each distinct score
+    positive = labels[order] == 1
+    if columns is not None:
+        order = columns[order]
+    # Sums of whole numbers are exact, so that they can be differences of sums. np.take gives contiguous rows.
+    every = np.cumsum(np.take(weights, order, axis=1), axis=1)
+    every = every if len(ends) == len(order) else np.take(every, ends, axis=1)
+    positives = np.cumsum(np.take(weights, order[positive], axis=1), axis=1)
+    counts = np.cumsum(positive)[ends]
+    tp = np.take(np.c_[np.zeros(len(weights)), positives], counts, axis=1)
+    return tp, every - tp, np.diff(counts, prepend=0) > 0

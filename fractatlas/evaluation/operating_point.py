@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 
-from fractatlas.evaluation.metrics import weights_by_score
+from fractatlas.evaluation.metrics import weights_above
 
 Rule = Callable[[np.ndarray, np.ndarray], float]
 # Without two classes in the validation subset.
@@ -102,9 +102,9 @@ def _logits(probabilities: np.ndarray) -> np.ndarray:
 def _curve(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the distinct scores, descending, with sensitivity and specificity at each as threshold: three (k,)."""
     weights = np.ones((1, len(labels)))
-    positives, negatives = (counts[0] for counts in weights_by_score(labels, probabilities, weights))
+    (tp,), (fp,), _ = weights_above(labels, probabilities, weights)
     scores = np.unique(probabilities)[::-1]
-    return scores, np.cumsum(positives) / positives.sum(), 1 - np.cumsum(negatives) / negatives.sum()
+    return scores, tp / tp[-1], 1 - fp / fp[-1]
 
 
 def midpoint_below(scores: np.ndarray, index: int) -> float:

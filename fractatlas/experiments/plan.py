@@ -253,6 +253,7 @@ class PlanRuns:
     def __init__(self, plan: Plan, records: Path, logs: Path):
         self.plan, self.records, self.logs = plan, records, logs
         self.read: dict[str, RunRecord] = {}  # by the start of the names of its files
+        self.chosen: dict[RunRecord, RunRecord] = {}  # with the thresholds of the plan
 
     @cached_property
     def _rule(self) -> dict[str, Any] | None:
@@ -338,7 +339,10 @@ class PlanRuns:
         if found:
             require_equal_settings(list(found.values()), [_file(run) for run in found])
         if rule := self._rule:
-            found = {run: choose_threshold(record, rule) for run, record in found.items()}
+            for record in found.values():
+                if record not in self.chosen:
+                    self.chosen[record] = choose_threshold(record, rule)
+            found = {run: self.chosen[record] for run, record in found.items()}
         return [[record for run, record in found.items() if run.seed == seed] for seed in self.plan.seeds]
 
     def _find(self, run: Run) -> RunRecord | None:

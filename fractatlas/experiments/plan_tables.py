@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from fractatlas.experiments import result_tables, where_tables
+from fractatlas.experiments import result_tables, results_figure, where_tables
 from fractatlas.experiments.pooled_folder import write_pooled
 from fractatlas.experiments.pooling import Folds
 from fractatlas.experiments.run_records import folder_name
@@ -76,20 +76,41 @@ class PlanTables:
                 note = unfinished({name: recorded[name] for name in names}, self.folds, set(table["recipe"]) - {*rows})
                 result_tables.write_recipes(self.out, table, note, file)
                 notes += note
-        located = [
-            self._once(("where", name), [used[name]], where_tables.score_located, name, used[name], subsets, images)
+        located: dict[str, where_tables.Located] = {
+            name: self._once(
+                ("where", name), [used[name]], where_tables.score_located, name, used[name], subsets, images
+            )
             for names, subsets in ((self.variants, result_tables.SUBSETS[:1]), (self.recipes, result_tables.SUBSETS))
             for name in names
             if name in used
-        ]
-        if any(one.rows for one in located):
-            where_tables.write_located(self.out, located, notes)
+        }
+        if any(one.rows for one in located.values()):
+            where_tables.write_located(self.out, [*located.values()], notes)
+            # The results of recipes contain their FROC curves.
+            drawn = self.recipes if self._draws_results else ()
+            where_tables.write_froc(self.out, [one for name, one in located.items() if name not in drawn])
+        if self._draws_results:
+            bands = len(self.recipes) <= where_tables.MOST_BANDS
+            curves = {
+                name: self._once(("curves", name), [used[name]], results_figure.score_curves, name, used[name], bands)
+                for name in self.recipes
+                if name in used
+            }
+            results_figure.write_results(self.out, curves, located, bands, notes)
+        else:
+            for name in results_figure.FILES:
+                (self.out / name).unlink(missing_ok=True)  # of fewer recipes
         if self.folds:
             for name in [name for name in self.recipes if name in used]:
                 folder = self.out / "pooled" / folder_name(name)
                 self._once(("pooled", name), [used[name]], write_pooled, folder, name, used[name], images)
         self._write_joint_tables(recorded, used, notes)
         return bool(used)
+
+    @property
+    def _draws_results(self) -> bool:
+        """Whether the plan has ``results.png``."""
+        return 0 < len(self.recipes) <= results_figure.MOST_RECIPES
 
     def _used(self, seeds: Sequence[Folds]) -> list[Folds]:
         complete = [folds for folds in seeds if len(folds) == (self.folds or 1)]

@@ -56,7 +56,7 @@ def _assess(pooled: Pooled, table: pd.DataFrame, images: pd.DataFrame | None) ->
         summary = summarise_located([pooled], images)
     stratified = strata.stratify(joined, pooled.threshold, bootstrap_weights(table["group"]))
     assessed = SubsetAssessment(SUBSET, joined, stratified, {}, located, summary)
-    if found := pooled.detections(table):
+    if found := pooled.all_detections:
         # The thresholds of candidates differ between folds, so that no score depends on one.
         assessed.detection = detection.score(found)
         assessed.candidates = found.candidates[["image_id", "score", "in_box"]].astype({"in_box": int})

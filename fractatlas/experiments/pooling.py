@@ -11,6 +11,7 @@ false alarms (vertical averaging; Fawcett, An Introduction to ROC Analysis, Patt
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,9 @@ from fractatlas.experiments.run_records import LOCALISED, RunRecord
 Folds = Sequence[RunRecord]  # the runs of one recipe and seed: one for each fold, or a single one
 
 
-@dataclass
+@dataclass(eq=False)
 class Pooled:
-    """One prediction for each image of a subset.
+    """One prediction for each image of a subset; equal to itself only, and not to be changed.
 
     Attributes:
         table: ``image_id, group, split, label, probability``, sorted by ``image_id``; of folds and ensembles, the
@@ -50,6 +51,11 @@ class Pooled:
     def located(self) -> pd.DataFrame:
         """Return one row for each image with a box, in the format of ``localisation.localise``."""
         return self.boxes.drop_duplicates("image_id")[["image_id", *LOCALISED]].reset_index(drop=True)
+
+    @cached_property
+    def all_detections(self) -> Detections | None:
+        """The result of ``detections`` for all images, with the scores that it has computed."""
+        return self.detections(self.table)
 
     def detections(self, table: pd.DataFrame) -> Detections | None:
         """Return the candidates and boxes of the images of a table with ``image_id, label, group``.
@@ -73,7 +79,7 @@ class Pooled:
 
 
 def pool(folds: Folds, subset: str) -> Pooled:
-    """Join the predictions of a subset over the folds of one seed.
+    """Join the predictions of a subset over the folds of one seed; once for the same records.
 
     Args:
         folds: the runs of one recipe and seed; a single run without folds is returned as it is, not calibrated.
@@ -82,6 +88,11 @@ def pool(folds: Folds, subset: str) -> Pooled:
     Raises:
         InputError: an image is in this subset of two folds.
     """
+    return _pool(tuple(folds), subset)
+
+
+@lru_cache(maxsize=64)  # several tables of a plan need the same ones
+def _pool(folds: tuple[RunRecord, ...], subset: str) -> Pooled:
     if folds[0].fold is None:
         (record,) = folds
         return _join(folds, subset, [record.tables[subset]], [record.point["threshold"]])

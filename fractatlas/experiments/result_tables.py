@@ -1,6 +1,7 @@
 """Tables and figures of an experiment: recipes, variants and steps with several seeds, and paired differences."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def difference_rows(
         common = set.intersection(*(set(one.table["image_id"]) for several in pair for one in several))
         if not common:
             continue
-        one, other = (_resampled(several, common) for several in pair)
+        one, other = (_resampled(tuple(several), frozenset(common)) for several in pair)
         key = {"first": first[0], "second": second[0], "subset": subset, "folds": ""}
         key["folds"] = counts.copy().pop() if len(counts) == 1 else ""
         for score in COMPARED:
@@ -318,8 +319,7 @@ def _row(name: str, subset: str, seeds: Sequence[Folds], pooled: Sequence[Pooled
     for table in tables:
         if not table["image_id"].equals(tables[0]["image_id"]):
             raise InputError(f"{name}: the seeds have other {subset} images; train them again")
-    weights = bootstrap_weights(tables[0]["group"])
-    first, settings = metrics.evaluate(tables[0], thresholds[0], weights), seeds[0][0].settings
+    weights, settings = bootstrap_weights(tables[0]["group"]), seeds[0][0].settings
     split = settings["split._target_"].rpartition(".")[2].removesuffix("_split")
     reference = REFERENCE_ACCURACY.get(settings["task_name"], {}) if split == "random" else {}
     if folds := settings.get("split.folds"):
@@ -332,15 +332,18 @@ def _row(name: str, subset: str, seeds: Sequence[Folds], pooled: Sequence[Pooled
         "subset": subset,
         "seeds": len(seeds),
         "folds": count_folds(seeds[0]),
-        **{key: first[key] for key in ("n", "positives", "majority_rate")},
+        **metrics.count(tables[0]),
         "reference_accuracy": reference.get(subset, 0.0),
         "commit": _commits(seeds, subset),
         "images": sha256("\n".join(tables[0]["image_id"]).encode()).hexdigest()[:12],
     }
-    means = paired_comparison.seed_means(tables, thresholds, weights)
+    if len(tables) == 1:
+        scores = metrics.intervals(tables[0], thresholds[0], weights)
+    else:
+        scores = {name: interval(of) for name, of in paired_comparison.seed_means(tables, thresholds, weights).items()}
     each = [metrics.resampled(table, at, weights[:1]) for table, at in zip(tables, thresholds, strict=True)]
     for score in SCORES:
-        row |= interval_columns(score, first[score] if len(tables) == 1 else interval(means[score]))
+        row |= interval_columns(score, scores[score])
         row[f"{score}_sd"] = np.std([one[score][0] for one in each], ddof=1) if len(each) > 1 else np.nan
     return row
 
@@ -368,11 +371,12 @@ def _detection(pooled: Sequence[Pooled]) -> dict[str, float]:
 
 def detection_scores(pooled: Sequence[Pooled]) -> dict[str, Any] | None:
     """Return the result of ``detection.mean_score`` over the seeds; ``None`` if a seed has no heatmaps."""
-    several = [found for one in pooled if (found := one.detections(one.table))]
+    several = [found for one in pooled if (found := one.all_detections)]
     return detection.mean_score(several) if len(several) == len(pooled) else None
 
 
-def _resampled(pooled: Sequence[Pooled], common: set[str]) -> dict[str, np.ndarray]:
+@lru_cache(maxsize=16)  # most pairs of recipes have the same images in common
+def _resampled(pooled: tuple[Pooled, ...], common: frozenset[str]) -> dict[str, np.ndarray]:
     """Return the mean over seeds of every score on the images ``common``, for each bootstrap sample of their groups."""
     tables = [one.table[one.table["image_id"].isin(common)].reset_index(drop=True) for one in pooled]
     weights = bootstrap_weights(tables[0]["group"])
@@ -380,7 +384,7 @@ def _resampled(pooled: Sequence[Pooled], common: set[str]) -> dict[str, np.ndarr
     return scores | _where(pooled, common, weights)
 
 
-def _where(pooled: Sequence[Pooled], common: set[str], weights: np.ndarray) -> dict[str, np.ndarray]:
+def _where(pooled: Sequence[Pooled], common: Collection[str], weights: np.ndarray) -> dict[str, np.ndarray]:
     """Return the mean over seeds of ``hit`` and of the scores of ``WHERE``; empty if a seed has no heatmaps."""
     each: list[dict[str, np.ndarray]] = []
     for one in pooled:

@@ -53,9 +53,9 @@ REQUIRED = ("located", "detected", "recipe", "seed", "fold", "model", "commits",
 SET_BY_PLAN = ("seed", "split.fold")  # settings in which the runs of a recipe differ
 
 
-@dataclass
+@dataclass(eq=False)
 class RunRecord:
-    """The record of a run.
+    """The record of a run; equal to itself only, and not to be changed.
 
     Attributes:
         facts: the contents of ``<run>.json``: ``recipe``, ``seed``, ``fold`` (``None`` without folds), ``model``,

@@ -1,6 +1,6 @@
 """Where recipes and variants find fractures: pointing game by box size and body part, FROC, AP at an IoU."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fractatlas.data.sources.fracatlas import BODY_PARTS
@@ -19,9 +20,12 @@ from fractatlas.experiments.result_tables import count_folds, detection_scores, 
 from fractatlas.io import atomic_path, write_csv, write_text
 from fractatlas.report.figures import STYLE
 
-COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#6e7781")
-LINES = ("-", "--", ":")  # of curves beyond the number of colours
+# Colours that are distinct for all kinds of colour vision (Okabe and Ito, Color Universal Design, 2008).
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#000000")
+LINES = ("-", (0, (4, 1.5)), (0, (6, 1.5, 1, 1.5)), (0, (1.2, 1)), (0, (9, 2)), (0, (4, 1, 1, 1, 1, 1)))
 MOST_BANDS = 4  # more bands hide each other
+BAND_ALPHA = 0.14
+GRID_COLOUR = "#eaeef2"
 FROC = {f"froc_{rate}": f"FROC {rate}" for rate in detection.FALSE_ALARMS}
 AP = {"ap_30": "AP at IoU 0.3", "ap_50": "AP at IoU 0.5"}
 DETECTION = "FROC: sensitivity over boxes at so many false alarms per image. AP: average precision.\n"
@@ -101,9 +105,9 @@ def summarise_located(pooled: Sequence[Pooled], images: pd.DataFrame | None) -> 
 
 
 def write_located(out: Path, located: Sequence[Located], note: str = "") -> None:
-    """Write ``where.csv``, ``where.md`` and, if there are curves, ``froc.png``.
+    """Write ``where.csv`` and ``where.md``.
 
-    The latter two show the test subset of recipes and the validation subset of variants.
+    The latter shows the test subset of recipes and the validation subset of variants.
 
     Args:
         out: the folder.
@@ -114,15 +118,69 @@ def write_located(out: Path, located: Sequence[Located], note: str = "") -> None
     write_csv(out / "where.csv", table)
     shown = [[row for row in one.rows if row["subset"] == one.rows[-1]["subset"]] for one in located]
     write_text(out / "where.md", _markdown(pd.DataFrame([row for rows in shown for row in rows])) + note)
+
+
+def write_froc(out: Path, located: Sequence[Located]) -> None:
+    """Write ``froc.png``, with a panel for the test subset of recipes and one for the validation subset of variants.
+
+    Args:
+        out: the folder. Without curves, an earlier ``froc.png`` in it is removed.
+        located: of each recipe and variant to draw.
+    """
     curves: dict[str, dict[str, dict[str, list[float]]]] = {}
     for one in located:
         if one.curves:
             subset, curve = list(one.curves.items())[-1]
             row = one.rows[-1]
-            label = row["recipe"] + (f" ({row['folds']} folds)" if is_partial(row["folds"]) else "")
-            curves.setdefault(subset, {})[label] = curve
-    if curves:
-        _draw_froc(out / "froc.png", curves)
+            curves.setdefault(subset, {})[curve_label(row["recipe"], row["folds"])] = curve
+    path = out / "froc.png"
+    if not curves:
+        path.unlink(missing_ok=True)
+        return
+    with matplotlib.rc_context(STYLE):
+        most = max(map(len, curves.values()))
+        figure = Figure(figsize=(5 * len(curves) + 1, 4 + 0.24 * most), layout="constrained")
+        for axes, (subset, several) in zip(np.atleast_1d(figure.subplots(1, len(curves))), curves.items(), strict=True):
+            draw_froc(axes, several.values(), len(several) <= MOST_BANDS)
+            axes.set_title(subset)
+            axes.legend(axes.get_lines(), several, loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8)
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=130)
+
+
+def curve_label(name: str, folds: str) -> str:
+    """Return the label of the curve of a recipe or variant, with the folds if they are some of several."""
+    return f"{name} ({folds} folds)" if is_partial(folds) else name
+
+
+def curve_style(number: int) -> dict[str, Any]:
+    """Return colour and line style of curve ``number``; the first 36 are distinct, the first six also in grey."""
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "linestyle": LINES[(number + number // len(COLOURS)) % len(LINES)],
+    }
+
+
+def draw_froc(axes: Axes, curves: Iterable[Mapping[str, list[float]] | None], bands: bool) -> None:
+    """Draw FROC curves in the order of their styles.
+
+    Args:
+        axes: to draw into.
+        curves: each as ``curve`` of ``detection.score``; ``None`` leaves out a style.
+        bands: whether to draw pointwise 95 % bands.
+    """
+    for number, curve in enumerate(curves):
+        if curve is None:
+            continue
+        x, style = curve["false_alarms"], curve_style(number)
+        if bands:
+            axes.fill_between(x, curve["low"], curve["high"], color=style["color"], alpha=BAND_ALPHA, linewidth=0)
+        axes.step(x, curve["sensitivity"], where="post", **style)
+    axes.set(xscale="log", xlim=(detection.CURVE[0], detection.CURVE[-1]), ylim=(0, None))
+    axes.set(xlabel="false alarms per image", ylabel="sensitivity over boxes")
+    axes.set_xticks([*detection.FALSE_ALARMS.values()], [*detection.FALSE_ALARMS], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.grid(color=GRID_COLOUR)
 
 
 def _markdown(table: pd.DataFrame) -> str:
@@ -157,26 +215,3 @@ def _fraction(row: Mapping[str, Any], name: str) -> str:
 def _to_markdown(rows: Sequence[dict[str, Any]]) -> str:
     table = pd.DataFrame(rows)
     return to_markdown(table.drop(columns=["folds"] if (table["folds"] == "").all() else []))
-
-
-def _draw_froc(path: Path, curves: Mapping[str, Mapping[str, Mapping[str, list[float]]]]) -> None:
-    """Draw the FROC curves, with pointwise 95 % bands if they are few, in one panel for each subset."""
-    with matplotlib.rc_context(STYLE):
-        most = max(map(len, curves.values()))
-        figure = Figure(figsize=(5 * len(curves) + 1, 4 + 0.24 * most), layout="constrained")
-        for axes, (subset, several) in zip(np.atleast_1d(figure.subplots(1, len(curves))), curves.items(), strict=True):
-            for number, (label, curve) in enumerate(several.items()):
-                colour, line = COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
-                if len(several) <= MOST_BANDS:
-                    ends = (curve[name] for name in ("false_alarms", "low", "high"))
-                    axes.fill_between(*ends, color=colour, alpha=0.12, linewidth=0)
-                points = (curve[name] for name in ("false_alarms", "sensitivity"))
-                axes.step(*points, line, where="post", color=colour, label=label)
-            axes.set(xscale="log", xlim=(detection.CURVE[0], detection.CURVE[-1]), ylim=(0, None), title=subset)
-            axes.set(xlabel="false alarms per image", ylabel="sensitivity over boxes")
-            axes.set_xticks([*detection.FALSE_ALARMS.values()], [*detection.FALSE_ALARMS], minor=False)
-            axes.set_xticks([], minor=True)
-            axes.grid(color="#eaeef2")
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), fontsize=8)
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=130)

@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 from fractatlas.evaluation import detection
 from fractatlas.evaluation.bootstrap import CONFIDENCE, Score
 from fractatlas.evaluation.markdown import format_fraction
-from fractatlas.evaluation.metrics import BINS, weights_by_score
+from fractatlas.evaluation.metrics import BINS, weights_above
 
 TAIL = (1 - CONFIDENCE) / 2
 COLOURS = {"val": "#8250df", "test": "#0969da", "train": "#6e7781", "all": "#0969da"}
@@ -58,10 +58,8 @@ def roc(tables: dict[str, pd.DataFrame], weights: dict[str, np.ndarray], scores:
     """
     figure, axes = _axes("1 - specificity", "sensitivity")
     for name, table in tables.items():
-        sensitivity, false_positive_rate = _rates(table, weights[name])
-        curves = [np.interp(GRID, x, y) for x, y in zip(false_positive_rate, sensitivity, strict=True)]
-        _band(axes, name, np.array(curves))
-        x, y = np.r_[0, false_positive_rate[0]], np.r_[0, sensitivity[0]]
+        _band(axes, name, roc_curves(table, weights[name]))
+        (y,), (x,) = (np.c_[np.zeros(1), values] for values in _rates(table, weights[name][:1]))
         axes.step(x, y, where="post", color=COLOURS[name], label=f"{name}: AUROC {format_fraction(**scores[name])}")
     axes.plot([0, 1], [0, 1], color="#24292f", linewidth=1.2, linestyle=":", label="chance: AUROC 0.5")
     figure.legend(loc="outside lower center")
@@ -76,18 +74,13 @@ def precision_recall(tables: dict[str, pd.DataFrame], weights: dict[str, np.ndar
     """
     figure, axes = _axes("sensitivity (recall)", "PPV (precision)")
     for name, table in tables.items():
-        labels, probabilities = table["label"].to_numpy(), table["probability"].to_numpy()
-        positives, negatives = weights_by_score(labels, probabilities, weights[name])
-        tp, predicted = np.cumsum(positives, axis=1), np.cumsum(positives + negatives, axis=1)
-        recall, precision = tp / np.maximum(tp[:, -1:], 1e-12), tp / np.maximum(predicted, 1e-12)
-        rows = zip(recall, precision, strict=True)
-        # The precision at the first score that reaches a recall.
-        curves = np.array([y[np.minimum(np.searchsorted(x, GRID[1:] - 1e-12), len(y) - 1)] for x, y in rows])
-        _band(axes, name, np.c_[curves[:, :1], curves])
+        _band(axes, name, precision_recall_curves(table, weights[name]))
+        (precision,), (recall,) = _precision_and_recall(table, weights[name][:1])
         label = f"{name}: average precision {format_fraction(**scores[name])}"
-        axes.step(recall[0], precision[0], where="pre", color=COLOURS[name], label=label)
-        chance = f"{name}: chance, prevalence {labels.mean():.3f}"
-        axes.axhline(labels.mean(), color=COLOURS[name], linewidth=1.2, linestyle=":", label=chance)
+        axes.step(recall, precision, where="pre", color=COLOURS[name], label=label)
+        prevalence = table["label"].mean()
+        chance = f"{name}: chance, prevalence {prevalence:.3f}"
+        axes.axhline(prevalence, color=COLOURS[name], linewidth=1.2, linestyle=":", label=chance)
     figure.legend(loc="outside lower center")
     return figure
 
@@ -218,16 +211,54 @@ def froc(scores: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
+def roc_curves(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+    """Return the sensitivity at each false positive rate of ``GRID``, linear between the scores.
+
+    Args:
+        table: ``label, probability`` of n images.
+        weights: (b, n), how often each image counts.
+
+    Returns:
+        float64 (b, 101).
+    """
+    rows = zip(*_rates(table, weights), strict=True)
+    return np.array([np.interp(GRID, np.r_[0, x], np.r_[0, y]) for y, x in rows])
+
+
+def precision_recall_curves(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+    """Return the precision at each recall of ``GRID``, which is that at the first score that reaches this recall.
+
+    Arguments and result are those of ``roc_curves``. The first value repeats the second, because the precision is
+    undefined at recall 0.
+    """
+    rows = zip(*_precision_and_recall(table, weights), strict=True)
+    curves = np.array([y[np.minimum(np.searchsorted(x, GRID[1:] - 1e-12), len(y) - 1)] for y, x in rows])
+    return np.c_[curves[:, :1], curves]
+
+
+def pointwise_band(curves: np.ndarray) -> np.ndarray:
+    """Return the ends of the pointwise 95 % band of a curve: float64 (2, k).
+
+    Args:
+        curves: (b, k), the curve itself, then its values in the bootstrap samples.
+    """
+    return np.quantile(curves[1:], [TAIL, 1 - TAIL], axis=0)
+
+
 def _rates(table: pd.DataFrame, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return sensitivity and 1 - specificity at each distinct score, descending: two (b, k)."""
-    positives, negatives = weights_by_score(table["label"].to_numpy(), table["probability"].to_numpy(), weights)
-    tp, fp = np.cumsum(positives, axis=1), np.cumsum(negatives, axis=1)
+    tp, fp, _ = weights_above(table["label"].to_numpy(), table["probability"].to_numpy(), weights)
     return tp / np.maximum(tp[:, -1:], 1e-12), fp / np.maximum(fp[:, -1:], 1e-12)
 
 
+def _precision_and_recall(table: pd.DataFrame, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return precision and recall at each distinct score, descending: two (b, k)."""
+    tp, fp, _ = weights_above(table["label"].to_numpy(), table["probability"].to_numpy(), weights)
+    return tp / np.maximum(tp + fp, 1e-12), tp / np.maximum(tp[:, -1:], 1e-12)
+
+
 def _band(axes: Axes, name: str, curves: np.ndarray) -> None:
-    low, high = np.quantile(curves[1:], [TAIL, 1 - TAIL], axis=0)
-    axes.fill_between(GRID, low, high, color=COLOURS[name], alpha=0.15, linewidth=0)
+    axes.fill_between(GRID, *pointwise_band(curves), color=COLOURS[name], alpha=0.15, linewidth=0)
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:

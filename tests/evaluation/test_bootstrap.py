@@ -33,6 +33,13 @@ def test_equal_seeds_give_equal_weights():
     assert not np.array_equal(bootstrap_weights(range(9), 20, seed=1), bootstrap_weights(range(9), 20, seed=2))
 
 
+def test_changed_weights_do_not_change_later_ones():
+    rows = bootstrap_weights(range(9), 20, seed=1)
+    expected = rows.copy()
+    rows[:] = 0
+    assert np.array_equal(bootstrap_weights(range(9), 20, seed=1), expected)
+
+
 def test_the_interval_of_a_mean_is_1_96_standard_errors():
     sample = np.random.default_rng(0).normal(size=400)
     weights = bootstrap_weights(range(400))

@@ -188,10 +188,18 @@ def test_intervals_draw_the_images_of_a_group_together():
 
 
 def test_a_small_block_of_resamples_changes_nothing(monkeypatch):
-    detections = made_up(60, 1)
-    expected = detection.score(detections, 0.7)
+    expected = detection.score(made_up(60, 1), 0.7)
     monkeypatch.setattr(detection, "BLOCK", 1000)
-    assert detection.score(detections, 0.7) == expected
+    assert detection.score(made_up(60, 1), 0.7) == expected
+
+
+def test_the_bootstrap_of_one_seed_is_computed_once(monkeypatch):
+    detections = made_up(60, 1)
+    first, other = detection.score(detections), detection.score(detections, seed=1)
+    assert first["froc"] != other["froc"]
+    monkeypatch.setattr(detection, "_resample", None)
+    assert detection.mean_score([detections]) == first
+    assert detection.mean_score([detections], seed=1) == other
 
 
 def test_the_curve_agrees_with_the_sensitivities_and_increases():

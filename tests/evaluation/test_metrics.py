@@ -7,7 +7,14 @@ from sklearn import metrics as reference
 from torchmetrics.classification import BinaryCalibrationError, BinarySensitivityAtSpecificity
 
 from fractatlas.evaluation.bootstrap import bootstrap_weights
-from fractatlas.evaluation.metrics import classify, decision_metrics, evaluate, ranking_metrics, resampled
+from fractatlas.evaluation.metrics import (
+    classify,
+    decision_metrics,
+    evaluate,
+    ranking_metrics,
+    resampled,
+    weights_above,
+)
 
 
 @pytest.fixture
@@ -185,3 +192,18 @@ def test_decisions_use_the_threshold_of_each_row_if_there_is_one(table):
     assert {name: same[name] for name in ("accuracy", "f1", "ppv")} == {
         name: evaluate(table, 0.3)[name] for name in ("accuracy", "f1", "ppv")
     }
+
+
+def test_weights_above_each_score_are_sums_over_ties_and_repeated_columns():
+    random = np.random.default_rng(0)
+    labels, scores, columns = (random.integers(0, high, 50) for high in (2, 12, 20))
+    scores[labels == 1] += scores[labels == 1] % 2  # some scores of images without a fracture only
+    weights = random.integers(0, 4, (5, 20)).astype(float)
+    tp, fp, is_reached = weights_above(labels, scores, weights, columns)
+    distinct = np.unique(scores)[::-1]
+    for number, score in enumerate(distinct):
+        for found, label in ((tp, 1), (fp, 0)):
+            counted = columns[(scores >= score) & (labels == label)]
+            assert found[:, number].tolist() == weights[:, counted].sum(axis=1).tolist()
+        assert is_reached[number] == ((scores == score) & (labels == 1)).any()
+    assert 0 < is_reached.sum() < len(distinct) < 50

@@ -121,7 +121,7 @@ def test_test_subset_of_each_run_is_scored_once_after_its_training(write_plan, r
     assert list(table["subset"]) == ["val", "test"] * 4
     assert (table["auroc_low"] <= table["auroc"]).all()
     tables = {f"{name}.{ending}" for name in ("recipes", "runs", "differences") for ending in ("csv", "md")}
-    assert {file.name for file in out.iterdir()} == {*tables, "recipes.png", "predictions"}
+    assert {file.name for file in out.iterdir()} == {*tables, "recipes.png", "results.png", "results.md", "predictions"}
     differences = pd.read_csv(out / "differences.csv")
     assert set(zip(differences["first"], differences["second"], strict=True)) == {("A b", "C")}
     assert set(differences["score"]) == {"accuracy", "auroc", "average_precision"}

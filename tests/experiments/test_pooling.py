@@ -46,6 +46,12 @@ def folds() -> list[RunRecord]:
     return [made_up_record(1, fold) for fold in range(3)]
 
 
+def test_the_same_records_are_pooled_once(folds):
+    assert pool(folds, "test") is pool([*folds], "test")
+    assert pool(folds, "test") is not pool(folds, "val")
+    assert pool(folds, "test") is not pool([*folds[:2], made_up_record(1, 2)], "test")
+
+
 def test_each_image_is_predicted_once_and_decided_by_the_threshold_of_its_fold(folds):
     table = pool(folds, "test").table
     assert len(table) == table["image_id"].nunique() == 180

@@ -7,7 +7,7 @@ from fractatlas.data.sources.fracatlas import BODY_PARTS
 from fractatlas.evaluation.detection import FALSE_ALARMS
 from fractatlas.experiments.pooling import pool
 from fractatlas.experiments.run_records import RunRecord, read_images
-from fractatlas.experiments.where_tables import score_located, write_located
+from fractatlas.experiments.where_tables import curve_style, score_located, write_froc, write_located
 
 
 def value(table: pd.DataFrame, subset: str, stratum: str) -> pd.Series:
@@ -41,7 +41,20 @@ def test_scores_are_those_of_the_run(kept, tmp_path):
     text = (tmp_path / "where.md").read_text()
     assert "| val" not in text  # of a recipe, the test subset is shown
     assert f"{value(table, 'test', 'all')['froc_1']:.3f} [" in text
+
+
+def test_froc_curves_are_drawn_and_removed_with_their_scores(kept, tmp_path):
+    write_froc(tmp_path, [score_located("A", [[kept[0]]], ["test"])])
     assert (tmp_path / "froc.png").read_bytes().startswith(b"\x89PNG")
+    write_froc(tmp_path, [])
+    assert not (tmp_path / "froc.png").exists()
+
+
+def test_styles_of_curves_are_distinct():
+    styles = [curve_style(number) for number in range(36)]
+    assert len({(style["color"], style["linestyle"]) for style in styles}) == 36
+    for name in ("color", "linestyle"):
+        assert len({style[name] for style in styles[:6]}) == 6
 
 
 def test_scores_are_means_over_seeds(kept):
@@ -72,7 +85,9 @@ def test_a_recipe_without_heatmaps_has_no_row(kept):
 
 def test_without_the_heatmaps_of_all_images_there_is_the_pointing_game_only(kept, tmp_path):
     record = replace(kept[0], facts=kept[0].facts | {"detected": []})
-    write_located(tmp_path, [score_located("A", [[record]], ["test"])])
+    located = score_located("A", [[record]], ["test"])
+    write_located(tmp_path, [located])
+    write_froc(tmp_path, [located])
     table = pd.read_csv(tmp_path / "where.csv")
     assert "froc_1" not in table
     assert table["n"].iloc[0] == kept[0].boxes.query("split == 'test'")["image_id"].nunique()

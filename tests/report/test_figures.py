@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import binomtest
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from fractatlas.evaluation.bootstrap import bootstrap_weights
 from fractatlas.report import figures
@@ -35,6 +36,25 @@ def test_the_precision_recall_legend_has_the_average_precision_and_the_prevalenc
     weights = {"test": bootstrap_weights(table["group"], resamples=20)}
     svg = figures.precision_recall({"test": table}, weights, SCORES)
     assert {"test: average precision 0.750 [0.500, 0.875]", "test: chance, prevalence 0.250"} <= {*texts(svg)}
+
+
+def test_curves_at_fixed_rates_and_recalls_follow_from_those_of_scikit_learn(table):
+    table = table.round({"probability": 2})  # ties
+    weights = np.vstack([np.ones(120), np.arange(120) % 3])
+    for row, found, precisions in zip(
+        weights, figures.roc_curves(table, weights), figures.precision_recall_curves(table, weights), strict=True
+    ):
+        data = (table["label"], table["probability"])
+        x, y, _ = roc_curve(*data, sample_weight=row, drop_intermediate=False)
+        assert found == pytest.approx(np.interp(figures.GRID, x, y))
+        precision, recall, _ = precision_recall_curve(*data, sample_weight=row)
+        reached = [precision[recall >= at - 1e-9][-1] for at in figures.GRID[1:]]
+        assert precisions == pytest.approx([reached[0], *reached])
+
+
+def test_the_band_has_95_percent_of_the_samples_at_each_point():
+    curves = np.vstack([np.full(2, 99.0), np.arange(2001)[:, None] / 2000 * [1, 2]])
+    assert figures.pointwise_band(curves) == pytest.approx(np.array([[0.025, 0.05], [0.975, 1.95]]))
 
 
 @pytest.mark.parametrize("images", [3, 10, 25, 120, 1000])
