@@ -11,9 +11,8 @@ from sklearn.model_selection import PredefinedSplit, cross_val_predict
 from threadpoolctl import threadpool_limits
 
 from fractatlas.evaluation import metrics
-from fractatlas.evaluation.bootstrap import bootstrap_weights
+from fractatlas.evaluation.bootstrap import bootstrap_weights, interval
 from fractatlas.evaluation.markdown import METRIC_TITLES, to_markdown
-from fractatlas.evaluation.paired_comparison import difference
 from fractatlas.evaluation.strata import FILE_COLUMNS, RECORD_COLUMNS, shortcut_model
 from fractatlas.experiments.pooling import Folds, pool
 from fractatlas.experiments.result_tables import count_folds, format_difference, format_score, interval_columns
@@ -132,9 +131,8 @@ def compare_with_controls(
         row = {"control": control, "recipe": name, "seeds": len(seeds), "folds": count_folds(seeds[0])}
         row |= {"n": len(images), "positives": int(labels.sum())}
         for score in SCORES:
-            compared = difference(other[score], np.mean([values[score] for values in each], axis=0))
-            ends = {"": "difference", "_low": "low", "_high": "high"}
-            row |= {f"{score}_difference{end}": compared[key] if compared else np.nan for end, key in ends.items()}
+            mean = np.mean([values[score] for values in each], axis=0)
+            row |= interval_columns(f"{score}_difference", interval(mean - other[score]))
         rows.append(row)
     return rows
 

@@ -51,6 +51,12 @@ def made_up_record(seed: int, fold: int | None, rule: dict | None = None) -> Run
 
 
 @pytest.fixture
+def folds() -> list[RunRecord]:
+    """The records of a recipe and seed with three folds."""
+    return [made_up_record(1, fold) for fold in range(3)]
+
+
+@pytest.fixture
 def make_run(run_folder, phantoms, tmp_path):
     """Copy the made-up run, with a configuration, and an evaluation of its test subset."""
 

@@ -8,15 +8,9 @@ from fractatlas.evaluation import metrics, paired_comparison
 from fractatlas.evaluation.operating_point import calibrate
 from fractatlas.experiments.pooling import ensemble, pool
 from fractatlas.experiments.result_tables import recipe_rows, run_rows
-from fractatlas.experiments.run_records import RunRecord
 from tests.experiments.conftest import POINTS, made_up_record
 
 FIXED = {"threshold._target_": "fractatlas.evaluation.operating_point.fixed", "threshold.value": 0.5}
-
-
-@pytest.fixture
-def folds() -> list[RunRecord]:
-    return [made_up_record(1, fold) for fold in range(3)]
 
 
 def test_each_image_is_predicted_once_and_decided_by_the_threshold_of_its_fold(folds):
