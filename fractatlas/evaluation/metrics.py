@@ -68,7 +68,18 @@ def classify(table: pd.DataFrame, threshold: float) -> pd.Series:
 
 def intervals(table: pd.DataFrame, threshold: float, weights: np.ndarray) -> dict[str, Score | None]:
     """Return every metric with its interval over the rows of ``weights`` (b, n), as ``evaluate`` does."""
-    values = resampled(table, threshold, weights)
+    return intervals_of(resampled(table, threshold, weights), table, threshold)
+
+
+def intervals_of(values: dict[str, np.ndarray], table: pd.DataFrame, threshold: float) -> dict[str, Score | None]:
+    """Return every metric with its interval, as ``evaluate`` does.
+
+    Args:
+        values: for each metric, (b,), from ``resampled``. They can be means over several predictions of the images of
+            ``table``; ``ppv``, ``npv`` and ``f1``, whose intervals depend on the decisions, are then not valid.
+        table: ``label, probability, group``; of means, one of the predictions.
+        threshold: as in ``evaluate``.
+    """
     if table["group"].nunique() == 1:
         points = {name: float(of[0]) for name, of in values.items()}
         return {name: without_interval(point, ONE_GROUP) if np.isfinite(point) else None

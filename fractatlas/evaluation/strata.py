@@ -1,6 +1,6 @@
 """Scores by stratum (body part, view, image size, ...), and baselines that use no pixels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import pandas as pd
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OrdinalEncoder
 
 from fractatlas.data.attributes import attribute_columns, strata_of
@@ -91,12 +91,7 @@ def shortcuts(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, dict[str, A
     for name, columns in baselines.items():
         if not {*columns} <= both:
             continue
-        text = [column for column in columns if column in texts]
-        encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
-        model = make_pipeline(
-            make_column_transformer((encoder, text), remainder="passthrough"),
-            HistGradientBoostingClassifier(max_depth=3, max_iter=100, learning_rate=0.05, random_state=0),
-        )
+        model = shortcut_model([column for column in columns if column in texts])
         inputs = table[list(columns)]
         if trained_on:
             splits = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
@@ -109,6 +104,19 @@ def shortcuts(train: pd.DataFrame, table: pd.DataFrame) -> dict[str, dict[str, A
         above = None if trained_on else interval(own - auroc)
         scores[name] = {"auroc": auroc_score(auroc, table), "classifier_above": above}
     return scores
+
+
+def shortcut_model(text: Sequence[str]) -> Pipeline:
+    """Return the gradient boosting of ``shortcuts``, not fitted.
+
+    Args:
+        text: the columns of its inputs that are text; all others are numbers.
+    """
+    encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
+    return make_pipeline(
+        make_column_transformer((encoder, list(text)), remainder="passthrough"),
+        HistGradientBoostingClassifier(max_depth=3, max_iter=100, learning_rate=0.05, random_state=0),
+    )
 
 
 def _made_numeric(column: str, *tables: pd.DataFrame) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from fractatlas.experiments import result_tables, results_figure, where_tables
+from fractatlas.experiments import control_tables, result_tables, results_figure, strata_tables, where_tables
 from fractatlas.experiments.pooled_folder import write_pooled
 from fractatlas.experiments.pooling import Folds
 from fractatlas.experiments.run_records import folder_name
@@ -101,9 +101,7 @@ class PlanTables:
             for name in results_figure.FILES:
                 (self.out / name).unlink(missing_ok=True)  # of fewer recipes
         if self.folds:
-            for name in [name for name in self.recipes if name in used]:
-                folder = self.out / "pooled" / folder_name(name)
-                self._once(("pooled", name), [used[name]], write_pooled, folder, name, used[name], images)
+            self._write_tables_of_folds({name: used[name] for name in self.recipes if name in used}, images, notes)
         self._write_joint_tables(recorded, used, notes)
         return bool(used)
 
@@ -130,6 +128,35 @@ class PlanTables:
                 before = seeds
         if rows:
             result_tables.write_steps(self.out, result_tables.merge(self.out / "steps.csv", list(self.steps), rows))
+
+    def _write_tables_of_folds(self, used: Recorded, images: pd.DataFrame | None, note: str) -> None:
+        """Write the strata of recipes with folds, the controls without pixels, and the folders of pooled predictions.
+
+        Controls have the folds of the first seed of the first recipe with all folds.
+        """
+        rows = [
+            row
+            for name, seeds in used.items()
+            for row in self._once(("strata", name), [seeds], strata_tables.score_strata, name, seeds, images)
+        ]
+        if rows:
+            strata_tables.write_strata(self.out, rows, note)
+        complete = {name: seeds for name, seeds in used.items() if len(seeds[0]) == self.folds}
+        for first, (folds, *_) in [*complete.items()][:1]:
+            controls = self._once(("controls", first), [[folds]], control_tables.fit_controls, folds, images)
+            if controls.rows:
+                compared = [
+                    row
+                    for name, seeds in complete.items()
+                    for row in self._once(
+                        ("controls", first, name), [[folds], seeds],
+                        control_tables.compare_with_controls, name, seeds, controls.tables,
+                    )
+                ]  # fmt: skip
+                control_tables.write_controls(self.out, [*controls.rows, *compared], note)
+        for name, seeds in used.items():
+            folder = self.out / "pooled" / folder_name(name)
+            self._once(("pooled", name), [seeds], write_pooled, folder, name, seeds, images)
 
     def _write_joint_tables(self, recorded: Recorded, used: Recorded, note: str) -> None:
         """Write the scores of each run, and the differences of recipes and variants."""

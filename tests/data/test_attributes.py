@@ -36,6 +36,7 @@ def test_few_different_numbers_are_values():
 
 def test_identifiers_constants_and_columns_with_another_meaning_have_no_strata():
     reserved = {"width": range(20), "patient": ["a", "b"] * 10, "note": ["a", "b"] * 10, "probability": range(20)}
+    reserved["fold_threshold"] = [0.4, 0.5] * 10
     table = pd.DataFrame({"uid": [f"u{number}" for number in range(20)], "device": ["x"] * 20} | reserved)
     assert strata_of(table) == {}
 

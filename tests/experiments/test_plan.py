@@ -16,8 +16,15 @@ from fractatlas.config.overrides import compose_config
 from fractatlas.errors import InputError
 from fractatlas.evaluation import bootstrap, paired_comparison
 from fractatlas.evaluation.operating_point import calibrate
+from fractatlas.experiments import (
+    control_tables,
+    plan_tables,
+    pooled_folder,
+    result_tables,
+    strata_tables,
+    train_and_score,
+)
 from fractatlas.experiments import plan as plan_module
-from fractatlas.experiments import pooled_folder, result_tables, train_and_score
 from fractatlas.experiments.plan import check_options, read_plan, run_plan
 from fractatlas.experiments.train_and_score import Commands
 from fractatlas.report import report_page
@@ -97,7 +104,7 @@ def run(tmp_path, commands, monkeypatch):
     Intervals have few resamples, and configurations are composed once, to save time.
     """
     few = functools.partial(bootstrap.bootstrap_weights, resamples=100)
-    for module in (result_tables, pooled_folder, paired_comparison, report_page):
+    for module in (result_tables, pooled_folder, paired_comparison, report_page, control_tables, strata_tables):
         monkeypatch.setattr(module, "bootstrap_weights", lambda groups, resamples=0: few(groups))
     for module in (plan_module, train_and_score):
         monkeypatch.setattr(module, "compose_config", compose_once)
@@ -365,6 +372,91 @@ def test_a_plan_chooses_thresholds_again_from_the_validation_predictions(write_p
     pd.testing.assert_frame_equal(chosen[columns], fixed[columns])
     with pytest.raises(InputError, match=r"small.yaml: threshold=best: no such choice; the choices are accuracy, fix"):
         run(write_plan(**content, threshold="best"))
+
+
+def write_images(out: Path) -> None:
+    """Write the properties of the images of three folds of the fake commands: hardware is known from the label."""
+    names = [f"{fold}_{number}" for fold in range(3) for number in range(40)]
+    labels, noise = np.arange(40) % 2, np.random.default_rng(0).integers(100, 900, 120)
+    table = {"image_id": names, "width": noise, "height": 500, "multiscan": noise % 2, "hardware": [*labels] * 3}
+    (out / "predictions").mkdir(parents=True)
+    pd.DataFrame(table).to_csv(out / "predictions" / "images.csv.gz", index=False)
+
+
+@pytest.fixture
+def without_pages(monkeypatch):
+    """Omit the pages of pooled predictions, to save time."""
+    monkeypatch.setattr(plan_tables, "write_pooled", lambda *arguments: None)
+
+
+@pytest.mark.usefixtures("without_pages")
+def test_recipes_with_folds_are_scored_by_stratum_and_compared_with_controls(write_plan, run, tmp_path, monkeypatch):
+    scored = []
+    for module, name in ((strata_tables, "score_strata"), (control_tables, "fit_controls"),
+                         (control_tables, "compare_with_controls")):  # fmt: skip
+        compute = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, n=name, c=compute: (scored.append(n), c(*a))[1])
+    write_images(tmp_path / "out")
+    recipes = {"A": ["optimizer.lr=0.1"], "B": ["optimizer.lr=0.3"]}
+    plan = write_plan(seeds=[1, 2], folds=3, recipes=recipes, variants={"V": ["optimizer.lr=0.2"]})
+    out = run(plan)
+    assert [scored.count(name) for name in ("score_strata", "fit_controls", "compare_with_controls")] == [2, 1, 2]
+    strata = pd.read_csv(out / "strata.csv")
+    assert strata["recipe"].tolist() == ["A"] * 5 + ["B"] * 5
+    assert strata[["attribute", "stratum"]].drop_duplicates().to_numpy().tolist() == [
+        ["all", "all"], ["hardware", "no"], ["hardware", "yes"], ["several scans", "no"], ["several scans", "yes"],
+    ]  # fmt: skip
+    recipes = pd.read_csv(out / "recipes.csv").query("subset == 'test'").set_index("recipe")["auroc"]
+    assert strata.query("stratum == 'all'")["auroc"].tolist() == pytest.approx(recipes[["A", "B"]].tolist())
+    controls = pd.read_csv(out / "controls.csv", keep_default_na=False)
+    assert controls[["control", "recipe", "seeds", "folds", "n"]].to_numpy().tolist() == [
+        *([name, "", "", "3 of 3", 120] for name in ("size", "hardware")),
+        *([name, recipe, "2", "3 of 3", 120] for recipe in "AB" for name in ("size", "hardware")),
+    ]
+    assert float(controls["auroc"][1]) == 1
+    assert float(controls["auroc_difference"][5]) == pytest.approx(recipes["B"] - 1)
+    complete = {file: file.read_text() for file in out.glob("*.[cm]*")}
+    run(plan, tables=True)
+    assert {file: file.read_text() for file in complete} == complete
+
+
+@pytest.mark.usefixtures("without_pages")
+def test_controls_need_a_recipe_with_all_folds(write_plan, run, tmp_path):
+    write_images(tmp_path / "out")
+    plan = write_plan(seeds=[1, 2], folds=3, recipes={"A": ["optimizer.lr=0.1"], "B": ["optimizer.lr=0.3"]})
+    out = run(plan)
+    shutil.rmtree(tmp_path / "logs")
+
+    def remove(*names: str) -> None:
+        for file in [
+            out / "strata.csv",
+            out / "controls.csv",
+            *(out / "predictions" / f"{name}.json" for name in names),
+        ]:
+            file.unlink()
+        run(plan, tables=True)
+
+    remove("a_seed_1_fold_0", "a_seed_2_fold_1", "b_seed_1_fold_2")
+    strata = pd.read_csv(out / "strata.csv").query("stratum == 'all'")
+    assert strata[["recipe", "seeds", "folds", "n"]].to_numpy().tolist() == [
+        ["A", 1, "2 of 3", 80], ["B", 1, "3 of 3", 120],
+    ]  # fmt: skip
+    controls = pd.read_csv(out / "controls.csv", keep_default_na=False)
+    assert controls["recipe"].tolist() == ["", "", "B", "B"]
+    for name in ("strata", "controls"):
+        assert "Not finished: A: 4 of 6 runs; B: 5 of 6 runs." in (out / f"{name}.md").read_text()
+    remove("b_seed_2_fold_0")
+    assert not (out / "controls.csv").exists()
+    assert (out / "strata.csv").exists()
+
+
+@pytest.mark.usefixtures("without_pages")
+def test_without_folds_or_properties_there_are_no_strata_and_no_controls(write_plan, run, tmp_path):
+    write_images(tmp_path / "out")
+    outs = [run(write_plan(seeds=[1], recipes={"A": []}))]
+    outs.append(run(write_plan(seeds=[1], folds=3, recipes={"A": []}), out=tmp_path / "b", logs=tmp_path / "logs_b"))
+    for out in outs:
+        assert {"recipes.csv"} == {file.name for file in out.glob("*.csv")} - {"runs.csv"}
 
 
 def test_more_than_five_recipes_are_compared_with_the_first_only(write_plan, run):

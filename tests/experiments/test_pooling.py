@@ -8,42 +8,9 @@ from fractatlas.evaluation import metrics, paired_comparison
 from fractatlas.evaluation.operating_point import calibrate
 from fractatlas.experiments.pooling import ensemble, pool
 from fractatlas.experiments.result_tables import recipe_rows, run_rows
-from fractatlas.experiments.run_records import BOX_COLUMNS, CANDIDATE_COLUMNS, RunRecord
+from tests.experiments.conftest import POINTS, made_up_record
 
-SETTINGS = {
-    "task_name": "made_up", "preprocess.size": 64, "split._target_": "fractatlas.data.splits.kfold_split",
-    "split.folds": 3, "threshold._partial_": True,
-}  # fmt: skip
-YOUDEN = {"threshold._target_": "fractatlas.evaluation.operating_point.youden"}
 FIXED = {"threshold._target_": "fractatlas.evaluation.operating_point.fixed", "threshold.value": 0.5}
-POINTS = ((0.5, 1.0), (0.2, 3.0), (0.7, 0.5))  # threshold and temperature of each fold
-
-
-def made_up_record(seed: int, fold: int | None, rule: dict | None = None) -> RunRecord:
-    """Make the record of a run with 60 images in each fold, two in each group."""
-    random = np.random.default_rng(100 * seed + (fold or 0))
-    tables = []
-    for subset, number in (("val", (fold or 0) + 1), ("test", fold or 0)):
-        labels = np.random.default_rng(number % 3).permutation(np.arange(60) % 4 == 0).astype(int)
-        names = [f"{number % 3}_{image:02}" for image in range(60)]
-        groups = [f"{number % 3}_{image // 2:02}" for image in range(60)]
-        probability = 1 / (1 + np.exp(-(2 * labels - 1 + random.normal(size=60))))
-        table = {"image_id": names, "group": groups, "split": subset, "label": labels, "probability": probability}
-        tables.append(pd.DataFrame(table))
-    threshold, temperature = POINTS[fold or 0]
-    facts = {
-        "recipe": "A", "seed": seed, "fold": fold, "model": "resnet50", "commits": {"val": "a", "test": "b"},
-        "operating_point": {"rule": "youden", "threshold": threshold, "temperature": temperature},
-        "located": [], "detected": [], "settings": SETTINGS | {"split.fold": fold} | (rule or YOUDEN),
-    }  # fmt: skip
-    return RunRecord(
-        facts, pd.concat(tables), pd.DataFrame(columns=BOX_COLUMNS), pd.DataFrame(columns=CANDIDATE_COLUMNS)
-    )
-
-
-@pytest.fixture
-def folds() -> list[RunRecord]:
-    return [made_up_record(1, fold) for fold in range(3)]
 
 
 def test_the_same_records_are_pooled_once(folds):
