@@ -223,7 +223,9 @@ def run_plan(
     if tables:
         runs.record_finished(plan.names)
         if not write():
-            raise InputError(f"{file}: no run is finished; run fractatlas plan {file}")
+            raise InputError(
+                f"{file}: no record in {runs.records}, and no finished run in {logs}; run fractatlas plan {file}"
+            )
         if note := unfinished({name: runs.recorded(name) for name in plan.names}, plan.folds):
             log.info(note.strip())
         return out

@@ -246,7 +246,9 @@ def test_runs_are_taken_as_done_when_their_run_folders_are_gone(write_plan, run,
 
 def test_tables_are_written_without_training(write_plan, run, commands, tmp_path):
     plan = write_plan(seeds=[0, 1], recipes={"A": [], "B": ["optimizer.lr=0.2"]}, steps={"S": []})
-    with pytest.raises(InputError, match=r"no run is finished; run fractatlas plan .*small.yaml"):
+    with pytest.raises(
+        InputError, match=r"small.yaml: no record in .*out/predictions, and no finished run in .*logs; run f"
+    ):
         run(plan, tables=True)
     assert not commands
     out = run(plan)
