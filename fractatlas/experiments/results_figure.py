@@ -171,11 +171,11 @@ def draw_results(recipes: Mapping[str, RecipeCurves], located: Mapping[str, Loca
     handles = [Line2D([], [], **curve_style(number), **_marker(number)) for number in range(len(recipes))]
     for count in range(len(recipes), 0, -1):
         legend = figure.legend(handles, labels, loc="outside lower center", ncols=count)
-        width, height = legend.get_window_extent().size / DOTS
-        if width <= WIDTH:
+        extent = legend.get_window_extent()
+        if extent.width <= WIDTH * DOTS:
             break
         legend.remove()
-    figure.set_figheight(ROW_HEIGHT * rows + height)
+    figure.set_figheight(ROW_HEIGHT * rows + extent.height / DOTS)
     return figure
 
 
