@@ -122,6 +122,7 @@ class ChildProcesses:
         def stop(number: int, frame: Any) -> None:
             with self._lock:
                 self.status = self.status or (INTERRUPTED if number == signal.SIGINT else STOPPED)
+                log.info("stopping %d running processes", len(self._running))
                 if number != signal.SIGINT:  # the terminal has sent Ctrl-C to the processes, too
                     for child in self._running:
                         child.send_signal(number)

@@ -32,7 +32,9 @@ from fractatlas.wording import plural
 FALSE_ALARMS = {"1/8": 0.125, "1/4": 0.25, "1/2": 0.5, "1": 1.0, "2": 2.0, "4": 4.0}  # per image
 IOUS = {"ap_30": 0.3, "ap_50": 0.5}
 RECALLS = np.linspace(0, 1, 101)  # of the interpolated precision-recall curve
-CURVE = np.geomspace(0.05, 4, 60)  # false alarms per image, of the drawn FROC curve
+CURVE = np.unique(
+    np.r_[np.geomspace(0.05, 4, 60), [*FALSE_ALARMS.values()]]
+)  # false alarms per image, of the drawn FROC curve
 BLOCK = 4_000_000  # bootstrap samples times candidates that are computed at once; limits memory
 
 
@@ -60,7 +62,7 @@ class Detections:
             seed: of the bootstrap.
 
         Returns:
-            The sensitivity at ``FALSE_ALARMS`` and ``CURVE``, (b, 66), and the AP at each of ``IOUS``, (b, 2).
+            The sensitivity at ``FALSE_ALARMS`` and ``CURVE``, (b, rates), and the AP at each of ``IOUS``, (b, 2).
         """
         if seed not in self._bootstrapped:
             weights = bootstrap_weights(self.images["group"], seed=seed)

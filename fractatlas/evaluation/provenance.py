@@ -150,15 +150,18 @@ def describe_validation(elsewhere: dict[str, Any]) -> str:
     return f"Done on {elsewhere['name']}, on which the network was not trained."
 
 
+RULES = {  # for the threshold
+    "fixed": "fixed",
+    "default": "the default",
+    "highest_accuracy": "the highest accuracy on the validation subset",
+    "youden": "the largest sensitivity + specificity on the validation subset",
+    "target_sensitivity": "the highest that reaches the wanted sensitivity on the validation subset",
+}
+
+
 def describe_decision(point: dict[str, Any]) -> str:
     """Return how threshold and temperature of an operating point were chosen."""
-    rule = {
-        "fixed": "fixed",
-        "default": "the default",
-        "highest_accuracy": "the highest accuracy on the validation subset",
-        "youden": "the largest sensitivity + specificity on the validation subset",
-        "target_sensitivity": "the highest that reaches the wanted sensitivity on the validation subset",
-    }.get(point["rule"], point["rule"])
+    rule = RULES.get(point["rule"], point["rule"])
     if folds := point.get("folds"):
         low, high = folds["temperatures"]
         shown = " to ".join(dict.fromkeys(f"{one:.4f}" for one in (folds["thresholds"][0], folds["thresholds"][-1])))

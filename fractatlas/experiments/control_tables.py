@@ -35,8 +35,9 @@ NOTE = (
     "Controls: gradient boosting without pixels. Each image of a test fold is predicted by a model that was fitted on "
     "the images of all other folds. `id`: the number in `image_id`; `size`: width and height; `file`: also bytes, "
     "junk, orientation and mode; `hardware`: whether there is any; `record`: body part, several scans and view. For a "
-    "random order, AUROC is 0.5, and average precision the share of fractured images. Brackets: 95 % intervals over "
-    "groups of images.\n"
+    "random order, AUROC is 0.5, and average precision the share of fractured images. A control without information "
+    "can have an AUROC below 0.5, because a fold with more fractures leaves fewer in the other folds. Brackets: 95 % "
+    "intervals over groups of images.\n"
 )
 DIFFERENCES = (
     "Differences: recipe minus control, on the images that both have, as means over the seeds of the recipe.\n"
@@ -66,7 +67,8 @@ def fit_controls(folds: Folds, images: pd.DataFrame | None) -> Controls:
         images: from ``run_records.read_images``.
 
     Returns:
-        The controls whose columns are known; none if the images of all other folds of a fold have one class only.
+        The controls whose columns are known and not constant; none if the images of all other folds of a fold have one
+        class only.
     """
     found = Controls({}, [])
     tables = [record.tables[SUBSET][["image_id", "group", "label"]].assign(fold=record.fold) for record in folds]
@@ -79,7 +81,7 @@ def fit_controls(folds: Folds, images: pd.DataFrame | None) -> Controls:
         inputs = inputs.assign(**{NUMBER: numbers.astype(float)})
     weights = bootstrap_weights(table["group"])
     for name, columns in CONTROLS.items():
-        if not {*columns} <= {*inputs}:
+        if not {*columns} <= {*inputs} or (inputs[list(columns)].nunique() < 2).all():
             continue
         model = shortcut_model([one for one in columns if not pd.api.types.is_numeric_dtype(inputs[one])])
         splits = PredefinedSplit(table["fold"])

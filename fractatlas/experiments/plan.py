@@ -53,6 +53,7 @@ from fractatlas.experiments.run_records import (
     write_record,
 )
 from fractatlas.experiments.train_and_score import Run, compared_settings, finish_runs, require_same_settings
+from fractatlas.wording import plural
 
 log = logging.getLogger(__name__)
 DEFAULTS: dict[str, Any] = {
@@ -123,6 +124,8 @@ def read_plan(path: Path) -> Plan:
     try:
         # OmegaConf's reader, because it raises an error for duplicate names.
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
+        if not content:
+            raise InputError(f"{path}: the file is empty; should be YAML with seeds and recipes")
         plan = check_plan(DEFAULTS | content, str(path))
     except (OSError, UnicodeDecodeError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
         mark = getattr(error, "problem_mark", None)
@@ -314,6 +317,8 @@ class PlanRuns:
             if not remaining[run.name]:
                 completed()
 
+        if len(missing) < len(runs):
+            log.info("%d of %s finished before", len(runs) - len(missing), plural(len(runs), "run"))
         if missing:
             finish_runs(missing, jobs, finished, len(runs))
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from fractatlas.evaluation.provenance import RULES
 from fractatlas.experiments import control_tables, result_tables, results_figure, strata_tables, where_tables
 from fractatlas.experiments.pooled_folder import write_pooled
 from fractatlas.experiments.pooling import Folds
@@ -74,8 +75,11 @@ class PlanTables:
             if rows:
                 table = result_tables.merge(self.out / f"{file}.csv", list(names), rows)
                 note = unfinished({name: recorded[name] for name in names}, self.folds, set(table["recipe"]) - {*rows})
-                result_tables.write_recipes(self.out, table, note, file)
                 notes += note
+                rules = {RULES.get(used[name][0][0].point["rule"], "") for name in rows} - {RULES["fixed"]}
+                note += "".join(f"\nDecision threshold: {rule}.\n" for rule in sorted(filter(None, rules)))
+                published = file == "recipes" and all(is_fracatlas(used[name][0][0].settings) for name in rows)
+                result_tables.write_recipes(self.out, table, note, file, published)
         located: dict[str, where_tables.Located] = {
             name: self._once(
                 ("where", name), [used[name]], where_tables.score_located, name, used[name], subsets, images
@@ -200,6 +204,11 @@ class PlanTables:
         if self._results.get(key, (None, None))[0] != state:
             self._results[key] = (state, compute(*arguments))
         return self._results[key][1]
+
+
+def is_fracatlas(settings: Mapping[str, Any]) -> bool:
+    """Return whether the settings of a training have the data set FracAtlas, which is not generated."""
+    return settings.get("data._target_", "").endswith(".RadiographDataModule") and "data.prepare" in settings
 
 
 def unfinished(recorded: Recorded, folds: int | None, omitted: Collection[str] = ()) -> str:

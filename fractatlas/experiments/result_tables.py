@@ -214,7 +214,9 @@ def merge(file: Path, names: Sequence[str], rows: dict[str, list[dict[str, Any]]
     return pd.DataFrame([row for name in names for row in rows.get(name, by_name[name])])
 
 
-def write_recipes(out: Path, table: pd.DataFrame, note: str = "", name: str = "recipes") -> None:
+def write_recipes(
+    out: Path, table: pd.DataFrame, note: str = "", name: str = "recipes", published: bool = True
+) -> None:
     """Write ``recipes.csv``, ``recipes.md`` and ``recipes.png``, or those of ``variants``.
 
     Args:
@@ -222,6 +224,7 @@ def write_recipes(out: Path, table: pd.DataFrame, note: str = "", name: str = "r
         table: from ``recipe_rows``.
         note: a paragraph for the Markdown.
         name: of the files.
+        published: draw the AUROC that other authors published for FracAtlas.
     """
     write_csv(out / f"{name}.csv", table)
     write_text(out / f"{name}.md", recipes_markdown(table) + note)
@@ -229,7 +232,7 @@ def write_recipes(out: Path, table: pd.DataFrame, note: str = "", name: str = "r
     for row, mark in zip(table.to_dict("records"), _marks(table), strict=True):
         folds = f", {row['folds']} folds" if is_partial(row.get("folds")) else ""
         labels.append(f"{row['recipe']} ({row['subset']}{folds}){mark}")
-    _draw(out / f"{name}.png", table, labels, PUBLISHED if name == "recipes" else {})
+    _draw(out / f"{name}.png", table, labels, PUBLISHED if published else {})
 
 
 def write_runs(out: Path, table: pd.DataFrame) -> None:
@@ -245,7 +248,7 @@ def write_runs(out: Path, table: pd.DataFrame) -> None:
         cells = {name: row[name] for name in ("recipe", "seed", "subset")}
         if "fold" in table:
             cells["fold"] = row["folds"] if pd.isna(row["fold"]) else row["fold"]
-        cells |= {"n (fractured)": f"{row['n']} ({row['positives']})", "threshold": f"{row['threshold']:.3f}"}
+        cells |= {"n (fractured)": f"{row['n']} ({row['positives']})", "threshold": f"{row['threshold']:.3g}"}
         cells |= {METRIC_TITLES[score]: format_score(row, score) for score in SCORES}
         titles = {"hit": "pointing game"} | WHERE
         cells |= {title: _or_empty(row, score) for score, title in titles.items() if score in table}
@@ -254,7 +257,7 @@ def write_runs(out: Path, table: pd.DataFrame) -> None:
     if "fold" in table:
         text += (
             " A row such as `2 of 5` has the images of several folds, each predicted by the network of its own fold; "
-            "its threshold is the mean of theirs."
+            "its threshold is the mean of theirs. Thresholds are on the scale of calibrated probabilities."
         )
     write_text(out / "runs.md", f"{to_markdown(pd.DataFrame(rows))}\n{text}\n")
 

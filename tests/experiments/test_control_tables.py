@@ -187,3 +187,7 @@ def test_table_and_page_have_the_scores_and_the_differences(folds, images, tmp_p
         in text
     )
     assert text.endswith("\nA note.\n")
+
+
+def test_a_constant_control_is_omitted(folds, images):
+    assert "hardware" not in fit_controls(folds, images.assign(hardware=0)).tables

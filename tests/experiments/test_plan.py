@@ -357,6 +357,7 @@ def test_a_plan_chooses_thresholds_again_from_the_validation_predictions(write_p
     fixed, count = pd.read_csv(out / "runs.csv"), len(commands)
     run(write_plan(**content, threshold="accuracy"))
     assert len(commands) == count
+    assert "Decision threshold: the highest accuracy on the validation subset." in (out / "recipes.md").read_text()
     chosen = pd.read_csv(out / "runs.csv")
     assert set(fixed["threshold"]) == {0.5}
     for row in chosen[chosen["fold"].notna()].itertuples():

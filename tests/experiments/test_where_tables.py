@@ -66,7 +66,10 @@ def test_scores_are_means_over_seeds(kept):
     assert row["froc_4"] > 0  # the candidates outside boxes of the second network are gone, those of the boxes are not
     assert mean["froc_1/8"] >= row["froc_1/8"]
     assert mean["ap_30"] == pytest.approx(row["ap_30"] / 2)
-    assert len(both.curves["test"]["sensitivity"]) == 60
+    curve = dict(zip(both.curves["test"]["false_alarms"], both.curves["test"]["sensitivity"], strict=True))
+    assert [curve[rate] for rate in FALSE_ALARMS.values()] == pytest.approx(
+        [mean[f"froc_{name}"] for name in FALSE_ALARMS], abs=1e-4
+    )
 
 
 def test_variants_have_the_validation_subset(kept, tmp_path):

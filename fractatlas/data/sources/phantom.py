@@ -107,7 +107,11 @@ def generate(root: Path, images: int, seed: int) -> None:
         pd.DataFrame([row for row, _, _ in rows])[["image_id", *COLUMNS]].to_csv(temporary / "dataset.csv", index=False)
         (temporary / COCO).write_text(json.dumps(_coco(rows), indent=1), encoding="utf-8")
         temporary.chmod(0o755)
-        temporary.rename(root)
+        try:
+            temporary.rename(root)
+        except OSError:
+            if not is_generated(root):  # by another process meanwhile
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

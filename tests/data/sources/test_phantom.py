@@ -33,6 +33,21 @@ def test_the_number_and_the_folder_of_generated_images_are_logged(tmp_path, capl
     assert caplog.messages == [f"generating 60 phantoms in {tmp_path / 'here'}"]
 
 
+def test_two_processes_can_generate_the_same_folder(tmp_path, monkeypatch):
+    phantom.generate(tmp_path / "one", images=60, seed=0)
+    make_coco = phantom._coco
+
+    def generate_meanwhile(rows):
+        monkeypatch.setattr(phantom, "_coco", make_coco)
+        phantom.generate(tmp_path / "both", images=60, seed=0)
+        return make_coco(rows)
+
+    monkeypatch.setattr(phantom, "_coco", generate_meanwhile)
+    phantom.generate(tmp_path / "both", images=60, seed=0)
+    assert contents(tmp_path / "both") == contents(tmp_path / "one")
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "both"}
+
+
 def test_a_generation_that_fails_leaves_no_files(tmp_path, monkeypatch):
     def fail(*arguments, **options):
         raise RuntimeError("stopped")
