@@ -9,6 +9,8 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from fractatlas.wording import plural
+
 log = logging.getLogger(__name__)
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: not an error, run the command again
@@ -122,7 +124,7 @@ class ChildProcesses:
         def stop(number: int, frame: Any) -> None:
             with self._lock:
                 self.status = self.status or (INTERRUPTED if number == signal.SIGINT else STOPPED)
-                log.info("stopping %d running processes", len(self._running))
+                log.info("stopping %s", plural(len(self._running), "command"))
                 if number != signal.SIGINT:  # the terminal has sent Ctrl-C to the processes, too
                     for child in self._running:
                         child.send_signal(number)

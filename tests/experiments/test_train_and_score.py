@@ -11,6 +11,7 @@ import pytest
 
 from fractatlas.errors import InputError
 from fractatlas.experiments.train_and_score import OUTPUT, Commands, Run, finish_runs
+from fractatlas.wording import plural
 from tests.cli.processes import MODULE, PLAIN, process
 from tests.conftest import REPOSITORY, SMALL
 
@@ -198,10 +199,9 @@ def test_stopped_plan_waits_for_its_trainings(tmp_path, number, to_group, status
     lines = output.splitlines()
     assert lines[-1] == "stopped; repeat the command to resume the plan"
     assert sorted(lines[:-1]) == (
-        [f"started: A, seed {seed}; its output is in run_{seed}/{OUTPUT}" for seed in range(jobs)]
-        + [f"stopped: A, seed {seed}" for seed in range(jobs)]
-        if jobs > 1
-        else []
+        [f"started: A, seed {seed}; its output is in run_{seed}/{OUTPUT}" for seed in range(jobs) if jobs > 1]
+        + [f"stopped: A, seed {seed}" for seed in range(jobs) if jobs > 1]
+        + [f"stopping {plural(jobs, 'command')}"]
     )
     assert [(tmp_path / f"run_{seed}" / "saved").exists() for seed in range(jobs + 1)] == [True] * jobs + [False]
 
@@ -209,7 +209,7 @@ def test_stopped_plan_waits_for_its_trainings(tmp_path, number, to_group, status
 @pytest.mark.integration
 @pytest.mark.fault("SIGTERM while a plan trains several runs on phantoms", "every run resumes from its checkpoint")
 def test_several_trainings_are_stopped_and_resumed(phantoms, tmp_path):
-    options = [*SMALL, f"data.root={phantoms}", "trainer.max_epochs=6", "data.cache=false"]
+    options = [*SMALL, f"data.root={phantoms}", "trainer.max_epochs=25", "data.cache=false"]
     plan = tmp_path / "small.yaml"
     plan.write_text(f"seeds: [1, 2]\ncommon: {options}\nvariants: {{V: [], W: [optimizer.lr=1e-2]}}\n")
     line = [*MODULE, "plan", str(plan), "--jobs", "2", "--logs", "logs"]
