@@ -21,6 +21,7 @@ from fractatlas.experiments import (
     plan_tables,
     pooled_folder,
     result_tables,
+    results_figure,
     strata_tables,
     train_and_score,
 )
@@ -101,11 +102,14 @@ def commands(monkeypatch) -> list[tuple]:
 def run(tmp_path, commands, monkeypatch):
     """Run a plan with fake commands, tables in ``out``, and runs in ``logs``.
 
-    Intervals have few resamples, and configurations are composed once, to save time.
+    Intervals have few resamples, figures are small, and configurations are composed once, to save time.
     """
     few = functools.partial(bootstrap.bootstrap_weights, resamples=100)
-    for module in (result_tables, pooled_folder, paired_comparison, report_page, control_tables, strata_tables):
+    for module in (
+        result_tables, results_figure, pooled_folder, paired_comparison, report_page, control_tables, strata_tables,
+    ):  # fmt: skip
         monkeypatch.setattr(module, "bootstrap_weights", lambda groups, resamples=0: few(groups))
+    monkeypatch.setattr(results_figure, "DOTS", 40)
     for module in (plan_module, train_and_score):
         monkeypatch.setattr(module, "compose_config", compose_once)
 
@@ -564,7 +568,7 @@ def test_output_folder_that_cannot_be_created_is_reported_before_training(write_
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "seeds: Field required"),
+        ("", "the file is empty; should be YAML with seeds and recipes"),
         ("- a", "should be YAML with seeds and recipes"),
         ("seeds: ${", "should be YAML with seeds and recipes"),
         ("seeds: [0", "line "),
