@@ -12,13 +12,8 @@ from fractatlas.data.tables import as_numbers
 FLAGS = {"body part": tuple(BODY), "view": VIEWS}  # attributes that have a column of 0 and 1 for each value
 YES_NO = {"hardware": "hardware", "multiscan": "several scans"}
 LABEL_COLUMNS = ("fractured", "fracture_count")  # of FracAtlas: other forms of the label
-PREDICTIONS = (
-    "split",
-    "probability",
-    "probability_calibrated",
-    "fold_threshold",
-    "box_size",
-)  # columns of joined predictions
+# Columns of joined predictions.
+PREDICTIONS = ("split", "probability", "probability_calibrated", "fold_threshold", "box_size")
 MOST_FREQUENT = 10  # values of a text column that are strata of their own
 OTHER, SEVERAL = "other", "several"
 QUARTILES = 4

@@ -32,9 +32,8 @@ from fractatlas.wording import plural
 FALSE_ALARMS = {"1/8": 0.125, "1/4": 0.25, "1/2": 0.5, "1": 1.0, "2": 2.0, "4": 4.0}  # per image
 IOUS = {"ap_30": 0.3, "ap_50": 0.5}
 RECALLS = np.linspace(0, 1, 101)  # of the interpolated precision-recall curve
-CURVE = np.unique(
-    np.r_[np.geomspace(0.05, 4, 60), [*FALSE_ALARMS.values()]]
-)  # false alarms per image, of the drawn FROC curve
+# False alarms per image, of the drawn FROC curve, which has the values of the tables.
+CURVE = np.unique([*np.geomspace(0.05, 4, 60), *FALSE_ALARMS.values()])
 BLOCK = 4_000_000  # bootstrap samples times candidates that are computed at once; limits memory
 
 

@@ -77,7 +77,7 @@ class RunRecord:
         """The number of the test fold; ``None`` without folds."""
         return self.facts["fold"]
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings of the training by dotted key, without ``NOT_COMPARED``, which grows with the code."""
         return {key: value for key, value in self.facts["settings"].items() if not key.startswith(NOT_COMPARED)}

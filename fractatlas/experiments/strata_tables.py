@@ -60,11 +60,11 @@ def score_strata(name: str, seeds: Sequence[Folds], images: pd.DataFrame | None)
         if not chosen.any():
             continue
         tables = [one.table[chosen] for one in pooled]
-        n, positives = len(tables[0]), int(tables[0]["label"].sum())
+        counts = metrics.count(tables[0])
         row = {"recipe": name, "seeds": len(seeds), "folds": count_folds(seeds[0])}
-        row |= {"attribute": attribute, "stratum": stratum, "n": n, "positives": positives}
-        row |= {"low_count": min(positives, n - positives) < MIN_COUNT}
-        row |= {"majority_rate": max(positives, n - positives) / n}
+        row |= {"attribute": attribute, "stratum": stratum, "n": counts["n"], "positives": counts["positives"]}
+        row |= {"low_count": min(counts["positives"], counts["n"] - counts["positives"]) < MIN_COUNT}
+        row |= {"majority_rate": counts["majority_rate"]}
         means = seed_means(tables, thresholds, weights[:, chosen])
         scores = metrics.intervals_of(means, tables[0], thresholds[0])
         for score in SCORES:
