@@ -9,6 +9,9 @@ folder with more configuration files, relative to the plan), ``folds``, ``thresh
 - ``steps``: names with options. Each is trained with the options of all kept steps before it. A step is kept unless it
   lowers the mean validation AUROC over the seeds. The test subset is not used.
 
+``ensembles`` are names with lists of recipes. An ensemble is not trained: it averages the calibrated probabilities of
+all seeds of its recipes, on the images that all of them have.
+
 With ``folds``, each recipe, variant and step is trained once for each seed and fold of ``split=kfold``, and scores are
 those of all folds together. With ``threshold``, the decision thresholds of all runs are chosen by this rule, on the
 validation predictions in their records.
@@ -57,7 +60,8 @@ from fractatlas.wording import plural
 
 log = logging.getLogger(__name__)
 DEFAULTS: dict[str, Any] = {
-    "folds": None, "threshold": None, "config_dir": "", "common": [], "recipes": {}, "variants": {}, "steps": {}
+    "folds": None, "threshold": None, "config_dir": "", "common": [], "recipes": {}, "variants": {}, "steps": {},
+    "ensembles": {},
 }  # fmt: skip
 
 
@@ -72,23 +76,31 @@ class Plan(Strict):
     recipes: dict[str, list[str]]
     variants: dict[str, list[str]]
     steps: dict[str, list[str]]
+    ensembles: dict[str, list[str]]
 
     def __post_init__(self):
-        kinds = {"step": self.steps, "variant": self.variants, "recipe": self.recipes}
-        if not self.seeds or not any(kinds.values()):
+        trained = {"a step": self.steps, "a variant": self.variants, "a recipe": self.recipes}
+        kinds = trained | {"an ensemble": self.ensembles}
+        if not self.seeds or not any(trained.values()):
             raise ValueError("a plan needs a seed, and a recipe, a variant or a step")
         if repeated := [seed for seed in self.seeds if self.seeds.count(seed) > 1]:
             raise ValueError(f"seeds contains {repeated[0]} twice; remove one")
         for one, other in itertools.combinations(kinds, 2):
             if both := kinds[one].keys() & kinds[other].keys():
-                raise ValueError(f"{min(both)!r} is a {one} and a {other}; rename one of them")
+                raise ValueError(f"{min(both)!r} is {one} and {other}; rename one of them")
+        for name, members in self.ensembles.items():
+            if unknown := [member for member in members if member not in self.recipes]:
+                raise ValueError(f"ensemble {name!r}: {unknown[0]!r} is not a recipe; use names of recipes")
+            if len(members) < 2 or len({*members}) < len(members):
+                raise ValueError(f"ensemble {name!r}: should be a list of two or more different recipes")
         folders: dict[str, str] = {}
-        for name in self.names:
+        for name in [*self.names, *self.ensembles]:
             if not folder_name(name):
                 raise ValueError(f"name {name!r} should contain a letter or a digit")
             if (other := folders.setdefault(folder_name(name), name)) != name:
                 raise ValueError(f"{name!r} and {other!r} would have the same folder; rename one of them")
-        for option in itertools.chain(self.common, *(options for kind in kinds.values() for options in kind.values())):
+        of_runs = [options for kind in trained.values() for options in kind.values()]
+        for option in itertools.chain(self.common, *of_runs):
             if option.startswith(("-", "hydra.", "seed=", "test=", "resume=")):
                 raise ValueError(f"{option}: remove it; fractatlas plan sets this option")
             if self.folds and option.startswith(("split=", "split.folds=", "split.fold=")):
@@ -96,7 +108,7 @@ class Plan(Strict):
 
     @property
     def names(self) -> list[str]:
-        """The names of all steps, variants and recipes."""
+        """The names of all steps, variants and recipes, which are trained."""
         return [*self.steps, *self.variants, *self.recipes]
 
     def options(self, *several: Sequence[str]) -> list[str]:
@@ -218,7 +230,7 @@ def run_plan(
     out.mkdir(parents=True, exist_ok=True)
     logs = logs or Path("logs/plans") / path.parent.name / path.stem
     runs = PlanRuns(plan, out / "predictions", logs)
-    written = PlanTables(out, plan.recipes, plan.variants, plan.steps, plan.folds)
+    written = PlanTables(out, plan.recipes, plan.variants, plan.steps, plan.folds, plan.ensembles)
 
     def write() -> bool:
         return written.write({name: runs.recorded(name) for name in plan.names}, read_images(runs.records))

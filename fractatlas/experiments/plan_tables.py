@@ -27,6 +27,7 @@ class PlanTables:
         variants: of the variants.
         steps: of the steps.
         folds: number of folds; ``None`` without folds.
+        ensembles: the recipes of each ensemble.
 
     Attributes:
         kept: for each step in the table, whether it is kept.
@@ -39,8 +40,10 @@ class PlanTables:
         variants: Collection[str],
         steps: Collection[str],
         folds: int | None,
+        ensembles: Mapping[str, Sequence[str]] | None = None,
     ):
         self.out, self.recipes, self.variants, self.steps, self.folds = out, recipes, variants, steps, folds
+        self.ensembles = ensembles or {}
         self.kept: dict[str, bool] = {}
         self._results: dict[Hashable, tuple[Hashable, Any]] = {}
 
@@ -48,7 +51,8 @@ class PlanTables:
         """Write all tables and figures.
 
         A recipe or variant is scored on the seeds whose folds are all finished. Without such a seed, it is scored on
-        the finished folds of the first seed that has any. A step is scored when all its runs are finished.
+        the finished folds of the first seed that has any. A step is scored when all its runs are finished, and an
+        ensemble when each of its recipes has a seed whose folds are all finished.
 
         Args:
             recorded: for each recipe, variant and step.
@@ -73,12 +77,15 @@ class PlanTables:
                 if name in used
             }
             if rows:
-                table = result_tables.merge(self.out / f"{file}.csv", list(names), rows)
+                scored, ensembles = list(rows), [*self.ensembles] if file == "recipes" else []
+                if ensembles:
+                    rows |= self._ensemble_rows(used)
+                table = result_tables.merge(self.out / f"{file}.csv", [*names, *ensembles], rows)
                 note = unfinished({name: recorded[name] for name in names}, self.folds, set(table["recipe"]) - {*rows})
                 notes += note
-                rules = {RULES.get(used[name][0][0].point["rule"], "") for name in rows} - {RULES["fixed"]}
+                rules = {RULES.get(used[name][0][0].point["rule"], "") for name in scored} - {RULES["fixed"]}
                 note += "".join(f"\nDecision threshold: {rule}.\n" for rule in sorted(filter(None, rules)))
-                published = file == "recipes" and all(is_fracatlas(used[name][0][0].settings) for name in rows)
+                published = file == "recipes" and all(is_fracatlas(used[name][0][0].settings) for name in scored)
                 result_tables.write_recipes(self.out, table, note, file, published)
         located: dict[str, where_tables.Located] = {
             name: self._once(
@@ -117,6 +124,21 @@ class PlanTables:
     def _used(self, seeds: Sequence[Folds]) -> list[Folds]:
         complete = [folds for folds in seeds if len(folds) == (self.folds or 1)]
         return complete or [folds for folds in seeds if folds][:1]
+
+    def _complete_ensembles(self, used: Recorded) -> dict[str, list[Sequence[Folds]]]:
+        """Return the seeds of each recipe of the ensembles whose recipes all have a complete seed."""
+        done = {name: seeds for name, seeds in used.items() if len(seeds[0]) == (self.folds or 1)}
+        return {
+            name: [done[member] for member in members]
+            for name, members in self.ensembles.items()
+            if all(member in done for member in members)
+        }
+
+    def _ensemble_rows(self, used: Recorded) -> dict[str, list[dict[str, Any]]]:
+        return {
+            name: self._once(("ensemble", name), members, result_tables.ensemble_rows, name, members)
+            for name, members in self._complete_ensembles(used).items()
+        }
 
     def _write_steps(self, recorded: Recorded) -> None:
         """Write the table of the steps up to the first that is not finished."""
@@ -185,6 +207,16 @@ class PlanTables:
                 result_tables.difference_rows, (one, used[one]), (other, used[other]), subsets,
             )
         ]  # fmt: skip
+        for name, members in self._complete_ensembles(used).items():
+            seeds = [folds for member in members for folds in member]
+            rows += [
+                row
+                for recipe, own in zip(self.ensembles[name], members, strict=True)
+                for row in self._once(
+                    ("difference", recipe, name), [own, seeds],
+                    result_tables.difference_rows, (recipe, own), (name, seeds), result_tables.SUBSETS, True,
+                )
+            ]  # fmt: skip
         if rows:
             result_tables.write_differences(self.out, pd.DataFrame(rows), note)
 

@@ -125,13 +125,14 @@ def ensemble(seeds: Sequence[Folds]) -> dict[str, Pooled]:
     """Average the calibrated probabilities of the seeds for each image, and choose the thresholds again on validation.
 
     Args:
-        seeds: for each seed, its folds, the same for all seeds.
+        seeds: for each seed, of one or several recipes, its folds, the same for all seeds. Images that a seed does not
+            have are omitted. The rule for the thresholds is that of the first seed.
 
     Returns:
         By subset, ``val`` and ``test``, without heatmaps.
 
     Raises:
-        InputError: the seeds have other images, or an image is in one subset of two folds.
+        InputError: the seeds have no image of a fold in common, or an image is in one subset of two folds.
     """
     rule = instantiate(_part(seeds[0][0].settings, "threshold"), _execution_whitelist_=ALLOWED_RULES)
     tables: dict[str, list[pd.DataFrame]] = {"val": [], "test": []}
@@ -147,8 +148,11 @@ def ensemble(seeds: Sequence[Folds]) -> dict[str, Pooled]:
 
 def _mean(records: Sequence[RunRecord], subset: str) -> pd.DataFrame:
     tables = [record.tables[subset] for record in records]
-    if any(not table["image_id"].equals(tables[0]["image_id"]) for table in tables):
-        raise InputError(f"{records[0].facts['recipe']}: the seeds have other {subset} images; train them again")
+    common = set.intersection(*(set(table["image_id"]) for table in tables))
+    if not common:
+        names = " and ".join(sorted({record.facts["recipe"] for record in records}))
+        raise InputError(f"{names}: an ensemble needs {subset} images that all seeds have; use the same split")
+    tables = [table[table["image_id"].isin(common)].reset_index(drop=True) for table in tables]
     pairs = zip(tables, records, strict=True)
     calibrated = [calibrate(table["probability"], record.point["temperature"]) for table, record in pairs]
     return _plain(tables[0]).assign(probability=np.mean(calibrated, axis=0))

@@ -1,6 +1,6 @@
 """Tables and figures of an experiment: recipes, variants and steps with several seeds, and paired differences."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -77,6 +77,31 @@ def recipe_rows(name: str, seeds: Sequence[Folds], subsets: Sequence[str] = SUBS
     return rows
 
 
+def ensemble_rows(name: str, members: Sequence[Sequence[Folds]]) -> list[dict[str, Any]]:
+    """Score the ensemble of several recipes: the mean calibrated probability of all their seeds.
+
+    Args:
+        name: of the ensemble.
+        members: for each recipe, its seeds as for ``recipe_rows``, with the same folds.
+
+    Returns:
+        A row for each of ``SUBSETS`` as from ``recipe_rows``, without heatmaps; ``seeds`` counts different seeds.
+    """
+    seeds = [folds for member in members for folds in member]
+    joined = {
+        "seeds": len({folds[0].facts["seed"] for folds in seeds}),
+        "model": _join(folds[0].facts["model"] for folds in seeds),
+        "input": _join(_describe_input(folds[0].settings) for folds in seeds),
+        "reference_accuracy": 0.0,
+    }
+    pooled = ensemble(seeds)
+    return [_row(f"{name}{ENSEMBLE}{len(seeds)}", subset, seeds, [pooled[subset]]) | joined for subset in SUBSETS]
+
+
+def _join(texts: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(texts))
+
+
 def run_rows(name: str, seeds: Sequence[Folds]) -> list[dict[str, Any]]:
     """Score each run of a recipe or step, and each seed on the images of all its folds.
 
@@ -119,7 +144,10 @@ def is_partial(folds: Any) -> bool:
 
 
 def difference_rows(
-    first: tuple[str, Sequence[Folds]], second: tuple[str, Sequence[Folds]], subsets: Sequence[str] = SUBSETS
+    first: tuple[str, Sequence[Folds]],
+    second: tuple[str, Sequence[Folds]],
+    subsets: Sequence[str] = SUBSETS,
+    averaged: bool = False,
 ) -> list[dict[str, Any]]:
     """Compare two recipes, or two variants, on the images that both have, as means over their seeds.
 
@@ -127,6 +155,7 @@ def difference_rows(
         first: a name and its records, as in ``recipe_rows``.
         second: likewise.
         subsets: to compare.
+        averaged: the second is the ensemble of its seeds, which can be those of several recipes.
 
     Returns:
         A row for each subset and each of ``COMPARED`` that both have: ``first, second`` (the names), ``subset, folds``
@@ -139,6 +168,8 @@ def difference_rows(
     rows = []
     for subset in subsets:
         pair = [[pool(records, subset) for records in seeds] for _, seeds in (first, second)]
+        if averaged:
+            pair[1] = [ensemble(second[1])[subset]]
         common = set.intersection(*(set(one.table["image_id"]) for several in pair for one in several))
         if not common:
             continue

@@ -285,22 +285,29 @@ def test_recipe_with_an_unfinished_run_is_scored_on_its_finished_seeds(write_pla
 
 
 def test_each_fold_is_trained_and_scores_are_those_of_all_images(write_plan, run, commands, tmp_path):
-    plan = write_plan(seeds=[1, 2], folds=3, recipes={"A": ["optimizer.lr=0.1"], "B": ["optimizer.lr=0.3"]})
+    recipes = {"A": ["optimizer.lr=0.1"], "B": ["optimizer.lr=0.3"]}
+    plan = write_plan(seeds=[1, 2], folds=3, recipes=recipes, ensembles={"Both": ["B", "A"]})
     out = run(plan)
     folder = tmp_path / "logs" / "a" / "seed_2_fold_1"
     options = ("split=kfold", "split.folds=3", "split.fold=1", "seed=2", "test=false", f"hydra.run.dir={folder}")
     assert commands[8] == ("train", "optimizer.lr=0.1", *options)
     assert len(commands) == 2 * 2 * 3 * 2
     recipes = pd.read_csv(out / "recipes.csv")
-    assert list(recipes["recipe"].unique()) == ["A", "A, ensemble of 2", "B", "B, ensemble of 2"]
+    rows = ["A", "A, ensemble of 2", "B", "B, ensemble of 2", "Both, ensemble of 4"]
+    assert list(recipes["recipe"].unique()) == rows
     assert set(recipes["n"]) == {120}
+    assert recipes["seeds"].tolist() == [2] * 10
     assert set(recipes["split"]) == {"3 folds"}
     runs = pd.read_csv(out / "runs.csv")
     assert runs.groupby(["recipe", "seed", "subset"])["n"].apply(list).tolist() == [[40, 40, 40, 120]] * 8
     assert runs["temperature"][:3].tolist() == [1, 2, 3]
     differences = pd.read_csv(out / "differences.csv")
     assert (differences["n"] == 120).all()
-    assert differences.query("score == 'auroc' and subset == 'val'")["low"].item() > 0
+    pairs = differences.query("score == 'auroc' and subset == 'val'").set_index(["first", "second"])
+    assert pairs.loc[("A", "B"), "low"] > 0
+    assert list(pairs.index) == [("A", "B"), ("B", "Both"), ("A", "Both")]
+    of_ensemble = recipes.query("recipe == 'Both, ensemble of 4' and subset == 'val'").iloc[0]
+    assert pairs.loc[("A", "Both"), "second_value"] == pytest.approx(of_ensemble["auroc"])
     for name in ("a", "b"):
         files = {file.name for file in (out / "pooled" / name).iterdir()}
         assert {"report.html", "metrics.json", "predictions.csv", "model_card.md", "strata.csv"} <= files
@@ -579,6 +586,10 @@ def test_output_folder_that_cannot_be_created_is_reported_before_training(write_
         ("seeds: [0]\nrecipes: {A: []}\nsteps: {A: []}", "is a step and a recipe"),
         ("seeds: [0]\nvariants: {A: []}\nsteps: {A: []}", "is a step and a variant"),
         ("seeds: [0]\nvariants: {A b: []}\nrecipes: {A-b: []}", "would have the same folder"),
+        ("seeds: [0]\nrecipes: {A: [], B: []}\nensembles: {A: [A, B]}", "'A' is a recipe and an ensemble; rename"),
+        ("seeds: [0]\nrecipes: {A: [], B: []}\nensembles: {C: [A, D]}", "ensemble 'C': 'D' is not a recipe"),
+        ("seeds: [0]\nrecipes: {A: []}\nensembles: {C: [A]}", "ensemble 'C': should be a list of two or more"),
+        ("seeds: [0]\nensembles: {C: [A, B]}", "needs a seed, and a recipe, a variant or a step"),
         ("seeds: [0]\nvariants: {A: [optimizer.lrr=1]}", "A: unknown key 'optimizer.lrr'"),
         ("seeds: [0]\nvariants: {A: [seed=1]}", "seed=1: remove it"),
         ("seeds: [0]\nrecipes: {A: [test=true]}", "test=true: remove it"),
@@ -589,7 +600,8 @@ def test_output_folder_that_cannot_be_created_is_reported_before_training(write_
         ("seeds: [x]\nrecipes: {A: []}", "seeds.0"),
         (
             "seeds: [0]\nrecipe: {A: []}",
-            "recipe: unknown key; a plan has seeds, folds, threshold, config_dir, common, recipes, variants, steps",
+            "recipe: unknown key; a plan has seeds, folds, threshold, config_dir, common, recipes, variants, steps, "
+            "ensembles",
         ),
         ("seeds: [0]\nfolds: 2\nrecipes: {A: []}", "folds: Input should be greater than or equal to 3"),
         ("seeds: [0]\nfolds: 5\nrecipes: {A: [split.fold=1]}", "split.fold=1: remove it, or remove folds"),

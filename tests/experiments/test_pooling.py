@@ -102,7 +102,19 @@ def test_seeds_with_other_images_are_refused(folds):
     other = [made_up_record(2, fold) for fold in range(3)]
     other[1].predictions = other[1].predictions.iloc[:-1]
     with pytest.raises(InputError, match="A: the seeds have other test images"):
-        ensemble([folds, other])
+        recipe_rows("A", [folds, other])
+
+
+def test_an_ensemble_has_the_images_that_all_seeds_have(folds):
+    other = [made_up_record(2, fold) for fold in range(3)]
+    removed = other[1].predictions["image_id"].iloc[-1]
+    other[1].predictions = other[1].predictions.iloc[:-1]
+    images = ensemble([folds, other])["test"].table["image_id"]
+    assert set(pool(folds, "test").table["image_id"]) - set(images) == {removed}
+    elsewhere = made_up_record(3, 0)
+    elsewhere.predictions = elsewhere.predictions.assign(image_id="x" + elsewhere.predictions["image_id"])
+    with pytest.raises(InputError, match="A: an ensemble needs val images that all seeds have; use the same split"):
+        ensemble([folds[:1], [elsewhere]])
 
 
 def test_rows_of_runs_have_the_scores_of_each_fold_and_of_all(folds):
