@@ -1,5 +1,6 @@
 """Tables and figures of an experiment: recipes, variants and steps with several seeds, and paired differences."""
 
+import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 from hashlib import sha256
@@ -474,7 +475,8 @@ def _draw(path: Path, table: pd.DataFrame, names: Sequence[str], published: dict
                 for name, value in published.items():
                     axes.axvline(value, color="#bc4c00", linestyle=":", linewidth=1, zorder=0)
                     axes.annotate(name, (value, len(table) - 0.4), rotation=30, fontsize=7, color="#bc4c00")
-            axes.set(xlabel=(METRIC_TITLES | WHERE)[score], ylim=(-0.7, len(table) - 0.3))
+            label = textwrap.fill((METRIC_TITLES | WHERE)[score], 28)  # narrower than the axes
+            axes.set(xlabel=label, ylim=(-0.7, len(table) - 0.3))
             axes.grid(axis="x", color="#eaeef2")
         figure.axes[0].set_yticks(places, names)
         with atomic_path(path) as temporary:
