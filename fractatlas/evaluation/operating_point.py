@@ -34,7 +34,10 @@ def youden(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def highest_accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the threshold of maximal accuracy among those that classify at least one image as fractured."""
+    """Return the threshold of maximal accuracy among those that classify at least one image as fractured.
+
+    Of several, the highest.
+    """
     scores, sensitivity, specificity = _curve(labels, probabilities)
     share = labels.mean()
     return midpoint_below(scores, int(np.argmax(share * sensitivity + (1 - share) * specificity)))

@@ -65,6 +65,13 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
+SHOULD_BE = {  # by pydantic's type of error
+    "dict_type": "should be names with lists, such as {name: []}",
+    "list_type": "should be a list, such as []",
+    "string_type": "should be text; quote numbers",
+}
+
+
 class Plan(Strict):
     """The contents of a plan's file; ``config_dir`` is absolute, or empty, ``threshold`` a choice of this group."""
 
@@ -90,7 +97,7 @@ class Plan(Strict):
                 raise ValueError(f"{min(both)!r} is {one} and {other}; rename one of them")
         for name, members in self.ensembles.items():
             if unknown := [member for member in members if member not in self.recipes]:
-                raise ValueError(f"ensemble {name!r}: {unknown[0]!r} is not a recipe; use names of recipes")
+                raise ValueError(f"ensemble {name!r}: {unknown[0]!r} is not a recipe; quote a name with a comma")
             if len(members) < 2 or len({*members}) < len(members):
                 raise ValueError(f"ensemble {name!r}: should be a list of two or more different recipes")
         folders: dict[str, str] = {}
@@ -173,6 +180,7 @@ def check_plan(content: dict[str, Any], place: str = "") -> Plan:
         key, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
         if first["type"] == "unexpected_keyword_argument":
             message = f"unknown key; a plan has {', '.join(known_keys(Plan))}"
+        message = SHOULD_BE.get(first["type"], message)
         raise InputError(": ".join(filter(None, [place, key, message]))) from None
 
 
@@ -222,6 +230,8 @@ def run_plan(
         SystemExit: this process received a stop signal.
     """
     plan, path = read_plan(file), file.absolute()
+    if averaged := [name for name in only if name in plan.ensembles]:
+        raise InputError(f"--only {averaged[0]}: ensembles are not trained; use --tables, which scores them")
     if unknown := [name for name in only if name not in plan.names]:
         raise InputError(f"--only {unknown[0]}: not in {file}; its rows are {', '.join(plan.names)}")
     if not tables:

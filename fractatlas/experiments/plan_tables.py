@@ -82,6 +82,8 @@ class PlanTables:
                     rows |= self._ensemble_rows(used)
                 table = result_tables.merge(self.out / f"{file}.csv", [*names, *ensembles], rows)
                 note = unfinished({name: recorded[name] for name in names}, self.folds, set(table["recipe"]) - {*rows})
+                if waiting := [name for name in ensembles if name not in rows]:
+                    note += f"\nNot scored, because a recipe is not finished: {', '.join(waiting)}.\n"
                 notes += note
                 rules = {RULES.get(used[name][0][0].point["rule"], "") for name in scored} - {RULES["fixed"]}
                 note += "".join(f"\nDecision threshold: {rule}.\n" for rule in sorted(filter(None, rules)))

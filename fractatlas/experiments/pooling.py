@@ -132,8 +132,11 @@ def ensemble(seeds: Sequence[Folds]) -> dict[str, Pooled]:
         By subset, ``val`` and ``test``, without heatmaps.
 
     Raises:
-        InputError: the seeds have no image of a fold in common, or an image is in one subset of two folds.
+        InputError: the seeds have no image of a fold in common; an image has different labels, or is in different folds
+            or subsets, in two seeds; or it is in one subset of two folds.
     """
+    for folds in seeds[1:]:
+        _require_same_split(seeds[0], folds)
     rule = instantiate(_part(seeds[0][0].settings, "threshold"), _execution_whitelist_=ALLOWED_RULES)
     tables: dict[str, list[pd.DataFrame]] = {"val": [], "test": []}
     thresholds = []
@@ -144,6 +147,37 @@ def ensemble(seeds: Sequence[Folds]) -> dict[str, Pooled]:
         for subset, table in means.items():
             tables[subset].append(table if records[0].fold is None else table.assign(fold_threshold=threshold))
     return {subset: _join([], subset, several, thresholds) for subset, several in tables.items()}
+
+
+def require_equal_labels(tables: Sequence[pd.DataFrame], names: Sequence[str]) -> None:
+    """Check that an image has the same label in all tables.
+
+    Args:
+        tables: ``image_id, label``.
+        names: of their recipes, for the message.
+
+    Raises:
+        InputError: an image has different labels.
+    """
+    labels = pd.concat([table[["image_id", "label"]] for table in tables]).groupby("image_id")["label"].nunique()
+    if (several := labels[labels > 1]).size:
+        recipes = " and ".join(dict.fromkeys(names))
+        raise InputError(f"{recipes}: {several.index[0]} has different labels; use recipes of one data set")
+
+
+def _require_same_split(first: Folds, second: Folds) -> None:
+    names = [folds[0].facts["recipe"] for folds in (first, second)]
+    require_equal_labels([record.predictions for folds in (first, second) for record in folds], names)
+    one, other = (
+        pd.concat([record.predictions[["image_id", "split"]].assign(fold=record.fold) for record in folds])
+        for folds in (first, second)
+    )
+    place, keys = ("split", ["image_id"]) if first[0].fold is None else ("fold", ["image_id", "split"])
+    both = one.merge(other, on=keys, suffixes=("", "_second"))
+    if (differ := both[place] != both[f"{place}_second"]).any():
+        image = both.loc[differ, "image_id"].iloc[0]
+        recipes = " and ".join(dict.fromkeys(names))
+        raise InputError(f"{recipes}: {image} is in different folds or subsets; an ensemble needs one split")
 
 
 def _mean(records: Sequence[RunRecord], subset: str) -> pd.DataFrame:

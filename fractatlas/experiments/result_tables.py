@@ -1,7 +1,7 @@
 """Tables and figures of an experiment: recipes, variants and steps with several seeds, and paired differences."""
 
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -24,7 +24,7 @@ from fractatlas.evaluation.markdown import (
     mark_other_images,
     to_markdown,
 )
-from fractatlas.experiments.pooling import Folds, Pooled, ensemble, pool
+from fractatlas.experiments.pooling import Folds, Pooled, ensemble, pool, require_equal_labels
 from fractatlas.io import atomic_path, write_csv, write_text
 from fractatlas.reference_report import REFERENCE_ACCURACY
 from fractatlas.report.figures import COLOURS, STYLE
@@ -91,16 +91,12 @@ def ensemble_rows(name: str, members: Sequence[Sequence[Folds]]) -> list[dict[st
     seeds = [folds for member in members for folds in member]
     joined = {
         "seeds": len({folds[0].facts["seed"] for folds in seeds}),
-        "model": _join(folds[0].facts["model"] for folds in seeds),
-        "input": _join(_describe_input(folds[0].settings) for folds in seeds),
+        "model": "; ".join(dict.fromkeys(folds[0].facts["model"] for folds in seeds)),
+        "input": "; ".join(dict.fromkeys(_describe_input(folds[0].settings) for folds in seeds)),
         "reference_accuracy": 0.0,
     }
     pooled = ensemble(seeds)
     return [_row(f"{name}{ENSEMBLE}{len(seeds)}", subset, seeds, [pooled[subset]]) | joined for subset in SUBSETS]
-
-
-def _join(texts: Iterable[str]) -> str:
-    return ", ".join(dict.fromkeys(texts))
 
 
 def run_rows(name: str, seeds: Sequence[Folds]) -> list[dict[str, Any]]:
@@ -156,7 +152,8 @@ def difference_rows(
         first: a name and its records, as in ``recipe_rows``.
         second: likewise.
         subsets: to compare.
-        averaged: the second is the ensemble of its seeds, which can be those of several recipes.
+        averaged: the second is the ensemble of its seeds, which can be those of several recipes. Its name is then that
+            of ``ensemble_rows``.
 
     Returns:
         A row for each subset and each of ``COMPARED`` that both have: ``first, second`` (the names), ``subset, folds``
@@ -166,16 +163,18 @@ def difference_rows(
     folds = [[record for record in seeds[0] if record.fold in {one.fold for one in other[0]}]
              for (_, seeds), (_, other) in ((first, second), (second, first))]  # fmt: skip
     counts = {count_folds(records) for records in folds if records}
+    name = f"{second[0]}{ENSEMBLE}{len(second[1])}" if averaged else second[0]
     rows = []
     for subset in subsets:
         pair = [[pool(records, subset) for records in seeds] for _, seeds in (first, second)]
         if averaged:
             pair[1] = [ensemble(second[1])[subset]]
+        require_equal_labels([one.table for several in pair for one in several], [first[0], second[0]])
         common = set.intersection(*(set(one.table["image_id"]) for several in pair for one in several))
         if not common:
             continue
         one, other = (_resampled(tuple(several), frozenset(common)) for several in pair)
-        key = {"first": first[0], "second": second[0], "subset": subset, "folds": ""}
+        key = {"first": first[0], "second": name, "subset": subset, "folds": ""}
         key["folds"] = counts.copy().pop() if len(counts) == 1 else ""
         for score in COMPARED:
             if score in one and score in other and (row := paired_comparison.difference(one[score], other[score])):
@@ -321,6 +320,7 @@ def write_differences(out: Path, table: pd.DataFrame, note: str = "") -> None:
         table: from ``difference_rows``.
         note: a paragraph for the Markdown.
     """
+    table = table.astype(dict.fromkeys(("low", "high", "p"), float))  # None without an interval
     write_csv(out / "differences.csv", table)
     titles = METRIC_TITLES | WHERE | {"hit": "pointing game"}
     scores = [score for score in COMPARED if (table["score"] == score).any()]

@@ -305,9 +305,9 @@ def test_each_fold_is_trained_and_scores_are_those_of_all_images(write_plan, run
     assert (differences["n"] == 120).all()
     pairs = differences.query("score == 'auroc' and subset == 'val'").set_index(["first", "second"])
     assert pairs.loc[("A", "B"), "low"] > 0
-    assert list(pairs.index) == [("A", "B"), ("B", "Both"), ("A", "Both")]
+    assert list(pairs.index) == [("A", "B"), ("B", "Both, ensemble of 4"), ("A", "Both, ensemble of 4")]
     of_ensemble = recipes.query("recipe == 'Both, ensemble of 4' and subset == 'val'").iloc[0]
-    assert pairs.loc[("A", "Both"), "second_value"] == pytest.approx(of_ensemble["auroc"])
+    assert pairs.loc[("A", "Both, ensemble of 4"), "second_value"] == pytest.approx(of_ensemble["auroc"])
     for name in ("a", "b"):
         files = {file.name for file in (out / "pooled" / name).iterdir()}
         assert {"report.html", "metrics.json", "predictions.csv", "model_card.md", "strata.csv"} <= files
@@ -326,7 +326,7 @@ def test_recipes_with_some_of_the_folds_are_pooled_over_these_and_compared(
     write_plan, run, commands, tmp_path, monkeypatch
 ):
     recipes = {"A": ["optimizer.lr=0.1"], "B": ["optimizer.lr=0.3"], "C": ["optimizer.lr=0.4"]}
-    plan = write_plan(seeds=[1, 2], folds=3, recipes=recipes)
+    plan = write_plan(seeds=[1, 2], folds=3, recipes=recipes, ensembles={"A and B": ["A", "B"]})
     with monkeypatch.context() as patched:
         patched.setattr(plan_module.PlanTables, "write", lambda *arguments: True)
         out = run(plan)
@@ -344,7 +344,9 @@ def test_recipes_with_some_of_the_folds_are_pooled_over_these_and_compared(
     runs = pd.read_csv(out / "runs.csv", keep_default_na=False)
     pooled = runs.query("subset == 'test' and recipe == 'C' and fold == ''")
     assert pooled[["seed", "folds", "n"]].to_numpy().tolist() == [[1, "3 of 3", 120], [2, "2 of 3", 80]]
-    assert "B: 3 of 6 runs; C: 5 of 6 runs" in (out / "recipes.md").read_text()
+    text = (out / "recipes.md").read_text()
+    assert "B: 3 of 6 runs; C: 5 of 6 runs" in text
+    assert "Not scored, because a recipe is not finished: A and B." in text
     differences = pd.read_csv(out / "differences.csv").query("score == 'auroc' and subset == 'test'")
     assert differences[["first", "second", "folds", "n"]].to_numpy().tolist() == [
         ["A", "B", "1 of 3", 40], ["A", "C", "3 of 3", 120], ["B", "C", "1 of 3", 40],
@@ -587,7 +589,10 @@ def test_output_folder_that_cannot_be_created_is_reported_before_training(write_
         ("seeds: [0]\nvariants: {A: []}\nsteps: {A: []}", "is a step and a variant"),
         ("seeds: [0]\nvariants: {A b: []}\nrecipes: {A-b: []}", "would have the same folder"),
         ("seeds: [0]\nrecipes: {A: [], B: []}\nensembles: {A: [A, B]}", "'A' is a recipe and an ensemble; rename"),
-        ("seeds: [0]\nrecipes: {A: [], B: []}\nensembles: {C: [A, D]}", "ensemble 'C': 'D' is not a recipe"),
+        ("seeds: [0]\nrecipes: {A: [], B: []}\nensembles: {C: [A, D]}", "ensemble 'C': 'D' is not a recipe; quote"),
+        ("seeds: [0]\nrecipes: {A: []}\nensembles: [A]", "ensembles: should be names with lists, such as"),
+        ("seeds: [0]\nrecipes: {A: []}\nensembles: {C: A}", "ensembles.C: should be a list, such as []"),
+        ("seeds: [0]\nrecipes: {A: []}\nensembles: {C: [1]}", "ensembles.C.0: should be text; quote numbers"),
         ("seeds: [0]\nrecipes: {A: []}\nensembles: {C: [A]}", "ensemble 'C': should be a list of two or more"),
         ("seeds: [0]\nensembles: {C: [A, B]}", "needs a seed, and a recipe, a variant or a step"),
         ("seeds: [0]\nvariants: {A: [optimizer.lrr=1]}", "A: unknown key 'optimizer.lrr'"),
@@ -620,6 +625,8 @@ def test_invalid_plan_is_refused_in_one_line(tmp_path, text, message):
 def test_unknown_recipe_is_refused_with_the_names_of_the_plan(write_plan, run):
     with pytest.raises(InputError, match="--only B: not in .*; its rows are A"):
         run(write_plan(seeds=[0], recipes={"A": []}), only=["B"])
+    with pytest.raises(InputError, match="--only C: ensembles are not trained; use --tables"):
+        run(write_plan(seeds=[0], recipes={"A": [], "B": []}, ensembles={"C": ["A", "B"]}), only=["C"])
 
 
 @pytest.mark.parametrize("file", PLANS, ids=lambda file: f"{file.parent.name}/{file.stem}")

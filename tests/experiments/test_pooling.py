@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +9,7 @@ from fractatlas.errors import InputError
 from fractatlas.evaluation import metrics, paired_comparison
 from fractatlas.evaluation.operating_point import calibrate
 from fractatlas.experiments.pooling import ensemble, pool
-from fractatlas.experiments.result_tables import recipe_rows, run_rows
+from fractatlas.experiments.result_tables import difference_rows, recipe_rows, run_rows
 from tests.experiments.conftest import POINTS, made_up_record
 
 FIXED = {"threshold._target_": "fractatlas.evaluation.operating_point.fixed", "threshold.value": 0.5}
@@ -105,12 +107,22 @@ def test_seeds_with_other_images_are_refused(folds):
         recipe_rows("A", [folds, other])
 
 
-def test_an_ensemble_has_the_images_that_all_seeds_have(folds):
+def test_an_ensemble_has_the_images_that_all_seeds_have_and_needs_the_same_labels_and_folds(folds):
     other = [made_up_record(2, fold) for fold in range(3)]
     removed = other[1].predictions["image_id"].iloc[-1]
     other[1].predictions = other[1].predictions.iloc[:-1]
     images = ensemble([folds, other])["test"].table["image_id"]
     assert set(pool(folds, "test").table["image_id"]) - set(images) == {removed}
+    relabelled = [made_up_record(2, fold) for fold in range(3)]
+    relabelled[0].predictions["label"] = 1 - relabelled[0].predictions["label"]
+    with pytest.raises(InputError, match="A: .* has different labels; use recipes of one data set"):
+        ensemble([folds, relabelled])
+    with pytest.raises(InputError, match="A and B: .* has different labels; use recipes of one data set"):
+        difference_rows(("A", [folds]), ("B", [relabelled]))
+    moved = [made_up_record(2, fold) for fold in (1, 0, 2)]
+    moved = [replace(record, facts=record.facts | {"fold": fold}) for fold, record in enumerate(moved)]
+    with pytest.raises(InputError, match="A: .* is in different folds or subsets; an ensemble needs one split"):
+        ensemble([folds, moved])
     elsewhere = made_up_record(3, 0)
     elsewhere.predictions = elsewhere.predictions.assign(image_id="x" + elsewhere.predictions["image_id"])
     with pytest.raises(InputError, match="A: an ensemble needs val images that all seeds have; use the same split"):

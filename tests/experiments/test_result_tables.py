@@ -105,6 +105,8 @@ def test_recipes_are_compared_on_their_common_images(make_run, tmp_path):
                                          table[["subset", "n"]].drop_duplicates().to_numpy().tolist()]  # fmt: skip
     value, low, high = auroc[["difference", "low", "high"]].iloc[0]
     assert rows[0][5] == f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    write_differences(tmp_path, table.assign(low=None, high=None, p=None))  # too few groups for an interval
+    assert f"| {value:+.3f} " in (tmp_path / "differences.md").read_text()
 
 
 def test_recipes_without_heatmaps_are_compared_by_their_predictions(make_run):
