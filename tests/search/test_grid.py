@@ -116,6 +116,7 @@ def test_every_kind_of_axis_is_expanded(grid, tmp_path, axis, names):
         assert sorted(calls(tmp_path / "g")) == names
 
 
+@pytest.mark.integration
 def test_null_stays_null_in_jobs_of_a_swept_model(grid, tmp_path):
     assert grid("model=densenet,resnet", "model.weights=null", "seed=3", "seed=1,2", "hydra.sweep.dir=g") == 0
     runs = sorted((tmp_path / "g").glob("*/.hydra/config.yaml"))
@@ -249,8 +250,8 @@ def test_the_folders_of_jobs_can_be_named_by_the_user(grid, tmp_path):
     ("error", "reason"),
     [
         (InputError("the training diverged;\nlower optimizer.lr"), "the training diverged; lower optimizer.lr"),
-        (ZeroDivisionError("a bug"), "ZeroDivisionError: a bug"),
-        (MemoryError(), "out of memory: no message"),
+        pytest.param(ZeroDivisionError("a bug"), "ZeroDivisionError: a bug", marks=pytest.mark.integration),
+        pytest.param(MemoryError(), "out of memory: no message", marks=pytest.mark.integration),
         (SystemExit("error: no data"), "no data"),
     ],
 )
@@ -267,7 +268,12 @@ def test_a_failed_job_does_not_stop_the_others(grid, tmp_path, error, reason):
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(KeyboardInterrupt(), 130), (SystemExit(1), 130), (SystemExit(130), 130), (SystemExit(75), 75)],
+    [
+        (KeyboardInterrupt(), 130),
+        pytest.param(SystemExit(1), 130, marks=pytest.mark.integration),
+        pytest.param(SystemExit(130), 130, marks=pytest.mark.integration),
+        (SystemExit(75), 75),
+    ],
 )
 def test_a_stopped_grid_prints_the_command_that_resumes_it(grid, tmp_path, capsys, error, status):
     arguments = ["seed=2,3,1", "preprocess.mean=[0.5,0.5,0.5]"]

@@ -222,6 +222,7 @@ def test_other_settings_are_refused(started_study, phantoms, override, message):
     assert len(trials_of(started_study)) == 2
 
 
+@pytest.mark.integration
 def test_other_images_are_refused(tmp_path, phantoms):
     root = tmp_path / "phantoms"
     shutil.copytree(phantoms, root)
@@ -284,6 +285,7 @@ def test_mistakes_are_reported_before_data_are_read(tmp_path, phantoms, override
     assert not list(tmp_path.glob("logs/search/*/0"))
 
 
+@pytest.mark.integration
 def test_null_is_a_value_and_a_choice_of_a_search(tmp_path, phantoms):
     overrides = ["hydra.sweeper.n_trials=1", "model=choice(densenet)"]
     overrides += ["model.weights=null", "trainer.gradient_clip_val=null,1.0"]
@@ -311,6 +313,7 @@ def test_failed_trials_are_stored_and_the_search_continues(tmp_path, phantoms):
     assert "a bug" in (tmp_path / STUDY / "1" / "failure.txt").read_text()
 
 
+@pytest.mark.integration
 def test_three_failures_at_the_start_end_the_search(tmp_path, phantoms):
     status, output = sweep(tmp_path, phantoms, fake={"fail": dict.fromkeys(range(15), "raise")})
     assert status == 1
@@ -318,6 +321,7 @@ def test_three_failures_at_the_start_end_the_search(tmp_path, phantoms):
     assert len(trials_of(tmp_path)) == 3
 
 
+@pytest.mark.integration
 def test_interrupted_trial_is_repeated(tmp_path, phantoms):
     status, output = sweep(tmp_path, phantoms, "hydra.sweeper.n_trials=4", fake={"fail": {2: "interrupt"}})
     assert status == 130

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -118,7 +119,11 @@ def test_a_run_logs_to_every_tracker_and_a_resumed_run_continues_them(configurat
     assert len(logs) == 2
     assert logged in logs
     assert len({folder.name.rpartition("-")[2] for folder in logs}) == 1
-    history = wandb_history(max(logs, key=lambda folder: folder.stat().st_mtime))
+    history = wandb_history(logs[-1])
+    deadline = time.monotonic() + 30
+    while "Final test/auroc" not in history and time.monotonic() < deadline:
+        time.sleep(0.2)  # another process of wandb writes the file
+        history = wandb_history(logs[-1])
     assert history["Final test/auroc"] == pytest.approx(auroc)
     assert history["config"]["model.variant"] == "densenet_tiny"
 
