@@ -63,11 +63,9 @@ DEFAULTS: dict[str, Any] = {
     "folds": None, "threshold": None, "config_dir": "", "common": [], "recipes": {}, "variants": {}, "steps": {},
     "ensembles": {},
 }  # fmt: skip
-
-
 SHOULD_BE = {  # by pydantic's type of error
     "dict_type": "should be names with lists, such as {name: []}",
-    "list_type": "should be a list, such as []",
+    "list_type": "should be a list; write it in brackets",
     "string_type": "should be text; quote numbers",
 }
 

@@ -40,10 +40,10 @@ class PlanTables:
         variants: Collection[str],
         steps: Collection[str],
         folds: int | None,
-        ensembles: Mapping[str, Sequence[str]] | None = None,
+        ensembles: Mapping[str, Sequence[str]],
     ):
         self.out, self.recipes, self.variants, self.steps, self.folds = out, recipes, variants, steps, folds
-        self.ensembles = ensembles or {}
+        self.ensembles = ensembles
         self.kept: dict[str, bool] = {}
         self._results: dict[Hashable, tuple[Hashable, Any]] = {}
 
@@ -67,9 +67,9 @@ class PlanTables:
         used = {name: chosen for name, seeds in recorded.items() if (chosen := self._used(seeds))}
         self._write_steps(recorded)
         notes = ""
-        for file, names, subsets in (
-            ("variants", self.variants, result_tables.SUBSETS[:1]),
-            ("recipes", self.recipes, result_tables.SUBSETS),
+        for file, names, subsets, ensembles in (
+            ("variants", self.variants, result_tables.SUBSETS[:1], ()),
+            ("recipes", self.recipes, result_tables.SUBSETS, self.ensembles),
         ):
             rows = {
                 name: self._once((file, name), [used[name]], result_tables.recipe_rows, name, used[name], subsets)
@@ -77,17 +77,19 @@ class PlanTables:
                 if name in used
             }
             if rows:
-                scored, ensembles = list(rows), [*self.ensembles] if file == "recipes" else []
-                if ensembles:
-                    rows |= self._ensemble_rows(used)
+                rules = {RULES.get(used[name][0][0].point["rule"], "") for name in rows} - {RULES["fixed"]}
+                published = file == "recipes" and all(is_fracatlas(used[name][0][0].settings) for name in rows)
+                rows |= {
+                    name: self._once(("ensemble", name), [seeds], result_tables.ensemble_rows, name, seeds)
+                    for name, seeds in self._ensembles_of(used).items()
+                    if name in ensembles
+                }
                 table = result_tables.merge(self.out / f"{file}.csv", [*names, *ensembles], rows)
                 note = unfinished({name: recorded[name] for name in names}, self.folds, set(table["recipe"]) - {*rows})
                 if waiting := [name for name in ensembles if name not in rows]:
                     note += f"\nNot scored, because a recipe is not finished: {', '.join(waiting)}.\n"
                 notes += note
-                rules = {RULES.get(used[name][0][0].point["rule"], "") for name in scored} - {RULES["fixed"]}
                 note += "".join(f"\nDecision threshold: {rule}.\n" for rule in sorted(filter(None, rules)))
-                published = file == "recipes" and all(is_fracatlas(used[name][0][0].settings) for name in scored)
                 result_tables.write_recipes(self.out, table, note, file, published)
         located: dict[str, where_tables.Located] = {
             name: self._once(
@@ -127,19 +129,17 @@ class PlanTables:
         complete = [folds for folds in seeds if len(folds) == (self.folds or 1)]
         return complete or [folds for folds in seeds if folds][:1]
 
-    def _complete_ensembles(self, used: Recorded) -> dict[str, list[Sequence[Folds]]]:
-        """Return the seeds of each recipe of the ensembles whose recipes all have a complete seed."""
-        done = {name: seeds for name, seeds in used.items() if len(seeds[0]) == (self.folds or 1)}
-        return {
-            name: [done[member] for member in members]
-            for name, members in self.ensembles.items()
-            if all(member in done for member in members)
-        }
+    def _complete(self, used: Recorded) -> dict[str, Sequence[Folds]]:
+        """Return those that are scored on all folds."""
+        return {name: seeds for name, seeds in used.items() if len(seeds[0]) == (self.folds or 1)}
 
-    def _ensemble_rows(self, used: Recorded) -> dict[str, list[dict[str, Any]]]:
+    def _ensembles_of(self, used: Recorded) -> dict[str, list[Folds]]:
+        """Return the seeds of all recipes of each ensemble whose recipes are all scored on all folds."""
+        complete = self._complete(used)
         return {
-            name: self._once(("ensemble", name), members, result_tables.ensemble_rows, name, members)
-            for name, members in self._complete_ensembles(used).items()
+            name: [folds for recipe in recipes for folds in complete[recipe]]
+            for name, recipes in self.ensembles.items()
+            if all(recipe in complete for recipe in recipes)
         }
 
     def _write_steps(self, recorded: Recorded) -> None:
@@ -169,7 +169,7 @@ class PlanTables:
         ]
         if rows:
             strata_tables.write_strata(self.out, rows, note)
-        complete = {name: seeds for name, seeds in used.items() if len(seeds[0]) == self.folds}
+        complete = self._complete(used)
         for first, (folds, *_) in [*complete.items()][:1]:
             controls = self._once(("controls", first), [[folds]], control_tables.fit_controls, folds, images)
             if controls.rows:
@@ -209,16 +209,15 @@ class PlanTables:
                 result_tables.difference_rows, (one, used[one]), (other, used[other]), subsets,
             )
         ]  # fmt: skip
-        for name, members in self._complete_ensembles(used).items():
-            seeds = [folds for member in members for folds in member]
-            rows += [
-                row
-                for recipe, own in zip(self.ensembles[name], members, strict=True)
-                for row in self._once(
-                    ("difference", recipe, name), [own, seeds],
-                    result_tables.difference_rows, (recipe, own), (name, seeds), result_tables.SUBSETS, True,
-                )
-            ]  # fmt: skip
+        rows += [
+            row
+            for name, seeds in self._ensembles_of(used).items()
+            for recipe in self.ensembles[name]
+            for row in self._once(
+                ("difference", recipe, name), [used[recipe], seeds],
+                result_tables.difference_rows, (recipe, used[recipe]), (name, seeds), result_tables.SUBSETS, True,
+            )
+        ]  # fmt: skip
         if rows:
             result_tables.write_differences(self.out, pd.DataFrame(rows), note)
 

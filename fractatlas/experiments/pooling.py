@@ -124,6 +124,8 @@ def _by_false_alarms(record: RunRecord, subset: str) -> RunRecord:
 def ensemble(seeds: Sequence[Folds]) -> dict[str, Pooled]:
     """Average the calibrated probabilities of the seeds for each image, and choose the thresholds again on validation.
 
+    Computed once for the same records.
+
     Args:
         seeds: for each seed, of one or several recipes, its folds, the same for all seeds. Images that a seed does not
             have are omitted. The rule for the thresholds is that of the first seed.
@@ -135,6 +137,11 @@ def ensemble(seeds: Sequence[Folds]) -> dict[str, Pooled]:
         InputError: the seeds have no image of a fold in common; an image has different labels, or is in different folds
             or subsets, in two seeds; or it is in one subset of two folds.
     """
+    return _ensemble(tuple(map(tuple, seeds)))
+
+
+@lru_cache(maxsize=16)
+def _ensemble(seeds: tuple[tuple[RunRecord, ...], ...]) -> dict[str, Pooled]:
     for folds in seeds[1:]:
         _require_same_split(seeds[0], folds)
     rule = instantiate(_part(seeds[0][0].settings, "threshold"), _execution_whitelist_=ALLOWED_RULES)

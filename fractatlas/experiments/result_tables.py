@@ -78,17 +78,16 @@ def recipe_rows(name: str, seeds: Sequence[Folds], subsets: Sequence[str] = SUBS
     return rows
 
 
-def ensemble_rows(name: str, members: Sequence[Sequence[Folds]]) -> list[dict[str, Any]]:
+def ensemble_rows(name: str, seeds: Sequence[Folds]) -> list[dict[str, Any]]:
     """Score the ensemble of several recipes: the mean calibrated probability of all their seeds.
 
     Args:
         name: of the ensemble.
-        members: for each recipe, its seeds as for ``recipe_rows``, with the same folds.
+        seeds: of all its recipes, each as for ``recipe_rows``, with the same folds.
 
     Returns:
         A row for each of ``SUBSETS`` as from ``recipe_rows``, without heatmaps; ``seeds`` counts different seeds.
     """
-    seeds = [folds for member in members for folds in member]
     joined = {
         "seeds": len({folds[0].facts["seed"] for folds in seeds}),
         "model": "; ".join(dict.fromkeys(folds[0].facts["model"] for folds in seeds)),

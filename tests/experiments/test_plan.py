@@ -591,7 +591,7 @@ def test_output_folder_that_cannot_be_created_is_reported_before_training(write_
         ("seeds: [0]\nrecipes: {A: [], B: []}\nensembles: {A: [A, B]}", "'A' is a recipe and an ensemble; rename"),
         ("seeds: [0]\nrecipes: {A: [], B: []}\nensembles: {C: [A, D]}", "ensemble 'C': 'D' is not a recipe; quote"),
         ("seeds: [0]\nrecipes: {A: []}\nensembles: [A]", "ensembles: should be names with lists, such as"),
-        ("seeds: [0]\nrecipes: {A: []}\nensembles: {C: A}", "ensembles.C: should be a list, such as []"),
+        ("seeds: [0]\nrecipes: {A: []}\nensembles: {C: A}", "ensembles.C: should be a list; write it in brackets"),
         ("seeds: [0]\nrecipes: {A: []}\nensembles: {C: [1]}", "ensembles.C.0: should be text; quote numbers"),
         ("seeds: [0]\nrecipes: {A: []}\nensembles: {C: [A]}", "ensemble 'C': should be a list of two or more"),
         ("seeds: [0]\nensembles: {C: [A, B]}", "needs a seed, and a recipe, a variant or a step"),

@@ -191,7 +191,7 @@ def test_froc_curves_that_are_in_the_results_are_not_drawn_again(kept, tmp_path,
         (out / name).touch()  # of an earlier plan
     record, folder, _ = kept
     images = pd.read_csv(folder / "images.csv.gz")
-    tables = PlanTables(out, ["A"], ["V"], [], None)
+    tables = PlanTables(out, ["A"], ["V"], [], None, {})
     assert tables.write({"A": [[record]], "V": [[record]]}, images)
     assert drawn == [[("V", "val")] if most else [("V", "val"), ("A", "test")]]
     assert [(out / name).exists() for name in results_figure.FILES] == [bool(most)] * 2
