@@ -16,24 +16,30 @@ log = logging.getLogger(__name__)
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: not an error, run the command again
 INTERRUPTED = 130  # the status that shells report after Ctrl-C
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM sends them when a job is cancelled, preempted or out of time
+_received: list[int] = []  # the signals that exit_on_stop_signals has handled
 
 
 @contextmanager
 def exit_on_stop_signals(resume: str = "") -> Iterator[None]:
-    """End the block at a stop signal with ``SystemExit``.
+    """End the block at a stop signal or Ctrl-C.
+
+    A library can catch the exception, for example in a callback of the garbage collector: ``check_received`` raises it
+    again.
 
     Args:
         resume: the command that resumes the block's work; it is logged after a signal or Ctrl-C.
 
     Raises:
         SystemExit: status ``STOPPED`` after SIGTERM or SIGUSR1; ``INTERRUPTED`` after Ctrl-C, if ``resume`` is given.
+        KeyboardInterrupt: Ctrl-C without ``resume``.
     """
 
     def stop(number: int, frame: Any) -> None:
-        raise SystemExit(STOPPED)
+        _received.append(number)
+        check_received()
 
     try:
-        with signal_handlers(stop, STOP_SIGNALS):
+        with signal_handlers(stop, (signal.SIGINT, *STOP_SIGNALS)):
             yield
     except (KeyboardInterrupt, SystemExit) as error:
         if not resume:
@@ -42,6 +48,19 @@ def exit_on_stop_signals(resume: str = "") -> Iterator[None]:
         status = STOPPED if getattr(error, "code", None) == STOPPED else INTERRUPTED
         log.info("stopped; to resume: %s", resume)
         raise SystemExit(status) from None
+    finally:
+        _received.clear()
+
+
+def check_received() -> None:
+    """Raise what the first signal of the innermost ``exit_on_stop_signals`` block raises; nothing without a signal.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C.
+        SystemExit: status ``STOPPED`` after SIGTERM or SIGUSR1.
+    """
+    if _received:
+        raise KeyboardInterrupt if _received[0] == signal.SIGINT else SystemExit(STOPPED)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from fractatlas.signals import ChildProcesses
+from fractatlas.signals import ChildProcesses, check_received, exit_on_stop_signals
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,15 @@ def test_output_is_appended_to_a_file(tmp_path):
         code = f"import sys; print('{text}'); sys.exit(3)"
         assert children.run([sys.executable, "-S", "-c", code], tmp_path / "output.log") == 3
     assert (tmp_path / "output.log").read_text() == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_signal_whose_exception_was_caught_is_raised_again(number):
+    stop = KeyboardInterrupt if number == signal.SIGINT else SystemExit
+    with exit_on_stop_signals():
+        with pytest.raises(stop):
+            os.kill(os.getpid(), number)
+        with pytest.raises(stop) as raised:
+            check_received()
+    assert getattr(raised.value, "code", 75) == 75
+    check_received()  # the signals of a block do not stop the next one

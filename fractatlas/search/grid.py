@@ -50,7 +50,7 @@ from fractatlas.report.sweep_page import (
     write_sweep,
 )  # fmt: skip
 from fractatlas.signals import INTERRUPTED as CTRL_C
-from fractatlas.signals import STOPPED, exit_on_stop_signals, wait_for
+from fractatlas.signals import STOPPED, check_received, exit_on_stop_signals, wait_for
 
 log = logging.getLogger(__name__)
 SCHEMAS = {"train": TrainConfig, "evaluate": EvaluateConfig, "predict": PredictConfig}
@@ -232,6 +232,7 @@ class GridSweeper(BasicSweeper):
         log.info("%s; results in %s", _count(states), self.folder)
         waiting = False
         while True:
+            check_received()
             write_sweep(self.folder)
             states = self._states(jobs)
             running = [name for name, state in zip(jobs, states, strict=True) if state == RUNNING]
@@ -264,6 +265,7 @@ class GridSweeper(BasicSweeper):
             for job in self.launcher.launch(overrides, initial_job_idx=number):
                 _ = job.return_value  # raises the exception of a job that could not be started
         except Exception as error:  # for example, the system has killed the process of a job
+            check_received()
             if not self._record_lost(batch, error):
                 raise
 
@@ -354,6 +356,7 @@ def _call(function: TaskFunction, config: DictConfig, folder: Path) -> str:
         else:
             raise KeyboardInterrupt from error  # Lightning turns Ctrl-C into sys.exit
     except Exception as error:
+        check_received()
         reason = _one_line(error)
         if not isinstance(error, InputError):
             write_text(folder / FAILURE, traceback.format_exc())

@@ -39,7 +39,7 @@ from fractatlas.config.validation import (
 from fractatlas.errors import InputError
 from fractatlas.search import report, storage
 from fractatlas.search.sampler import Distribution, TrialStreamSampler
-from fractatlas.signals import exit_on_stop_signals
+from fractatlas.signals import check_received, exit_on_stop_signals
 from fractatlas.wording import plural
 
 log = logging.getLogger(__name__)
@@ -224,6 +224,7 @@ class ResumableSweeper(Sweeper):
     def _run(self) -> None:
         failures, succeeded, waiting, lost = 0, False, False, 0
         while True:
+            check_received()
             storage.repeat_stale_trials(self.study)
             counted = storage.counted_trials(self.study)
             missing = self.search["n_trials"] - len(counted)
@@ -311,6 +312,7 @@ class ResumableSweeper(Sweeper):
         try:
             returns = self.launcher.launch(overrides, initial_job_idx=trials[0].number)
         except Exception as error:  # launchers raise exceptions of many packages
+            check_received()
             raise _LauncherError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
         for trial, job in zip(trials, returns, strict=True):
             if self.study.get_trials(deepcopy=False)[trial.number].state == TrialState.RUNNING:

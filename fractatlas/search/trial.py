@@ -30,7 +30,7 @@ from fractatlas.errors import InputError
 from fractatlas.io import write_json
 from fractatlas.report.report_page import write_report
 from fractatlas.search import report, storage
-from fractatlas.signals import STOPPED
+from fractatlas.signals import STOPPED, check_received
 from fractatlas.training.fit import train
 from fractatlas.training.resume import LAST
 
@@ -94,6 +94,7 @@ def run_trial(search: dict[str, Any], config: DictConfig) -> float | None:
             write_report(run)
         return _store_result(trial, json.loads((run / "metrics.json").read_text(encoding="utf-8")))
     except Exception as error:
+        check_received()
         log.error("trial %d failed: %s", number, reason := _describe(error))
         if not isinstance(error, InputError):
             (Path(HydraConfig.get().runtime.output_dir) / FAILURE).write_text(traceback.format_exc(), "utf-8")

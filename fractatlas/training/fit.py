@@ -30,6 +30,7 @@ from fractatlas.models.checkpoint import read_checkpoint, write_checkpoint
 from fractatlas.models.heatmaps import heatmap_kind
 from fractatlas.models.precision import choose_precision
 from fractatlas.progress_bar import log_above_bars
+from fractatlas.signals import check_received
 from fractatlas.training.allocator import keep_freed_memory
 from fractatlas.training.callbacks import AtomicCheckpointIO, BestCheckpoint
 from fractatlas.training.profiling import keep_profile, summarise_profile
@@ -120,6 +121,7 @@ def _train(config: dict[str, Any], callbacks: Sequence[Callback], run: Path, sta
         timer.write()
 
     keep_profile(trainer, run)
+    check_received()
     try:
         with timer.fitting():
             trainer.fit(classifier, data, ckpt_path=resumed.checkpoint if resumed else None, weights_only=True)

@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import time
 from pathlib import Path
@@ -57,6 +58,14 @@ def _sweep(folder: str, arguments: list[str], fake: dict | None) -> None:
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
+def interrupt_library() -> None:
+    """Send Ctrl-C to this process, and raise what a library raises whose object the signal left incomplete."""
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        raise AttributeError("an incomplete object") from None
+
+
 class FakeTraining:
     """Replace training by a smooth function of the hyperparameters.
 
@@ -84,7 +93,7 @@ class FakeTraining:
             case "nan":
                 value = math.nan
             case "interrupt":
-                raise KeyboardInterrupt
+                interrupt_library()
         for epoch in range(config["trainer"]["max_epochs"]):
             trainer = self._trainer(config, epoch, value)
             for callback in callbacks:

@@ -19,6 +19,7 @@ from fractatlas.errors import InputError
 from fractatlas.search.grid import job_name
 from tests.cli.processes import MODULE, PLAIN, process
 from tests.conftest import REPOSITORY, SMALL
+from tests.search.processes import interrupt_library
 
 
 def fake_training(config: dict) -> None:
@@ -287,6 +288,11 @@ def test_a_stopped_grid_prints_the_command_that_resumes_it(grid, tmp_path, capsy
     assert not printed.err
     assert grid(*arguments, f"hydra.sweep.dir={folder}") == 0
     assert calls(folder) == {"seed=1": 1, "seed=2": 1, "seed=3": 1}
+
+
+def test_ctrl_c_stops_a_grid_if_a_library_replaces_its_exception(grid, tmp_path):
+    assert grid("seed=1,2", "hydra.sweep.dir=g", function=lambda config: interrupt_library()) == 130
+    assert states(tmp_path / "g") == {"seed=1": "interrupted", "seed=2": "waiting"}
 
 
 def test_a_started_job_is_resumed_in_its_folder(grid, tmp_path):

@@ -9,16 +9,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pandas as pd
 import pytest
+from optuna.distributions import FloatDistribution
 
 from fractatlas.config.overrides import compose_config
 from fractatlas.experiments.plan import read_plan
 from fractatlas.search import storage
+from fractatlas.search.sweeper import ResumableSweeper
+from fractatlas.signals import exit_on_stop_signals
 from tests.conftest import REPOSITORY
-from tests.search.processes import search_arguments, start, sweep
+from tests.search.processes import interrupt_library, search_arguments, start, sweep
 
 STUDY = Path("logs", "search", "densenet_tiny_phantom")
 QUICK, SLOW = {"seconds": 0.0}, {"seconds": 30.0}
@@ -167,9 +171,11 @@ def test_killed_and_interrupted_search_samples_the_same_points(tmp_path, phantom
     for sign in (signal.SIGKILL, signal.SIGINT):
         process = start(tmp_path / "killed", phantoms, *arguments, fake=SLOW)
         output = tmp_path / "killed" / f"output-{process.pid}.txt"
-        wait_for(lambda output=output: output.is_file() and "(1 of 5): " in output.read_text())
+        # It is not the first of 5 if the next search starts before the trial of the killed one counts as interrupted.
+        wait_for(lambda output=output: output.is_file() and re.search(r"\(\d of 5\): ", output.read_text()))
         os.kill(process.pid, sign)
         process.join(60)
+        assert process.exitcode == (130 if sign == signal.SIGINT else -signal.SIGKILL)
     assert sweep(tmp_path / "killed", phantoms, *arguments, fake=QUICK)[0] == 0
     trials = trials_of(tmp_path / "killed")
     assert points(trials[trials["state"] == "complete"]) == points(trials_of(tmp_path / "one_run"))
@@ -337,6 +343,14 @@ def test_interrupted_trial_is_repeated(tmp_path, phantoms):
     check_study(tmp_path)
 
 
+def test_ctrl_c_while_a_trial_is_composed_ends_the_search():
+    sweeper = ResumableSweeper()
+    sweeper.study, sweeper.search, sweeper.fixed = optuna.create_study(), {"n_trials": 1}, []
+    sweeper.launcher = SimpleNamespace(launch=lambda overrides, initial_job_idx: interrupt_library())
+    with pytest.raises(KeyboardInterrupt), exit_on_stop_signals():
+        sweeper._launch([sweeper.study.ask({"optimizer.lr": FloatDistribution(0, 1)})])
+
+
 @pytest.mark.fault("search killed with -9, started again", "15 complete trials, none twice")
 @pytest.mark.integration
 def test_search_survives_kills_at_random_moments(tmp_path, phantoms):
@@ -406,8 +420,8 @@ def test_finite_space_is_searched_completely(tmp_path, phantoms):
 
 @pytest.mark.integration
 def test_slow_trial_is_not_repeated(tmp_path, phantoms):
-    arguments = ["hydra.sweeper.n_trials=2", "hydra.sweeper.heartbeat_timeout=2"]
-    slow = start(tmp_path, phantoms, *arguments, fake={"seconds": 6})
+    arguments = ["hydra.sweeper.n_trials=2", "hydra.sweeper.heartbeat_timeout=6"]
+    slow = start(tmp_path, phantoms, *arguments, fake={"seconds": 10})
     while not (tmp_path / STUDY / "0" / "started").is_file():
         time.sleep(0.1)
     status, output = sweep(tmp_path, phantoms, *arguments, fake=QUICK)
