@@ -59,7 +59,7 @@ search: setup  ## Step 2: 15 trials, then the best configuration with three seed
 	$(FRACTATLAS) plan logs/search/$(STUDY)/refit.yaml
 
 full-results: setup  ## Every table of experiments/ at full size: hours on a GPU (JOBS=6: runs at the same time); the same command resumes
-	for plan in 03_stronger/folds 03_stronger/input_size 01_baseline/random 01_baseline/folds \
+	for plan in 03_stronger/folds 03_stronger/changes 03_stronger/input_size 01_baseline/random 01_baseline/folds \
 	    02_hparam_search/reference_points 02_hparam_search/winner_224px 04_where/choices 04_where/resnet50; do \
 	    $(FRACTATLAS) plan experiments/$$plan.yaml --jobs $(JOBS) || exit; done
 	$(MAKE) search DENSENET=densenet169
