@@ -23,8 +23,8 @@ _received: list[int] = []  # the signals that exit_on_stop_signals has handled
 def exit_on_stop_signals(resume: str = "") -> Iterator[None]:
     """End the block at a stop signal or Ctrl-C.
 
-    A library can catch the exception, for example in a callback of the garbage collector: ``check_received`` raises it
-    again.
+    A library can catch the exception, for example in a callback of the garbage collector, or replace it. The block
+    raises it instead of another exception, and ``check_received`` raises it again. An ignored Ctrl-C stays ignored.
 
     Args:
         resume: the command that resumes the block's work; it is logged after a signal or Ctrl-C.
@@ -34,13 +34,15 @@ def exit_on_stop_signals(resume: str = "") -> Iterator[None]:
         KeyboardInterrupt: Ctrl-C without ``resume``.
     """
 
-    def stop(number: int, frame: Any) -> None:
-        _received.append(number)
-        check_received()
-
+    outermost = signal.getsignal(signal.SIGTERM) is not _stop
+    interrupt = () if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else (signal.SIGINT,)
     try:
-        with signal_handlers(stop, (signal.SIGINT, *STOP_SIGNALS)):
-            yield
+        with signal_handlers(_stop, (*interrupt, *STOP_SIGNALS)):
+            try:
+                yield
+            except Exception:
+                check_received()
+                raise
     except (KeyboardInterrupt, SystemExit) as error:
         if not resume:
             raise
@@ -49,18 +51,28 @@ def exit_on_stop_signals(resume: str = "") -> Iterator[None]:
         log.info("stopped; to resume: %s", resume)
         raise SystemExit(status) from None
     finally:
-        _received.clear()
+        if outermost:
+            _received.clear()
+
+
+def _stop(number: int, frame: Any) -> None:
+    _received.append(number)
+    raise _exception(number)
+
+
+def _exception(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else SystemExit(STOPPED)
 
 
 def check_received() -> None:
-    """Raise what the first signal of the innermost ``exit_on_stop_signals`` block raises; nothing without a signal.
+    """Raise what the first signal of the outermost ``exit_on_stop_signals`` block has raised; nothing without a signal.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C.
         SystemExit: status ``STOPPED`` after SIGTERM or SIGUSR1.
     """
     if _received:
-        raise KeyboardInterrupt if _received[0] == signal.SIGINT else SystemExit(STOPPED)
+        raise _exception(_received[0])
 
 
 @contextmanager

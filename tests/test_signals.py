@@ -1,10 +1,12 @@
 import os
 import signal
 import sys
+from contextlib import nullcontext
 
 import pytest
 
 from fractatlas.signals import ChildProcesses, check_received, exit_on_stop_signals
+from tests.search.processes import interrupt_library
 
 
 @pytest.mark.parametrize(
@@ -29,13 +31,40 @@ def test_output_is_appended_to_a_file(tmp_path):
     assert (tmp_path / "output.log").read_text() == "one\ntwo\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_stop_signal_whose_exception_was_caught_is_raised_again(number):
-    stop = KeyboardInterrupt if number == signal.SIGINT else SystemExit
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("number", "stop", "status"),
+    [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, SystemExit, 75), (signal.SIGUSR1, SystemExit, 75)],
+)
+def test_a_stop_signal_whose_exception_was_caught_is_raised_again(caplog, number, stop, status, nested):
+    caplog.set_level("INFO")
     with exit_on_stop_signals():
-        with pytest.raises(stop):
-            os.kill(os.getpid(), number)
+        with exit_on_stop_signals("train") if nested else nullcontext(), pytest.raises(stop):
+            os.kill(os.getpid(), number)  # the inner block ends as without a signal
         with pytest.raises(stop) as raised:
             check_received()
-    assert getattr(raised.value, "code", 75) == 75
+    assert getattr(raised.value, "code", status) == status
+    assert not caplog.messages
     check_received()  # the signals of a block do not stop the next one
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_stop_signal_whose_exception_was_replaced_is_raised_again(caplog, number):
+    caplog.set_level("INFO")
+    with exit_on_stop_signals():
+        with pytest.raises(SystemExit) as raised, exit_on_stop_signals("train"):
+            interrupt_library(number)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            check_received()
+    assert raised.value.code == (130 if number == signal.SIGINT else 75)
+    assert caplog.messages == ["stopped; to resume: train"]
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with exit_on_stop_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+            check_received()
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -295,6 +295,7 @@ def run_job(function: TaskFunction, config: DictConfig) -> None:
 
     Does nothing if the job is finished, or if another process runs it.
     """
+    check_received()  # the launcher starts one job after the other
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     with try_lock(folder / LOCK) as locked:

@@ -74,6 +74,7 @@ def run_trial(search: dict[str, Any], config: DictConfig) -> float | None:
     Returns:
         The value of the metric; ``None`` after a failure.
     """
+    check_received()  # the launcher starts one trial after the other
     number = int(HydraConfig.get().sweep.subdir)
     trial = storage.load_trial(search, number)
     stored = trial.study.get_trials(deepcopy=False)[number]

@@ -58,11 +58,11 @@ def _sweep(folder: str, arguments: list[str], fake: dict | None) -> None:
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def interrupt_library() -> None:
-    """Send Ctrl-C to this process, and raise what a library raises whose object the signal left incomplete."""
+def interrupt_library(number: int = signal.SIGINT) -> None:
+    """Send a signal to this process, and raise what a library raises whose object the signal left incomplete."""
     try:
-        os.kill(os.getpid(), signal.SIGINT)
-    except KeyboardInterrupt:
+        os.kill(os.getpid(), number)
+    except (KeyboardInterrupt, SystemExit):
         raise AttributeError("an incomplete object") from None
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ from fractatlas.cli import hydra_command
 from fractatlas.config.schema import EvaluateConfig, TrainConfig
 from fractatlas.errors import InputError
 from fractatlas.search.grid import job_name
+from fractatlas.signals import exit_on_stop_signals
 from tests.cli.processes import MODULE, PLAIN, process
 from tests.conftest import REPOSITORY, SMALL
 from tests.search.processes import interrupt_library
@@ -291,8 +293,22 @@ def test_a_stopped_grid_prints_the_command_that_resumes_it(grid, tmp_path, capsy
 
 
 def test_ctrl_c_stops_a_grid_if_a_library_replaces_its_exception(grid, tmp_path):
-    assert grid("seed=1,2", "hydra.sweep.dir=g", function=lambda config: interrupt_library()) == 130
+    def train(config: dict) -> None:
+        with exit_on_stop_signals():  # as in the command
+            interrupt_library()
+
+    assert grid("seed=1,2", "hydra.sweep.dir=g", function=train) == 130
     assert states(tmp_path / "g") == {"seed=1": "interrupted", "seed=2": "waiting"}
+
+
+def test_ctrl_c_stops_a_grid_after_the_job_if_a_library_catches_its_exception(grid, tmp_path):
+    def train(config: dict) -> None:
+        with suppress(AttributeError):
+            interrupt_library()
+        fake_training(config)
+
+    assert grid("seed=1,2", "hydra.sweep.dir=g", function=train) == 130
+    assert states(tmp_path / "g") == {"seed=1": "finished", "seed=2": "waiting"}
 
 
 def test_a_started_job_is_resumed_in_its_folder(grid, tmp_path):
