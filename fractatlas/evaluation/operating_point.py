@@ -36,7 +36,7 @@ def youden(labels: np.ndarray, probabilities: np.ndarray) -> float:
 def highest_accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the threshold of maximal accuracy among those that classify at least one image as fractured.
 
-    Of several, the highest.
+    Of several, rounding errors decide which is returned.
     """
     scores, sensitivity, specificity = _curve(labels, probabilities)
     share = labels.mean()
