@@ -33,7 +33,6 @@ def exit_on_stop_signals(resume: str = "") -> Iterator[None]:
         SystemExit: status ``STOPPED`` after SIGTERM or SIGUSR1; ``INTERRUPTED`` after Ctrl-C, if ``resume`` is given.
         KeyboardInterrupt: Ctrl-C without ``resume``.
     """
-
     outermost = signal.getsignal(signal.SIGTERM) is not _stop
     interrupt = () if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else (signal.SIGINT,)
     try:

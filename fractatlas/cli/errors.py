@@ -18,7 +18,7 @@ from fractatlas.config.schema import TrainConfig
 from fractatlas.config.validation import explain
 from fractatlas.errors import InputError
 from fractatlas.progress_bar import TerminalHandler
-from fractatlas.signals import INTERRUPTED, check_received
+from fractatlas.signals import INTERRUPTED, exit_on_stop_signals
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -36,11 +36,8 @@ def one_line_errors(schema_class: type = TrainConfig, interrupted: str = "interr
     Ctrl-C prints ``interrupted`` and exits with status 130. Suggestions of similar keys are those of ``schema_class``.
     """
     try:
-        try:
+        with exit_on_stop_signals():  # raises a stop signal instead of the error that it has caused
             yield
-        except Exception:
-            check_received()
-            raise
     except InputError as error:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
